@@ -1,0 +1,1 @@
+"""Scores images; knows no models: features, statistics, metrics, references."""

@@ -1,0 +1,142 @@
+"""Images as they come from disk, and the one way in which evaluation makes them smaller."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from eval.statistics import read_npz
+
+Images = NDArray[np.uint8]      # RGB, [N, height, width, 3]
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SIDECAR_SUFFIXES = {".json", ".jsonl", ".partial"}      # what a sampling run keeps beside its images
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A checked set of equally large images, read batch by batch so that 50,000 of them fit in memory.
+
+    Made by `image_folder`, `image_archive` or `image_array`.
+
+    Attributes:
+        name: where the images come from, as errors and reports say it.
+        size: side of the square images in pixels.
+    """
+
+    name: str
+    size: int
+    _items: Images | tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def batches(self, batch_size: int = 64) -> Iterator[Images]:
+        """uint8 RGB, [at most batch_size, size, size, 3], always in the same order.
+
+        Raises:
+            ValueError: at a file that is no image, or of another size.
+        """
+        for start in range(0, len(self), batch_size):
+            part = self._items[start : start + batch_size]
+            yield part if isinstance(part, np.ndarray) else np.stack([_read_image(path, self.size) for path in part])
+
+    def source_hash(self) -> str:
+        """SHA-256 over size and pixels in order: the same for a folder of PNG files and an archive of the same images."""
+        digest = hashlib.sha256(f"{self.size}x{self.size}".encode())
+        for batch in self.batches():
+            digest.update(batch.tobytes())
+        return digest.hexdigest()
+
+
+def image_folder(folder: Path, *, size: int | None = None, minimum: int = 1) -> ImageSet:
+    """The images in a folder and its sub-folders, ordered by path.
+
+    Files whose name begins with a dot and the records of a sampling run (.json, .jsonl, .partial) are passed over; any
+    other file that is no image is refused, when it is listed (by its suffix) or read (by its content).
+
+    Args:
+        folder: where to look.
+        size: side that the images must have; None = that of the first image.
+        minimum: how many images are needed at least.
+
+    Raises:
+        ValueError: if the folder is missing, empty, holds too few images, or something that is no image.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected a folder of images")
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    paths = [p for p in paths if p.suffix.lower() not in SIDECAR_SUFFIXES]
+    for path in paths:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(f"{path} is not an image; a folder to be scored may hold only {', '.join(sorted(IMAGE_SUFFIXES))}")
+    _check_count(str(folder), len(paths), minimum)
+    return ImageSet(str(folder), size or _read_image(paths[0], None).shape[0], tuple(paths))
+
+
+def image_archive(path: Path, *, size: int | None = None, minimum: int = 1) -> ImageSet:
+    """The images of an .npz archive: `arr_0`, uint8 [N, S, S, 3], as OpenAI's evaluator reads and writes it.
+
+    Arguments and errors as in `image_folder`.
+    """
+    return image_array(read_npz(path, {"arr_0"})["arr_0"], name=str(path), size=size, minimum=minimum)
+
+
+def image_array(images: NDArray, *, name: str = "images", size: int | None = None, minimum: int = 1) -> ImageSet:
+    """Images that are in memory already, uint8 [N, S, S, 3]. Arguments and errors as in `image_folder`."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"{name} holds {images.dtype} of shape {images.shape}, expected uint8 RGB images, [N, S, S, 3]")
+    _check_count(name, len(images), minimum)
+    _check_size(name, images.shape[2], images.shape[1], size)
+    return ImageSet(name, images.shape[1], images)
+
+
+def area_downsample(images: NDArray, size: int) -> NDArray[np.float32]:
+    """Mean over equal square blocks of pixels.
+
+    Args:
+        images: [N, S, S, C] of any real type, S a multiple of `size`.
+        size: side of the result in pixels.
+
+    Returns:
+        Means in the units of the input, unrounded, float32, [N, size, size, C].
+
+    Raises:
+        ValueError: if the images are not square or their side is not a multiple of `size`.
+    """
+    num, height, width, channels = images.shape
+    if height != width or size < 1 or height % size:
+        raise ValueError(
+            f"images are {width}x{height}; averaging to {size}x{size} needs squares whose side is a multiple of {size}"
+        )
+    factor = height // size
+    if factor == 1:
+        return images.astype(np.float32)
+    return images.reshape(num, size, factor, size, factor, channels).mean(axis=(2, 4), dtype=np.float32)
+
+
+def _read_image(path: Path, size: int | None) -> Images:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not an image, or is damaged ({error})") from error
+    _check_size(str(path), pixels.shape[1], pixels.shape[0], size)
+    return pixels
+
+
+def _check_size(name: str, width: int, height: int, size: int | None) -> None:
+    wanted = size or height
+    if (width, height) != (wanted, wanted):
+        raise ValueError(f"{name} is {width}x{height}, expected {wanted}x{wanted}; images of one set must be square and equally large")
+
+
+def _check_count(name: str, count: int, minimum: int) -> None:
+    if count == 0:
+        raise ValueError(f"{name} holds no images; has the sampling run written there yet?")
+    if count < minimum:
+        raise ValueError(f"{name} holds {count} images, but at least {minimum} are needed for this measurement")

@@ -1,0 +1,167 @@
+"""Metrics of one set of images against another, from their features: KID, precision and recall, density and coverage, IS.
+
+Features are [N, D], one row per image. The Frechet distance has a file of its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.statistics import Features
+
+BLOCK = 1024    # rows of a distance matrix that are held at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over subsets or splits, and their standard deviation (divided by their number)."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifold:
+    """How two sets of features overlap, judged by balls around each feature that reach to its k-th nearest neighbour."""
+
+    precision: float    # share of generated features inside some ball of the real set
+    recall: float       # share of real features inside some ball of the generated set
+    density: float      # mean number of real balls that hold a generated feature, over k; can exceed 1
+    coverage: float     # share of real features whose ball holds a generated feature
+    k: int              # which neighbour the balls reach to
+
+
+def kernel_distance(generated: Features, real: Features) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3; may fall below 0.
+
+    Raises:
+        ValueError: if a set has fewer than 2 features or the dimensions differ.
+
+    Source: Binkowski et al. 2018 (arXiv:1801.01401), section 4; Gretton et al. 2012, Eq. 3.
+    """
+    _check_features(generated, real, minimum=2)
+    x, y = generated.astype(np.float64), real.astype(np.float64)
+
+    def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def mean_without_diagonal(values: NDArray[np.float64]) -> float:
+        return (values.sum() - np.trace(values)) / (len(values) * (len(values) - 1))
+
+    within = mean_without_diagonal(kernel(x, x)) + mean_without_diagonal(kernel(y, y))
+    return float(within - 2 * kernel(x, y).mean())
+
+
+def kid(
+    generated: Features, real: Features, *, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> Estimate:
+    """Kernel Inception Distance: `kernel_distance` averaged over random subsets of both sets.
+
+    Args:
+        generated, real: [N, D] and [M, D].
+        num_subsets: how many pairs of subsets are drawn, each without replacement.
+        subset_size: features of each; the smaller set's size if that is less.
+        seed: of the subsets.
+
+    Raises:
+        ValueError: as `kernel_distance`.
+    """
+    size = min(subset_size, len(generated), len(real))
+    rng = np.random.default_rng(seed)
+    values = [
+        kernel_distance(
+            generated[rng.choice(len(generated), size, replace=False)], real[rng.choice(len(real), size, replace=False)]
+        )
+        for _ in range(num_subsets)
+    ]
+    return Estimate(mean=float(np.mean(values)), std=float(np.std(values)))
+
+
+def manifold(generated: Features, real: Features, *, k: int = 3) -> Manifold:
+    """Precision, recall, density and coverage.
+
+    A feature on the rim of a ball is inside. ADM reports precision and recall with k = 3 and 10,000 real images; Naeem et
+    al. suggest k = 5 for density and coverage.
+
+    Raises:
+        ValueError: if k is below 1, a set has no more than k features, or the dimensions differ.
+
+    Source: Kynkaanniemi et al. 2019 (arXiv:1904.06991); Naeem et al. 2020 (arXiv:2002.09797).
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    _check_features(generated, real, minimum=k + 1)
+    reach_generated, reach_real = _reach(generated, k), _reach(real, k)
+    in_real_balls = np.zeros(len(generated))                # number of real balls around each generated feature
+    covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    for rows, squared in _squared_distances(real, generated):
+        inside = squared <= reach_real[rows, None]
+        in_real_balls += inside.sum(axis=0)
+        covered[rows] = inside.any(axis=1)
+        recalled[rows] = (squared <= reach_generated).any(axis=1)
+    return Manifold(
+        precision=float((in_real_balls > 0).mean()),
+        recall=float(recalled.mean()),
+        density=float(in_real_balls.mean() / k),
+        coverage=float(covered.mean()),
+        k=k,
+    )
+
+
+def inception_score(probabilities: NDArray[np.floating], *, num_splits: int = 10) -> Estimate:
+    """exp of the mean Kullback-Leibler divergence between each image's class probabilities and their mean.
+
+    Args:
+        probabilities: [N, C], rows sum to 1, in the order in which the images were sampled.
+        num_splits: consecutive parts that are scored on their own; ADM's evaluator has parts of 5,000 images, so 10 at 50,000.
+
+    Raises:
+        ValueError: if rows are no probabilities or there are fewer rows than splits.
+
+    Source: Salimans et al. 2016 (arXiv:1606.03498), section 4.
+    """
+    if probabilities.ndim != 2 or len(probabilities) < num_splits or num_splits < 1:
+        raise ValueError(f"probabilities have shape {probabilities.shape}, expected [N, classes] with N >= {num_splits} splits")
+    p = probabilities.astype(np.float64)
+    if p.min() < 0 or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
+        raise ValueError("rows must be probabilities that sum to 1; were logits passed instead?")
+    scores = [np.exp(_mean_divergence(part)) for part in np.array_split(p, num_splits)]
+    return Estimate(mean=float(np.mean(scores)), std=float(np.std(scores)))
+
+
+def _mean_divergence(p: NDArray[np.float64]) -> float:
+    """Mean of sum p log(p / mean p) over rows, in nats; 0 log 0 = 0."""
+    ratio = np.where(p > 0, p, 1.0) / np.where(p > 0, p.mean(axis=0), 1.0)
+    return float((p * np.log(ratio)).sum(axis=1).mean())
+
+
+def _squared_distances(x: Features, y: Features) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Squared Euclidean distances of blocks of x to all of y: (rows of x, [rows, len(y)]).
+
+    |x|^2 + |y|^2 - 2 x.y around the mean of y, so that a large common offset cancels nothing.
+    """
+    centre = y.mean(axis=0, dtype=np.float64)
+    centred = y - centre
+    norms = (centred**2).sum(axis=1)
+    for start in range(0, len(x), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(x)))
+        block = x[rows] - centre
+        yield rows, np.maximum((block**2).sum(axis=1)[:, None] + norms - 2 * block @ centred.T, 0)
+
+
+def _reach(features: Features, k: int) -> NDArray[np.float64]:
+    """Squared distance of each feature to its k-th nearest neighbour in the same set, itself not counted, [N]."""
+    reach = np.empty(len(features))
+    for rows, squared in _squared_distances(features, features):
+        squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = np.inf
+        reach[rows] = np.partition(squared, k - 1, axis=1)[:, k - 1]
+    return reach
+
+
+def _check_features(generated: Features, real: Features, minimum: int) -> None:
+    if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
+        raise ValueError(f"features have shapes {generated.shape} and {real.shape}, expected [N, D] and [M, D]; one extractor?")
+    if min(len(generated), len(real)) < minimum:
+        raise ValueError(f"at least {minimum} features of each set are needed, got {len(generated)} and {len(real)}")

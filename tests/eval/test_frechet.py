@@ -1,0 +1,106 @@
+"""The Frechet distance against closed forms and against scipy's matrix square root."""
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+from scipy.stats import ortho_group
+
+from eval.frechet import frechet_distance
+
+
+def by_square_root(mean1, cov1, mean2, cov2) -> float:
+    """The textbook formula, by a general matrix square root."""
+    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1 + cov2 - 2 * np.real(sqrtm(cov1 @ cov2))))
+
+
+def random_covariance(rng: np.random.Generator, dimension: int, rank: int) -> np.ndarray:
+    factor = rng.normal(size=(dimension, rank))
+    return factor @ factor.T / rank
+
+
+def test_one_dimension_is_the_difference_of_means_and_of_deviations():
+    got = frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([3.5]), np.array([[9.0]]))
+    assert got == pytest.approx((1.0 - 3.5) ** 2 + (2 - 3) ** 2, rel=1e-12)
+
+
+def test_commuting_covariances_compare_deviation_by_deviation():
+    basis = ortho_group.rvs(40, random_state=0)
+    rng = np.random.default_rng(0)
+    deviations1, deviations2 = rng.uniform(0, 3, 40), rng.uniform(0, 3, 40)
+    mean1, mean2 = rng.normal(size=40), rng.normal(size=40)
+    got = frechet_distance(mean1, (basis * deviations1**2) @ basis.T, mean2, (basis * deviations2**2) @ basis.T)
+    want = ((mean1 - mean2) ** 2).sum() + ((deviations1 - deviations2) ** 2).sum()
+    assert got == pytest.approx(want, rel=1e-12)
+
+
+def test_scaling_a_gaussian_by_a_factor():
+    # W2 between x and a x is (1 - a)^2 E|x|^2, whatever the covariance.
+    rng = np.random.default_rng(1)
+    mean, cov = rng.normal(size=30), random_covariance(rng, 30, 60)
+    want = 0.25 * (mean @ mean + np.trace(cov))
+    assert frechet_distance(mean, cov, 0.5 * mean, 0.25 * cov) == pytest.approx(want, rel=1e-12)
+
+
+def test_agrees_with_scipy_at_full_rank():
+    rng = np.random.default_rng(2)
+    mean1, mean2 = rng.normal(size=64), rng.normal(size=64)
+    cov1, cov2 = random_covariance(rng, 64, 200), random_covariance(rng, 64, 100)
+    want = by_square_root(mean1, cov1, mean2, cov2)
+    assert frechet_distance(mean1, cov1, mean2, cov2) == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 10, 100])
+def test_a_distribution_is_at_distance_zero_from_itself_at_any_rank(rank):
+    rng = np.random.default_rng(3)
+    mean, cov = rng.normal(size=50), random_covariance(rng, 50, rank)
+    assert frechet_distance(mean, cov, mean.copy(), cov.copy()) <= 1e-13 * np.trace(cov)
+
+
+def test_low_rank_in_disjoint_subspaces_has_no_cross_term():
+    rng = np.random.default_rng(4)
+    basis = ortho_group.rvs(60, random_state=4)
+    first, second = basis[:, :7], basis[:, 7:19]
+    cov1 = first @ random_covariance(rng, 7, 20) @ first.T
+    cov2 = second @ random_covariance(rng, 12, 20) @ second.T
+    got = frechet_distance(np.zeros(60), cov1, np.zeros(60), cov2)
+    assert got == pytest.approx(np.trace(cov1) + np.trace(cov2), rel=1e-12)
+
+
+def test_low_rank_inside_a_subspace_equals_full_rank_in_that_subspace():
+    rng = np.random.default_rng(5)
+    basis = ortho_group.rvs(80, random_state=5)[:, :9]
+    cov1, cov2 = random_covariance(rng, 9, 30), random_covariance(rng, 9, 30)
+    zero = np.zeros(80)
+    got = frechet_distance(zero, basis @ cov1 @ basis.T, zero, basis @ cov2 @ basis.T)
+    assert got == pytest.approx(by_square_root(zero[:9], cov1, zero[:9], cov2), rel=1e-10)
+
+
+def test_is_symmetric_and_ignores_rotation_and_common_shift():
+    rng = np.random.default_rng(6)
+    mean1, mean2 = rng.normal(size=20), rng.normal(size=20)
+    cov1, cov2 = random_covariance(rng, 20, 8), random_covariance(rng, 20, 40)
+    want = frechet_distance(mean1, cov1, mean2, cov2)
+    turn = ortho_group.rvs(20, random_state=6)
+    turned = frechet_distance(turn @ mean1 + 7, turn @ cov1 @ turn.T, turn @ mean2 + 7, turn @ cov2 @ turn.T)
+    assert frechet_distance(mean2, cov2, mean1, cov1) == pytest.approx(want, rel=1e-12)
+    assert turned == pytest.approx(want, rel=1e-10)
+
+
+def test_point_masses_are_at_the_squared_distance_of_their_means():
+    zero = np.zeros((3, 3))
+    assert frechet_distance(np.zeros(3), zero, np.array([1.0, 2.0, 2.0]), zero) == 9.0
+
+
+@pytest.mark.parametrize(
+    ("mean2", "cov2", "message"),
+    [
+        (np.zeros(3), np.eye(3), "different extractors"),
+        (np.zeros(2), np.eye(3), "shape"),
+        (np.zeros(2), np.array([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
+        (np.zeros(2), np.diag([1.0, -1.0]), "eigenvalue"),
+        (np.zeros(2), np.diag([1.0, np.nan]), "NaN"),
+    ],
+)
+def test_what_is_not_a_pair_of_gaussians_is_refused(mean2, cov2, message):
+    with pytest.raises(ValueError, match=message):
+        frechet_distance(np.zeros(2), np.eye(2), mean2, cov2)

@@ -1,0 +1,136 @@
+"""KID, precision, recall, density, coverage and Inception Score against brute force, other libraries and closed forms."""
+
+import numpy as np
+import pytest
+
+from eval.metrics import inception_score, kernel_distance, kid, manifold
+
+
+def clouds(generated: int = 60, real: int = 80, dimension: int = 6, shift: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(shift, 0.8, (generated, dimension)), rng.normal(0, 1, (real, dimension))
+
+
+def test_kernel_distance_equals_a_sum_over_pairs():
+    x, y = clouds(7, 9)
+    kernel = lambda a, b: (a @ b / 6 + 1) ** 3  # noqa: E731
+    within_x = np.mean([kernel(x[i], x[j]) for i in range(7) for j in range(7) if i != j])
+    within_y = np.mean([kernel(y[i], y[j]) for i in range(9) for j in range(9) if i != j])
+    between = np.mean([kernel(a, b) for a in x for b in y])
+    assert kernel_distance(x, y) == pytest.approx(within_x + within_y - 2 * between, rel=1e-12)
+
+
+def test_kernel_distance_agrees_with_torchmetrics():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torchmetrics")
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = clouds(50, 50)
+    want = poly_mmd(torch.from_numpy(x), torch.from_numpy(y), degree=3, gamma=None, coef=1.0)
+    assert kernel_distance(x, y) == pytest.approx(want.item(), rel=1e-10)
+
+
+def test_kernel_distance_is_unbiased():
+    # Both sets from one distribution: the mean over many draws is 0 within its standard error.
+    rng = np.random.default_rng(1)
+    values = [kernel_distance(rng.normal(size=(20, 4)), rng.normal(size=(30, 4))) for _ in range(400)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 20
+
+
+def test_kid_of_subsets_is_seeded_and_close_to_the_whole():
+    x, y = clouds(300, 300)
+    first, again, other = (kid(x, y, num_subsets=50, subset_size=100, seed=s) for s in (0, 0, 1))
+    assert first == again != other
+    assert first.mean == pytest.approx(kernel_distance(x, y), abs=4 * first.std / np.sqrt(50))
+    whole = kid(x, y, num_subsets=3)
+    assert whole.mean == pytest.approx(kernel_distance(x, y), rel=1e-10) and whole.std < 1e-10
+
+
+def manifold_by_definition(generated: np.ndarray, real: np.ndarray, k: int) -> tuple[float, float, float, float]:
+    def reach(points):
+        return [sorted(np.linalg.norm(points - p, axis=1))[k] for p in points]      # [0] is the point itself
+
+    reach_generated, reach_real = reach(generated), reach(real)
+    in_real = [[np.linalg.norm(g - r) <= d for r, d in zip(real, reach_real, strict=True)] for g in generated]
+    in_generated = [[np.linalg.norm(g - r) <= d for g, d in zip(generated, reach_generated, strict=True)] for r in real]
+    return (
+        np.mean([any(row) for row in in_real]),
+        np.mean([any(row) for row in in_generated]),
+        np.mean([sum(row) for row in in_real]) / k,
+        np.mean([any(column) for column in zip(*in_real, strict=True)]),
+    )
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_manifold_follows_the_definitions(k):
+    generated, real = clouds()
+    got = manifold(generated, real, k=k)
+    want = manifold_by_definition(generated, real, k)
+    assert 0.2 < want[0] < 1 and 0.2 < want[3] < 1     # a case that can tell right from wrong
+    assert (got.precision, got.recall, got.density, got.coverage) == pytest.approx(want, rel=1e-12)
+
+
+def test_manifold_is_the_same_in_blocks_and_far_from_the_origin(monkeypatch):
+    generated, real = clouds()
+    want = manifold(generated, real)
+    monkeypatch.setattr("eval.metrics.BLOCK", 7)
+    assert manifold(generated, real) == want
+    assert manifold(generated + 1e5, real + 1e5) == want
+
+
+def test_precision_and_recall_change_places_with_the_sets():
+    generated, real = clouds()
+    one, other = manifold(generated, real), manifold(real, generated)
+    assert (one.precision, one.recall) == (other.recall, other.precision)
+
+
+def test_equal_sets_overlap_fully_and_distant_ones_not_at_all():
+    generated, real = clouds()
+    same = manifold(real, real)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    apart = manifold(generated + 100, real)
+    assert (apart.precision, apart.recall, apart.density, apart.coverage) == (0, 0, 0, 0)
+
+
+def test_precision_and_recall_agree_with_torch_fidelity():
+    torch = pytest.importorskip("torch")
+    prc = pytest.importorskip("torch_fidelity.metric_prc", exc_type=ImportError)
+
+    generated, real = clouds()
+    settings = {"prc_neighborhood": 3, "prc_batch_size": 1000, "verbose": False}
+    want = prc.prc_features_to_metric(torch.from_numpy(real), torch.from_numpy(generated), **settings)
+    got = manifold(generated, real, k=3)
+    assert got.precision == pytest.approx(want[prc.KEY_METRIC_PRECISION])
+    assert got.recall == pytest.approx(want[prc.KEY_METRIC_RECALL])
+
+
+def test_inception_score_of_certain_and_of_clueless_classifiers():
+    certain = np.eye(10)[np.arange(50) % 10]
+    assert inception_score(certain, num_splits=5).mean == pytest.approx(10, rel=1e-12)
+    clueless = np.full((50, 10), 0.1)
+    assert inception_score(clueless, num_splits=5).mean == pytest.approx(1, rel=1e-12)
+
+
+def test_inception_score_of_two_answers_in_closed_form():
+    # Rows (1-e, e) and (e, 1-e) in equal number: log score = log 2 - entropy(e).
+    e = 0.2
+    p = np.tile([[1 - e, e], [e, 1 - e]], (8, 1))
+    want = np.exp(np.log(2) + e * np.log(e) + (1 - e) * np.log(1 - e))
+    assert inception_score(p, num_splits=1).mean == pytest.approx(want, rel=1e-12)
+
+
+def test_inception_score_splits_are_consecutive():
+    p = np.eye(2)[[0] * 10 + [1] * 10]
+    got = inception_score(p, num_splits=2)
+    assert (got.mean, got.std) == (1, 0)        # each half holds one class only
+    assert inception_score(p, num_splits=1).mean == pytest.approx(2)
+
+
+def test_unusable_features_are_refused():
+    x, y = clouds()
+    with pytest.raises(ValueError, match="one extractor"):
+        kernel_distance(x, y[:, :3])
+    with pytest.raises(ValueError, match="at least 4"):
+        manifold(x[:3], y)
+    with pytest.raises(ValueError, match="logits"):
+        inception_score(x)
