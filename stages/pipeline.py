@@ -1,0 +1,176 @@
+"""What the pipelines of all stages share: arguments, their checks, guidance, micro-batches, and the images' way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+
+from stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser
+from stages.sampling import StepCallback, draw_noise, generators_of, nfe, sample
+
+ClassLabels = int | Sequence[int] | Tensor
+Generators = torch.Generator | Sequence[torch.Generator]
+OutputType = Literal["pil", "np", "pt"]
+OnStepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+
+CPU_BATCH_SIZE = 1
+ACCELERATOR_BATCH_SIZE = 8
+
+
+def low_res_size_of(unet: Any) -> int | None:
+    """Side of the images that a network refines; None for that of a base stage."""
+    return getattr(unet.config, "low_res_size", None)
+
+
+class StagePipeline(DiffusionPipeline):
+    """One stage of a cascade as a diffusers pipeline. `BasePipeline` and `SR3Pipeline` say what goes in.
+
+    Args:
+        unet: The network, a `Denoiser` with `config.sample_size`.
+        scheduler: Any diffusers scheduler from noise to image.
+        guide_unet: A weaker network for autoguidance; None = classifier-free guidance.
+        **defaults: Values of call arguments that are used where a call gives None; kept in the pipeline's config.
+    """
+
+    unet: Any
+    scheduler: Any
+    guide_unet: Any
+    _optional_components = ["guide_unet"]
+    model_cpu_offload_seq = "guide_unet->unet"
+
+    def __init__(
+        self, unet: ModelMixin, scheduler: SchedulerMixin, guide_unet: ModelMixin | None = None, **defaults: Any
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, guide_unet=guide_unet)
+        self.register_to_config(**defaults)
+
+    @property
+    def size(self) -> int:
+        """Side of the images that it makes."""
+        return int(self.unet.config.sample_size)
+
+    def guided(self, scale: float | None, interval: Sequence[float] | None) -> Denoiser:
+        """The network under guidance: by `guide_unet` where there is one, classifier-free otherwise.
+
+        Raises:
+            ValueError: if the network can't be guided so.
+        """
+        scale = self.config.guidance_scale if scale is None else scale
+        interval = self.config.guidance_interval if interval is None else interval
+        bounds = None if interval is None else (float(interval[0]), float(interval[1]))
+        if self.guide_unet is not None:
+            return Autoguidance(self.unet, self.guide_unet, scale, bounds)
+        return ClassifierFreeGuidance(self.unet, scale, bounds)
+
+    def check_labels(self, class_labels: ClassLabels | None, count: int | None) -> Tensor | None:
+        """Class of every image, int64 [B] on the CPU; a single int stands for all `count` of them. None for a model without classes.
+
+        Raises:
+            ValueError: if the model has no classes, needs them, has not this one, or their number is not `count`.
+        """
+        classes = self.unet.num_classes
+        if class_labels is None:
+            if classes is not None:
+                raise ValueError(f"class_labels is missing: this model makes {classes} classes, give indices from 0 to {classes - 1}")
+            return None
+        if classes is None:
+            raise ValueError(f"class_labels is {class_labels}, but this model knows no classes; leave it out")
+        labels = torch.as_tensor(class_labels, device="cpu")
+        if labels.ndim > 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise ValueError(f"class_labels must be one index or a list of indices, got {class_labels!r}")
+        labels = labels.long().expand(1 if count is None else count) if labels.ndim == 0 else labels.long()
+        if count is not None and len(labels) != count:
+            raise ValueError(f"got {len(labels)} class_labels for {count} images; give one an image, or a single index for all")
+        if len(labels) == 0:
+            raise ValueError("class_labels is empty; give at least one class index")
+        if not (labels.min() >= 0 and labels.max() < classes):
+            wrong = [label for label in labels.tolist() if not 0 <= label < classes]
+            raise ValueError(f"class index {wrong[0]} is out of range: this model makes {classes} classes, 0 to {classes - 1}")
+        return labels
+
+    def run(
+        self,
+        count: int,
+        labels: Tensor | None,
+        *,
+        condition: Callable[[slice, list[torch.Generator]], dict[str, Tensor | None]] | None,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        guidance_interval: Sequence[float] | None,
+        generator: Generators | None,
+        callback_on_step_end: OnStepEnd | None,
+        batch_size: int | None,
+        output_type: OutputType,
+        return_dict: bool,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample `count` images in micro-batches; the arguments are those of a pipeline's call.
+
+        `condition` gives the denoiser's further inputs (low_res, aug_level) for a slice of the images and its generators.
+
+        Raises:
+            ValueError: for settings that can't be run, before the first evaluation of the network.
+            RuntimeError: if the network makes something that is no number.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'pt'")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        denoiser, generators = self.guided(guidance_scale, guidance_interval), generators_of(generator, count)
+        batches = list(_micro_batches(count, batch_size or self._default_batch_size()))
+        made = []
+        with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress:
+            for part in batches:
+                mine = generators[part]
+                further = {} if condition is None else condition(part, mine)
+                images = sample(
+                    denoiser,
+                    self.scheduler,
+                    draw_noise((len(mine), 3, self.size, self.size), mine, self._execution_device),
+                    steps,
+                    class_labels=None if labels is None else labels[part].to(self._execution_device),
+                    generator=mine,
+                    callback=self._step_callback(progress, callback_on_step_end),
+                    **further,
+                )
+                made.append(self._check_finite(images).clamp(-1, 1))
+        self.maybe_free_model_hooks()
+        output = _as_output(torch.cat(made), output_type)
+        return ImagePipelineOutput(images=output) if return_dict else (output,)
+
+    def _default_batch_size(self) -> int:
+        return CPU_BATCH_SIZE if self._execution_device.type == "cpu" else ACCELERATOR_BATCH_SIZE
+
+    def _step_callback(self, progress: Any, on_step_end: OnStepEnd | None) -> StepCallback:
+        def callback(step: int, timestep: Tensor, x: Tensor) -> Tensor | None:
+            progress.update()
+            return None if on_step_end is None else on_step_end(self, step, timestep, {"latents": x}).get("latents")
+
+        return callback
+
+    def _check_finite(self, images: Tensor) -> Tensor:
+        if not torch.isfinite(images).all():
+            raise RuntimeError(
+                f"{type(self).__name__} at {self.size} px made values that are not numbers (NaN or infinite) with"
+                f" {type(self.scheduler).__name__} in {self.unet.dtype}; its weights are damaged, or this number type is too small"
+            )
+        return images
+
+
+def _micro_batches(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _as_output(images: Tensor, output_type: OutputType) -> Tensor | np.ndarray | list[Image.Image]:
+    if output_type == "pt":
+        return images
+    array = (images / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+    return array if output_type == "np" else DiffusionPipeline.numpy_to_pil(array)

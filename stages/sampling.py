@@ -1,0 +1,250 @@
+"""The one sampling loop: any diffusers scheduler that removes noise, with any denoiser, guided or not.
+
+A scheduler keeps its noisy image in a scale of its own, `x = image * x0 + noise * eps`. With both amplitudes known at every step, the
+denoiser sees the variance preserving image `x / hypot(image, noise)` at log-SNR `2 ln(image / noise)`, whatever the scheduler; what it
+predicts is converted exactly to what the scheduler expects.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from stages.denoiser import PREDICTION_TYPES, Denoiser, convert, to_x0
+from stages.noise import MAX_LOG_SNR
+
+StepCallback = Callable[[int, Tensor, Tensor], Tensor | None]
+
+# What these expect from a denoiser isn't all that their config can say: they don't know x0, or (PNDM) they mix the predictions of
+# several noise levels, which only holds for the noise. Predictions are converted anyway, so such a run goes by epsilon.
+_TAKEN_AS_EPSILON = {
+    "PNDMScheduler": ("sample", "v_prediction"),
+    "EulerAncestralDiscreteScheduler": ("sample",),
+    "KDPM2DiscreteScheduler": ("sample",),
+    "KDPM2AncestralDiscreteScheduler": ("sample",),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a scheduler: a copy of it set to its steps, and the amplitudes of its image at each of them.
+
+    scheduler: The copy; the original is never touched.
+    image, noise: Amplitudes of x0 and eps in the scheduler's own noisy image, float64 [nfe].
+    target: What the scheduler expects: a prediction type of ours, "flow" (eps - x0) or "edm" (before its output preconditioning).
+    """
+
+    scheduler: Any
+    image: Tensor
+    noise: Tensor
+    target: str
+
+    @classmethod
+    def of(cls, scheduler: Any, num_inference_steps: int) -> Run:
+        """A fresh run of `num_inference_steps` steps.
+
+        Raises:
+            ValueError: if the scheduler's steps can't be understood, or it can't make so many.
+        """
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        name = type(scheduler).__name__
+        if not all(hasattr(scheduler, part) for part in ("config", "set_timesteps", "step")):
+            raise ValueError(f"{name} is not a diffusers scheduler that can be sampled with: it lacks set_timesteps, step or config")
+        scheduler = copy.deepcopy(scheduler)
+        if scheduler.config.get("prediction_type") in _TAKEN_AS_EPSILON.get(name, ()):
+            scheduler.register_to_config(prediction_type="epsilon")
+        scheduler.set_timesteps(num_inference_steps, device="cpu")
+        image, noise = _amplitudes(scheduler)
+        if not image[-1] / noise[-1] >= image[0] / noise[0]:
+            raise ValueError(f"{name} goes from image to noise, sampling needs one that goes from noise to image")
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # otherwise it looks its place up by timestep, wrongly where two steps round to the same one
+        return cls(scheduler, image, noise, _target(scheduler))
+
+    @property
+    def log_snr(self) -> Tensor:
+        """Log-SNR of every evaluation of the denoiser, float64 [nfe]; -inf at pure noise."""
+        return 2 * (self.image.log() - self.noise.log())
+
+    @property
+    def scale(self) -> Tensor:
+        """Scheduler's image divided by the variance preserving one, float64 [nfe]."""
+        return torch.hypot(self.image, self.noise)
+
+
+def nfe(scheduler: Any, num_inference_steps: int) -> int:
+    """Evaluations of the denoiser per image: more than the steps for schedulers of two stages (Heun: 2 N - 1). Guidance doubles it."""
+    return len(Run.of(scheduler, num_inference_steps).scheduler.timesteps)
+
+
+def generators_of(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
+    """One generator an image, so that no image depends on how many others there are or how they are batched.
+
+    Args:
+        generator: One an image, returned as they are; or a single one, or None for torch's own, from which the seeds of `count` CPU
+            generators are drawn.
+        count: Number of images.
+
+    Raises:
+        ValueError: if their number is not `count`.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise ValueError(f"got {len(generator)} generators for {count} images; give one generator, or one an image")
+        return list(generator)
+    device = None if generator is None else generator.device
+    seeds = torch.randint(2**63 - 1, (count,), generator=generator, device=device)
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], device: torch.device) -> Tensor:
+    """Unit Gaussian noise [B, C, H, W] float32, image i from generator i on that generator's own device, moved to `device`."""
+    return randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    scheduler: Any,
+    noise: Tensor,
+    num_inference_steps: int,
+    *,
+    class_labels: Tensor | None = None,
+    low_res: Tensor | None = None,
+    aug_level: Tensor | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Turn noise into images.
+
+    Args:
+        denoiser: Guidance is one too. With a true attribute `learned_variance` it returns 2C channels; the second half goes to a
+            scheduler with a learned `variance_type`, and nowhere otherwise.
+        scheduler: Any diffusers scheduler from noise to image; stays as it is. Thresholding and clipping of x0 are its matter.
+        noise: Unit Gaussian noise, [B, C, H, W], float32 or float64; the whole run keeps its number type.
+        num_inference_steps: Steps of the scheduler.
+        class_labels: int64 [B], or None.
+        low_res: Conditioning images, already augmented, [B, C, h, w]; None for a base stage.
+        aug_level: In [0, 1], [B], or None.
+        generator: Source of the noise that stochastic schedulers add: one an image, or one for all. None = torch's own.
+        callback: Called after every step with its index, the timestep and the scheduler's noisy image; an image that it returns
+            takes the place of the latter.
+
+    Returns:
+        Images, [B, C, H, W], in [-1, 1] up to overshoot, as the scheduler's last step leaves them.
+
+    Raises:
+        ValueError: before the denoiser is called, if the scheduler isn't understood or doesn't go together with the denoiser.
+    """
+    run = Run.of(scheduler, num_inference_steps)
+    _check(run, denoiser)
+    takes_generator = "generator" in inspect.signature(run.scheduler.step).parameters
+    options = {"generator": generator} if takes_generator else {}
+    x = noise * run.scale[0].item()
+    for i, t in enumerate(run.scheduler.timesteps):
+        x_t = x / run.scale[i].item()
+        level = run.log_snr[i].clamp(-MAX_LOG_SNR, MAX_LOG_SNR).item()
+        log_snr = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
+        prediction = denoiser(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
+        _scale_model_input(run.scheduler, x, t)  # some count their steps by it
+        x = run.scheduler.step(_output(run, i, denoiser, prediction, x, x_t), t, x, **options).prev_sample
+        changed = callback(i, t, x) if callback is not None else None
+        x = (x if changed is None else changed).to(noise.dtype)
+    return x
+
+
+def _amplitudes(scheduler: Any) -> tuple[Tensor, Tensor]:
+    """Amplitudes (image, noise) of x0 and eps in the scheduler's noisy image before each step, float64 [nfe]."""
+    count = len(scheduler.timesteps)
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise _not_understood(scheduler, "it has neither alphas_cumprod nor sigmas")
+        alpha_bar = scheduler.alphas_cumprod.double()[scheduler.timesteps.long()]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    if len(sigmas) < count:
+        raise _not_understood(scheduler, f"it has {len(sigmas)} sigmas for {count} steps")
+    sigmas = sigmas[:count].double().cpu()
+    if hasattr(scheduler, "sigmas_interpol"):  # KDPM2: every second evaluation lies between two sigmas
+        places = torch.arange(1, count, 2)
+        sigmas[places] = scheduler.sigmas_interpol.double().cpu()[places - 1 if hasattr(scheduler, "sigmas_up") else places]
+    if scheduler.config.get("use_flow_sigmas") or hasattr(scheduler, "scale_noise"):
+        return 1 - sigmas, sigmas
+    exploding, preserving = torch.ones_like(sigmas), 1 / torch.hypot(sigmas, torch.ones(()))
+    unit = _scale_model_input(copy.deepcopy(scheduler), torch.ones(1, 1, 1, 1), scheduler.timesteps[0]).item()
+    data = float(scheduler.config.sigma_data) if hasattr(scheduler, "precondition_outputs") else 1.0
+    if unit == 1:
+        return preserving, sigmas * preserving
+    if abs(unit * (sigmas[0] ** 2 + data**2) ** 0.5 - 1) < 1e-3:
+        return exploding, sigmas
+    raise _not_understood(scheduler, f"it scales its image by {unit:g} at sigma {sigmas[0]:g}")
+
+
+def _scale_model_input(scheduler: Any, x: Tensor, t: Tensor) -> Tensor:
+    return scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+
+
+def _target(scheduler: Any) -> str:
+    if hasattr(scheduler, "precondition_outputs"):
+        return "edm"
+    target = scheduler.config.get("prediction_type", "flow_prediction" if hasattr(scheduler, "scale_noise") else None)
+    if target == "flow_prediction":
+        return "flow"
+    if target not in PREDICTION_TYPES:
+        raise _not_understood(scheduler, f"its prediction_type is {target!r}, expected one of {PREDICTION_TYPES}")
+    return str(target)
+
+
+def _not_understood(scheduler: Any, why: str) -> ValueError:
+    return ValueError(
+        f"{type(scheduler).__name__} can't be sampled with: {why}; use another diffusers scheduler, such as DDIMScheduler or"
+        " DPMSolverMultistepScheduler"
+    )
+
+
+def _check(run: Run, denoiser: Denoiser) -> None:
+    """Whether denoiser and scheduler go together, before the denoiser is called."""
+    name, step = type(run.scheduler).__name__, inspect.signature(run.scheduler.step).parameters
+    foreign = [p.name for p in step.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][3:]
+    if foreign:
+        raise _not_understood(run.scheduler, f"its step needs {', '.join(foreign)}")
+    if run.image[0] == 0 and "epsilon" in (denoiser.prediction_type, run.target):
+        who = "the model" if denoiser.prediction_type == "epsilon" else name
+        raise ValueError(
+            f"{name} starts from pure noise, where {who}'s prediction_type 'epsilon' says nothing of the image; use a schedule"
+            " without rescale_betas_zero_snr, or prediction_type 'v_prediction'"
+        )
+    if _wants_variance(run.scheduler) and not getattr(denoiser, "learned_variance", False):
+        raise ValueError(
+            f"{name} has variance_type={run.scheduler.variance_type!r}, but the model predicts no variance; set variance_type to"
+            " 'fixed_small' or 'fixed_large'"
+        )
+
+
+def _wants_variance(scheduler: Any) -> bool:
+    return vars(scheduler).get("variance_type") in ("learned", "learned_range")
+
+
+def _output(run: Run, i: int, denoiser: Denoiser, prediction: Tensor, x: Tensor, x_t: Tensor) -> Tensor:
+    """What the scheduler's step i expects, from the denoiser's prediction."""
+    variance = None
+    if getattr(denoiser, "learned_variance", False):
+        prediction, variance = prediction.chunk(2, dim=1)
+    source, log_snr = denoiser.prediction_type, run.log_snr[i : i + 1]
+    if run.target == "edm":  # the scheduler's denoised image is affine in what it is given
+        denoised, sigma = run.scheduler.precondition_outputs, run.scheduler.sigmas[i]
+        x0 = to_x0(prediction, source, x_t, log_snr)
+        output = (x0 - denoised(x, torch.zeros_like(x), sigma)) / denoised(0, 1, sigma)
+    elif run.target == "flow":
+        output = convert(prediction, source, "epsilon", x_t, log_snr) - to_x0(prediction, source, x_t, log_snr)
+    else:
+        output = convert(prediction, source, run.target, x_t, log_snr)
+    return torch.cat([output, variance], dim=1) if variance is not None and _wants_variance(run.scheduler) else output
