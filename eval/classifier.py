@@ -1,16 +1,17 @@
-"""A small image classifier, trained on labelled drawings, that tells whether a picture shows the class it was asked for."""
+"""A small classifier of labelled drawings, which tells whether a picture shows the class it was asked for."""
 
 import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,7 +65,7 @@ class EpochReport:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation around a skip; the first may halve the size and change the width."""
+    """Two 3x3 convolutions with batch normalisation and a skip; the first may halve the size and change the width."""
 
     def __init__(self, width_in: int, width_out: int, stride: int):
         super().__init__()
@@ -146,7 +147,8 @@ def train_classifier(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = DrawingClassifier(config).to(device, memory_format=torch.channels_last).train()
+        model = DrawingClassifier(config).train()
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(settings.seed)
     steps_per_epoch = math.ceil(len(small) / settings.batch_size)
     optimizer, schedule = _optimizer(model, settings, settings.epochs * steps_per_epoch)
@@ -168,7 +170,9 @@ def train_classifier(
 
 
 @torch.inference_mode()
-def class_probabilities(model: DrawingClassifier, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float64]:
+def class_probabilities(
+    model: DrawingClassifier, images: NDArray[np.uint8], batch_size: int = 64
+) -> NDArray[np.float64]:
     """Probability that the classifier gives to each class.
 
     Args:
@@ -222,7 +226,7 @@ def save_classifier(model: DrawingClassifier, path: Path, facts: dict[str, str])
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={**facts, "config": json.dumps(asdict(model.config))})
+    partial.write_bytes(save(tensors, metadata={**facts, "config": json.dumps(asdict(model.config))}))
     partial.replace(path)
 
 
@@ -230,7 +234,8 @@ def load_classifier(path: Path = SHIPPED_WEIGHTS) -> tuple[DrawingClassifier, di
     """Read a classifier and the facts stored with it.
 
     Returns:
-        The network in eval mode, float32 on the CPU, and the file's metadata (among them `heldout_top1` for the shipped one).
+        The network in eval mode, float32 on the CPU, and the file's metadata; for the shipped one, `heldout_top1` and
+        `heldout_top5` among them.
 
     Raises:
         ValueError: if the file is missing, or is not the weights of a classifier.
@@ -241,9 +246,9 @@ def load_classifier(path: Path = SHIPPED_WEIGHTS) -> tuple[DrawingClassifier, di
         with safe_open(path, framework="pt") as file:
             facts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        fields = json.loads(facts.pop("config"))
-        config = ClassifierConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
-        model = DrawingClassifier(config)
+        stored = json.loads(facts.pop("config"))
+        stored |= {name: tuple(stored[name]) for name in ("widths", "blocks")}
+        model = DrawingClassifier(ClassifierConfig(**stored))
         model.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in tensors.items()})
     except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{path} is not a classifier written by `save_classifier`, or is damaged: {error}") from error
@@ -277,7 +282,7 @@ def _optimizer(
     """AdamW whose rate warms up linearly and falls along a cosine to 0; one-dimensional parameters don't decay."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     warm_up = max(1, num_steps // 20)
 

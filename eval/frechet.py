@@ -11,9 +11,10 @@ def frechet_distance(
 
         |mean1 - mean2|^2 + tr cov1 + tr cov2 - 2 tr (cov1^1/2 cov2 cov1^1/2)^1/2
 
-    Each covariance is factored once as cov = A A^T by its symmetric eigen-decomposition, directions without variance left
-    out; the last trace is the sum of the singular values of A1^T A2. No square root of a rounding error appears anywhere,
-    so the result is right at low rank too (fewer images than dimensions). Symmetric in its two sides to rounding.
+    Each covariance is factored once as cov = A A^T by its symmetric eigen-decomposition, directions without variance
+    left out; the last trace is the sum of the singular values of A1^T A2. No square root of a rounding error appears
+    anywhere, so the result is right at low rank too (fewer images than dimensions). Symmetric in its two sides to
+    rounding.
 
     Args:
         mean1, mean2: [D].
@@ -23,7 +24,8 @@ def frechet_distance(
         The distance, at least 0.
 
     Raises:
-        ValueError: if shapes don't match, a value is not finite, or a covariance is not symmetric positive semi-definite.
+        ValueError: if shapes don't match, a value is not finite, or a covariance is not symmetric positive
+            semi-definite.
 
     Source: Dowson & Landau 1982; Heusel et al. 2017 (arXiv:1706.08500), Eq. 6.
     """

@@ -46,7 +46,7 @@ class ImageSet:
             yield part if isinstance(part, np.ndarray) else np.stack([_read_image(path, self.size) for path in part])
 
     def source_hash(self) -> str:
-        """SHA-256 over size and pixels in order: the same for a folder of PNG files and an archive of the same images."""
+        """SHA-256 over size and pixels in order: equal for a folder of PNG files and an archive of the same images."""
         digest = hashlib.sha256(f"{self.size}x{self.size}".encode())
         for batch in self.batches():
             digest.update(batch.tobytes())
@@ -73,7 +73,9 @@ def image_folder(folder: Path, *, size: int | None = None, minimum: int = 1) -> 
     paths = [p for p in paths if p.suffix.lower() not in SIDECAR_SUFFIXES]
     for path in paths:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise ValueError(f"{path} is not an image; a folder to be scored may hold only {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise ValueError(
+                f"{path} is not an image; a folder to be scored may hold only {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
     _check_count(str(folder), len(paths), minimum)
     return ImageSet(str(folder), size or _read_image(paths[0], None).shape[0], tuple(paths))
 
@@ -89,7 +91,9 @@ def image_archive(path: Path, *, size: int | None = None, minimum: int = 1) -> I
 def image_array(images: NDArray, *, name: str = "images", size: int | None = None, minimum: int = 1) -> ImageSet:
     """Images that are in memory already, uint8 [N, S, S, 3]. Arguments and errors as in `image_folder`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"{name} holds {images.dtype} of shape {images.shape}, expected uint8 RGB images, [N, S, S, 3]")
+        raise ValueError(
+            f"{name} holds {images.dtype} of shape {images.shape}, expected uint8 RGB images, [N, S, S, 3]"
+        )
     _check_count(name, len(images), minimum)
     _check_size(name, images.shape[2], images.shape[1], size)
     return ImageSet(name, images.shape[1], images)
@@ -132,7 +136,9 @@ def _read_image(path: Path, size: int | None) -> Images:
 def _check_size(name: str, width: int, height: int, size: int | None) -> None:
     wanted = size or height
     if (width, height) != (wanted, wanted):
-        raise ValueError(f"{name} is {width}x{height}, expected {wanted}x{wanted}; images of one set must be square and equally large")
+        raise ValueError(
+            f"{name} is {width}x{height}, expected {wanted}x{wanted}; images of a set must be square and of one size"
+        )
 
 
 def _check_count(name: str, count: int, minimum: int) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of one set of images against another, from their features: KID, precision and recall, density and coverage, IS.
+"""Metrics of a set of images, mostly against another set: KID, precision, recall, density, coverage, Inception Score.
 
 Features are [N, D], one row per image. The Frechet distance has a file of its own.
 """
@@ -24,7 +24,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifold:
-    """How two sets of features overlap, judged by balls around each feature that reach to its k-th nearest neighbour."""
+    """How two sets of features overlap: each feature has a ball that reaches to its k-th nearest neighbour."""
 
     precision: float    # share of generated features inside some ball of the real set
     recall: float       # share of real features inside some ball of the generated set
@@ -82,8 +82,8 @@ def kid(
 def manifold(generated: Features, real: Features, *, k: int = 3) -> Manifold:
     """Precision, recall, density and coverage.
 
-    A feature on the rim of a ball is inside. ADM reports precision and recall with k = 3 and 10,000 real images; Naeem et
-    al. suggest k = 5 for density and coverage.
+    A feature on the rim of a ball is inside. ADM reports precision and recall with k = 3 and 10,000 real images; Naeem
+    et al. suggest k = 5 for density and coverage.
 
     Raises:
         ValueError: if k is below 1, a set has no more than k features, or the dimensions differ.
@@ -115,7 +115,8 @@ def inception_score(probabilities: NDArray[np.floating], *, num_splits: int = 10
 
     Args:
         probabilities: [N, C], rows sum to 1, in the order in which the images were sampled.
-        num_splits: consecutive parts that are scored on their own; ADM's evaluator has parts of 5,000 images, so 10 at 50,000.
+        num_splits: consecutive parts that are scored on their own; ADM's evaluator has parts of 5,000 images, so 10 at
+            50,000.
 
     Raises:
         ValueError: if rows are no probabilities or there are fewer rows than splits.
@@ -123,7 +124,9 @@ def inception_score(probabilities: NDArray[np.floating], *, num_splits: int = 10
     Source: Salimans et al. 2016 (arXiv:1606.03498), section 4.
     """
     if probabilities.ndim != 2 or len(probabilities) < num_splits or num_splits < 1:
-        raise ValueError(f"probabilities have shape {probabilities.shape}, expected [N, classes] with N >= {num_splits} splits")
+        raise ValueError(
+            f"probabilities have shape {probabilities.shape}, expected [N, classes] with N >= {num_splits} splits"
+        )
     p = probabilities.astype(np.float64)
     if p.min() < 0 or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
         raise ValueError("rows must be probabilities that sum to 1; were logits passed instead?")
@@ -162,6 +165,8 @@ def _reach(features: Features, k: int) -> NDArray[np.float64]:
 
 def _check_features(generated: Features, real: Features, minimum: int) -> None:
     if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
-        raise ValueError(f"features have shapes {generated.shape} and {real.shape}, expected [N, D] and [M, D]; one extractor?")
+        raise ValueError(
+            f"features have shapes {generated.shape} and {real.shape}, expected [N, D] and [M, D]; one extractor?"
+        )
     if min(len(generated), len(real)) < minimum:
         raise ValueError(f"at least {minimum} features of each set are needed, got {len(generated)} and {len(real)}")

@@ -1,7 +1,7 @@
 """Metrics of an image against its own original: PSNR, SSIM, and SR3's consistency with the low-resolution input.
 
-All take uint8 RGB images, [N, height, width, 3], and return one float64 value per image, [N], so that a mean, an interval
-or a worst case can be taken afterwards. The papers print means over images.
+All take uint8 RGB images, [N, height, width, 3], and return one float64 value per image, [N], so that a mean, an
+interval or a worst case can be taken afterwards. The papers print means over images.
 """
 
 import numpy as np
@@ -28,7 +28,8 @@ def psnr(outputs: Images, originals: Images) -> NDArray[np.float64]:
 
 
 def ssim(outputs: Images, originals: Images) -> NDArray[np.float64]:
-    """Structural similarity in [-1, 1]: per channel, averaged over all places where the window fits, then over channels.
+    """Structural similarity in [-1, 1]: per channel, averaged over all places where the window fits, then over
+    channels.
 
     Gaussian window of 11 pixels and sigma 1.5, its weights summing to 1, no padding.
 
@@ -39,16 +40,20 @@ def ssim(outputs: Images, originals: Images) -> NDArray[np.float64]:
     """
     _check_pair(outputs, originals)
     if min(outputs.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM looks through a window of {WINDOW} pixels, but images are {outputs.shape[2]}x{outputs.shape[1]}")
-    return np.array([_ssim_of_one(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(outputs, originals, strict=True)])
+        raise ValueError(
+            f"SSIM looks through a window of {WINDOW} pixels, but images are {outputs.shape[2]}x{outputs.shape[1]}"
+        )
+    return np.array(
+        [_ssim_of_one(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(outputs, originals, strict=True)]
+    )
 
 
 def consistency(outputs: Images, low_res: Images) -> NDArray[np.float64]:
     """Mean squared error between the area-averaged outputs and the inputs they were made from, in units of 1e-5.
 
     Pixels count from 0 to 1; averages are not rounded. Low-resolution inputs that were rounded to 8 bits leave about
-    0.13 for a perfect output. SR3 does not state its pixel range; its inputs came from an antialiased bicubic filter, so
-    figures stand beside SR3's only for inputs made by area averaging in the same way, and in order of magnitude.
+    0.13 for a perfect output. SR3 does not state its pixel range; its inputs came from an antialiased bicubic filter,
+    so figures stand beside SR3's only for inputs made by area averaging in the same way, and in order of magnitude.
 
     Args:
         outputs: [N, S, S, 3].
@@ -60,7 +65,9 @@ def consistency(outputs: Images, low_res: Images) -> NDArray[np.float64]:
     Source: SR3 (arXiv:2104.07636), Table 1.
     """
     if len(outputs) != len(low_res):
-        raise ValueError(f"there are {len(outputs)} outputs but {len(low_res)} low-resolution inputs; expected one for each")
+        raise ValueError(
+            f"there are {len(outputs)} outputs but {len(low_res)} low-resolution inputs; expected one for each"
+        )
     return _squared_error(area_downsample(outputs, low_res.shape[1]), low_res) / PEAK**2 * 1e5
 
 
@@ -90,6 +97,10 @@ def _blur(image: NDArray[np.float64]) -> NDArray[np.float64]:
 def _check_pair(outputs: Images, originals: Images) -> None:
     for name, images in (("outputs", outputs), ("originals", originals)):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise ValueError(f"{name} are {images.dtype} of shape {images.shape}, expected uint8 RGB, [N, height, width, 3]")
+            raise ValueError(
+                f"{name} are {images.dtype} of shape {images.shape}, expected uint8 RGB, [N, height, width, 3]"
+            )
     if outputs.shape != originals.shape:
-        raise ValueError(f"outputs have shape {outputs.shape} but originals {originals.shape}; expected pairs of equal images")
+        raise ValueError(
+            f"outputs have shape {outputs.shape} but originals {originals.shape}; expected pairs of equal images"
+        )

@@ -12,9 +12,10 @@ Features = NDArray[np.floating]     # [N, D], one row per image
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where features came from. Two sets of features may be compared only if `extractor` ... `crop_rule` agree."""
+    """Where features came from. Sets of features may be compared only if all but `source_hash` agree."""
 
-    extractor: str                  # name of the network and the layer, for example "efficientnet-lite0"
+    extractor: str                  # name of the network, for example "efficientnet-lite0"
+    weights_hash: str | None        # SHA-256 of its weights; None = not known
     resize_mode: str                # how images were brought to the network's input size
     image_size: int | None = None   # side of the images in pixels before that; None = not known
     crop_rule: str | None = None    # how the images were cut from their originals; None = not known
@@ -22,7 +23,8 @@ class Provenance:
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that arrive in batches, in float64 and independent of the batch sizes to rounding.
+    """Mean and covariance of features that arrive in batches, in float64 and independent of the batch sizes to
+    rounding.
 
     Attributes:
         count: number of features seen.
@@ -96,7 +98,9 @@ def load_statistics(path: Path) -> tuple[FeatureStatistics, Provenance]:
     arrays = read_npz(path, {"mean", "cov", "count", "provenance"})
     mean, cov, count = arrays["mean"], arrays["cov"], int(arrays["count"])
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(f"{path} holds a mean of shape {mean.shape} and a covariance of shape {cov.shape}, expected [D], [D, D]")
+        raise ValueError(
+            f"{path} holds a mean of shape {mean.shape} and a covariance of shape {cov.shape}, expected [D], [D, D]"
+        )
     try:
         values = json.loads(str(arrays["provenance"]))
         provenance = Provenance(**{field.name: values[field.name] for field in fields(Provenance)})

@@ -1,12 +1,15 @@
-"""KID, precision, recall, density, coverage and Inception Score against brute force, other libraries and closed forms."""
+"""KID, precision, recall, density, coverage and Inception Score: brute force, other libraries, closed forms."""
 
 import numpy as np
 import pytest
+import torch
 
 from eval.metrics import inception_score, kernel_distance, kid, manifold
 
 
-def clouds(generated: int = 60, real: int = 80, dimension: int = 6, shift: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def clouds(
+    generated: int = 60, real: int = 80, dimension: int = 6, shift: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     return rng.normal(shift, 0.8, (generated, dimension)), rng.normal(0, 1, (real, dimension))
 
@@ -20,10 +23,8 @@ def test_kernel_distance_equals_a_sum_over_pairs():
     assert kernel_distance(x, y) == pytest.approx(within_x + within_y - 2 * between, rel=1e-12)
 
 
-def test_kernel_distance_agrees_with_torchmetrics():
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("torchmetrics")
-    from torchmetrics.image.kid import poly_mmd
+def test_kernel_distance_agrees_with_torchmetrics(torchvision):
+    poly_mmd = pytest.importorskip("torchmetrics.image.kid").poly_mmd
 
     x, y = clouds(50, 50)
     want = poly_mmd(torch.from_numpy(x), torch.from_numpy(y), degree=3, gamma=None, coef=1.0)
@@ -92,13 +93,12 @@ def test_equal_sets_overlap_fully_and_distant_ones_not_at_all():
     assert (apart.precision, apart.recall, apart.density, apart.coverage) == (0, 0, 0, 0)
 
 
-def test_precision_and_recall_agree_with_torch_fidelity():
-    torch = pytest.importorskip("torch")
-    prc = pytest.importorskip("torch_fidelity.metric_prc", exc_type=ImportError)
+def test_precision_and_recall_agree_with_torch_fidelity(torchvision):
+    prc = pytest.importorskip("torch_fidelity.metric_prc")     # 0.4: the first set is the generated one
 
     generated, real = clouds()
-    settings = {"prc_neighborhood": 3, "prc_batch_size": 1000, "verbose": False}
-    want = prc.prc_features_to_metric(torch.from_numpy(real), torch.from_numpy(generated), **settings)
+    settings = {"prc_neighborhood": 3, "prc_batch_size": 1000, "save_cpu_ram": False, "verbose": False}
+    want = prc.prc_features_to_metric(torch.from_numpy(generated), torch.from_numpy(real), **settings)
     got = manifold(generated, real, k=3)
     assert got.precision == pytest.approx(want[prc.KEY_METRIC_PRECISION])
     assert got.recall == pytest.approx(want[prc.KEY_METRIC_RECALL])
@@ -134,3 +134,13 @@ def test_unusable_features_are_refused():
         manifold(x[:3], y)
     with pytest.raises(ValueError, match="logits"):
         inception_score(x)
+
+
+def test_inception_score_agrees_with_torch_fidelity(torchvision):
+    isc = pytest.importorskip("torch_fidelity.metric_isc")
+
+    logits = torch.randn(60, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    want = isc.isc_features_to_metric(logits, splits=5, shuffle=False)
+    got = inception_score(logits.softmax(dim=1).numpy(), num_splits=5)
+    assert got.mean == pytest.approx(want[isc.KEY_METRIC_ISC_MEAN], rel=1e-6)
+    assert got.std == pytest.approx(want[isc.KEY_METRIC_ISC_STD], rel=1e-6)

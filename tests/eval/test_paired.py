@@ -38,7 +38,13 @@ def test_psnr_and_ssim_agree_with_scikit_image(outputs, originals):
     metrics = pytest.importorskip("skimage.metrics")
     pairs = list(zip(outputs, originals, strict=True))
     want_psnr = [metrics.peak_signal_noise_ratio(y, x, data_range=255) for x, y in pairs]
-    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255, "channel_axis": -1}
+    settings = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 255,
+        "channel_axis": -1,
+    }
     want_ssim = [metrics.structural_similarity(x, y, **settings) for x, y in pairs]
     np.testing.assert_allclose(psnr(outputs, originals), want_psnr, rtol=1e-12)
     np.testing.assert_allclose(ssim(outputs, originals), want_ssim, rtol=1e-10)

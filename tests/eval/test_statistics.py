@@ -5,7 +5,14 @@ import pytest
 
 from eval.statistics import FeatureStatistics, Provenance, load_statistics, save_statistics
 
-PROVENANCE = Provenance(extractor="test", resize_mode="none", image_size=64, crop_rule="centre", source_hash="ab" * 32)
+PROVENANCE = Provenance(
+    extractor="test",
+    weights_hash="cd" * 32,
+    resize_mode="none",
+    image_size=64,
+    crop_rule="centre",
+    source_hash="ab" * 32,
+)
 
 
 def features(count: int, dimension: int = 5, seed: int = 0) -> np.ndarray:

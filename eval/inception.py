@@ -1,0 +1,152 @@
+"""Inception features as FID papers use them, in the three modes that clean-fid distinguishes."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from eval.images import Images
+from eval.published_weights import PublishedWeights
+
+Mode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
+
+# SHA-256 of both files as several independent projects state them (k-diffusion among them for the first).
+TORCHSCRIPT = PublishedWeights(
+    url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+)
+PYTORCH_FID = PublishedWeights(
+    url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+
+
+class Inception:
+    """Last pooling layer of the Inception network of 2015-12-05, 2,048 features.
+
+    Modes:
+        clean: images resized to 299 by Pillow's antialiased bicubic filter, unrounded (clean-fid, arXiv:2104.11222).
+        legacy_tensorflow: resized inside the network as the original TensorFlow graph does; what ADM's evaluator
+            measures.
+        legacy_pytorch: resized to 299 by PyTorch's bilinear filter without antialiasing; what pytorch-fid measures.
+
+    The first two run NVIDIA's TorchScript file. TorchScript is a program, so it is run only when its hash is the
+    expected one. The third needs clean-fid and torchvision. Figures of different modes are not comparable.
+    """
+
+    name = "inception-v3"
+    dimension = 2048
+
+    def __init__(self, mode: Mode, weights: Path | None = None, sha256: str | None = None, device: str = "cpu"):
+        """
+        Args:
+            mode: see above.
+            weights: the file; None = from the user's cache, downloaded once.
+            sha256: expected hash of `weights` if it is not the published file; None = the published file's.
+            device: where to run, as torch names it.
+
+        Raises:
+            ValueError: if the mode is unknown, a package is missing, or the file is missing or has another hash.
+            ConnectionError: if the file must be downloaded and cannot be.
+        """
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}")
+        self.resize_mode: str = mode
+        self._device = device
+        self._network: Any
+        if mode == "legacy_pytorch":
+            import_torchvision()
+            file, self.weights_hash = PYTORCH_FID.locate(weights, sha256)
+            self._network = _pytorch_fid_network(file)
+        else:
+            if mode == "clean":
+                self._resize_cleanly = _clean_resizer()
+            file, self.weights_hash = TORCHSCRIPT.locate(weights, sha256)
+            self._network = torch.jit.load(str(file), map_location="cpu")
+        self._network.to(device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        """uint8 RGB, [N, S, S, 3], to features, [N, 2048]."""
+        if self.resize_mode == "clean":
+            pixels = self._to_device(np.stack([self._resize_cleanly(image) for image in images]))
+            features = self._network.layers((pixels - 128) / 128)
+        elif self.resize_mode == "legacy_tensorflow":
+            features = self._network(self._to_device(images), return_features=True)
+        else:
+            pixels = F.interpolate(self._to_device(images), size=(299, 299), mode="bilinear", align_corners=False)
+            features = self._network(pixels.clamp(0, 255) / 255)[0]
+        return features.reshape(len(images), self.dimension).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def probabilities(self, images: Images) -> NDArray[np.float32]:
+        """Probabilities of the network's 1,008 classes for the Inception Score, [N, 1008], without the last layer's
+        bias.
+
+        Raises:
+            ValueError: in another mode than legacy_tensorflow, the one that the papers' scores were measured in.
+        """
+        if self.resize_mode != "legacy_tensorflow":
+            raise ValueError(
+                f"the Inception Score is defined in mode legacy_tensorflow, this extractor runs {self.resize_mode}"
+            )
+        return self._network(self._to_device(images), no_output_bias=True).float().cpu().numpy()
+
+    def _to_device(self, images: NDArray) -> Tensor:
+        return torch.tensor(images, device=self._device).permute(0, 3, 1, 2).float().contiguous()
+
+
+def import_torchvision() -> None:
+    """Import torchvision, also where its wheel was built for CUDA but torch was not.
+
+    Such a wheel cannot load its compiled operators and fails while describing two of them. They are declared here,
+    without an implementation, and the import is tried again; networks and transforms then work, `ops.nms` raises if
+    called.
+
+    Raises:
+        ValueError: if torchvision is not installed.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError("torchvision is not installed; run `pip install -c constraints.txt torchvision`") from error
+    except RuntimeError as error:
+        if torch.version.cuda is not None or "torchvision::nms" not in str(error):
+            raise
+        for operator in ("nms", "qnms"):
+            _TORCHVISION_OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        import torchvision  # noqa: F401
+
+
+_TORCHVISION_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # what is defined here lives as long as this
+
+
+def _clean_resizer() -> Callable[[Images], NDArray[np.float32]]:
+    try:
+        from cleanfid.resize import build_resizer
+    except ImportError as error:
+        raise ValueError("clean-fid is not installed; run `pip install --no-deps clean-fid==0.1.35`") from error
+    return build_resizer("clean")
+
+
+def _pytorch_fid_network(file: Path) -> torch.nn.Module:
+    """clean-fid's own network, with weights from `file` where clean-fid would download them unverified."""
+    try:
+        from cleanfid import inception_pytorch
+    except ImportError as error:
+        raise ValueError("clean-fid is not installed; run `pip install --no-deps clean-fid==0.1.35`") from error
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    download = inception_pytorch.load_state_dict_from_url
+    inception_pytorch.load_state_dict_from_url = lambda *args, **kwargs: state
+    try:
+        return inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
+    finally:
+        inception_pytorch.load_state_dict_from_url = download

@@ -1,0 +1,23 @@
+"""Optional libraries that other people's implementations need, made importable on a CPU-only torch."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision, or a skip where it is not installed."""
+    from eval.inception import import_torchvision
+
+    try:
+        import_torchvision()
+    except ValueError as error:
+        pytest.skip(str(error))
+    import torchvision
+
+    return torchvision
+
+
+@pytest.fixture(scope="session")
+def cleanfid_fid(torchvision):
+    """The module cleanfid.fid, or a skip where clean-fid is not installed."""
+    return pytest.importorskip("cleanfid.fid")
