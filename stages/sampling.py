@@ -213,10 +213,10 @@ def _not_understood(scheduler: Any, why: str) -> ValueError:
 def _check(run: Run, denoiser: Denoiser) -> None:
     """Whether denoiser and scheduler go together, before the denoiser is called."""
     name, step = type(run.scheduler).__name__, inspect.signature(run.scheduler.step).parameters
-    foreign = [p.name for p in step.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD][3:]
+    foreign = [p.name for p in list(step.values())[3:] if p.default is p.empty or p.name == "prev_timestep"]
     if foreign:
         raise _not_understood(run.scheduler, f"its step needs {', '.join(foreign)}")
-    if run.image[0] == 0 and "epsilon" in (denoiser.prediction_type, run.target):
+    if run.log_snr[0] < -MAX_LOG_SNR - 1 and "epsilon" in (denoiser.prediction_type, run.target):
         who = "the model" if denoiser.prediction_type == "epsilon" else name
         raise ValueError(
             f"{name} starts from pure noise, where {who}'s prediction_type 'epsilon' says nothing of the image; use a schedule"
