@@ -1,0 +1,197 @@
+"""The joint between networks and sampling: what a denoiser is, conversions between its targets, guidance as wrappers around it."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from stages.noise import like_image, signal_and_noise
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A network and how it was trained. Guidance wraps a denoiser and is one.
+
+    prediction_type: What it predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction" (alpha * eps - sigma * x0).
+    num_classes: Number of classes; None where it takes no class.
+    null_label: The label that means "no class", from training with label dropout; None where classifier-free guidance is impossible.
+
+    One that also predicts the variance of the reverse step has an attribute `learned_variance` that is true, and returns 2C channels:
+    the prediction, then the variance.
+    """
+
+    prediction_type: str
+    num_classes: int | None
+    null_label: int | None
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            x_t: Noisy images, variance preserving, [B, C, H, W].
+            log_snr: Their natural log signal-to-noise variance ratio, [B].
+            class_labels: Class indices, int64 [B]; None for a denoiser without classes.
+            low_res: Conditioning images in [-1, 1], already augmented, at their own size [B, C, h, w]; None for a base stage.
+            aug_level: Augmentation level of `low_res` in [0, 1], [B]; None where none was used in training.
+
+        Returns:
+            The prediction, shape and number type of `x_t`, whatever the number type of the weights.
+        """
+        ...
+
+
+def to_x0(prediction: Tensor, prediction_type: str, x_t: Tensor, log_snr: Tensor) -> Tensor:
+    """Denoised image that a prediction means (Salimans & Ho 2022, arXiv:2202.00512, appendix D). Shapes as in `Denoiser`."""
+    alpha, sigma = (like_image(a, x_t) for a in signal_and_noise(log_snr))
+    if prediction_type == "sample":
+        return prediction
+    if prediction_type == "epsilon":
+        return (x_t - sigma * prediction) / alpha
+    if prediction_type == "v_prediction":
+        return alpha * x_t - sigma * prediction
+    raise ValueError(f"prediction_type is {prediction_type!r}, expected one of {PREDICTION_TYPES}")
+
+
+def from_x0(x0: Tensor, prediction_type: str, x_t: Tensor, log_snr: Tensor) -> Tensor:
+    """The prediction of a type that means the denoised image `x0`: the inverse of `to_x0`."""
+    alpha, sigma = (like_image(a, x_t) for a in signal_and_noise(log_snr))
+    if prediction_type == "sample":
+        return x0
+    if prediction_type == "epsilon":
+        return (x_t - alpha * x0) / sigma
+    if prediction_type == "v_prediction":
+        return (alpha * x_t - x0) / sigma
+    raise ValueError(f"prediction_type is {prediction_type!r}, expected one of {PREDICTION_TYPES}")
+
+
+def convert(prediction: Tensor, source: str, target: str, x_t: Tensor, log_snr: Tensor) -> Tensor:
+    """A prediction of type `source` as one of type `target`, exactly.
+
+    Between epsilon and v the way over x0 would divide by a vanishing amplitude at one end of the noise range; these two pairs are
+    converted directly: eps = alpha * v + sigma * x_t.
+    """
+    if source == target:
+        return prediction
+    if {source, target} == {"epsilon", "v_prediction"}:
+        alpha, sigma = (like_image(a, x_t) for a in signal_and_noise(log_snr))
+        return (prediction - sigma * x_t) / alpha if source == "epsilon" else alpha * prediction + sigma * x_t
+    return from_x0(to_x0(prediction, source, x_t, log_snr), target, x_t, log_snr)
+
+
+class _Guidance:
+    """What both guidances share: the facts of the guided denoiser, and the range of noise in which they act."""
+
+    def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None) -> None:
+        if interval is not None and interval[0] > interval[1]:
+            raise ValueError(f"guidance interval {interval} is empty: give (lowest sigma, highest sigma)")
+        self.denoiser, self.scale, self.interval = denoiser, scale, interval
+        self.prediction_type = denoiser.prediction_type
+        self.num_classes = denoiser.num_classes
+        self.null_label = denoiser.null_label
+        self.learned_variance = getattr(denoiser, "learned_variance", False)
+
+    def guide(self, away: Tensor, towards: Tensor) -> Tensor:
+        """`away + scale * (towards - away)` on the channels of `away`; a learned variance behind them stays that of `towards`."""
+        channels = away.shape[1]
+        guided = away + self.scale * (towards[:, :channels] - away)
+        return torch.cat([guided, towards[:, channels:]], dim=1)
+
+    def is_active(self, log_snr: Tensor) -> bool:
+        """Whether images at `log_snr` [B] (one level for all, as in sampling) are guided."""
+        if self.scale == 1:
+            return False
+        if self.interval is None:
+            return True
+        sigma = float(torch.exp(-log_snr.double()[0] / 2))
+        return self.interval[0] <= sigma <= self.interval[1]
+
+
+class ClassifierFreeGuidance(_Guidance):
+    """`uncond + scale * (cond - uncond)` (Ho & Salimans 2022, arXiv:2207.12598, who write w = scale - 1).
+
+    Args:
+        denoiser: Has a `null_label`.
+        scale: 1 = no guidance, one evaluation; any other value costs two.
+        interval: Guide only where EDM's sigma lies in [low, high] (Kynkaanniemi et al. 2024, arXiv:2404.07724); None = everywhere.
+
+    Raises:
+        ValueError: if the denoiser was trained without dropping labels, or the interval is empty.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None) -> None:
+        if denoiser.null_label is None and scale != 1:
+            raise ValueError(
+                f"guidance_scale={scale} needs a model trained with label dropout, and this one has no null label;"
+                " use guidance_scale=1, or autoguidance by a weaker model"
+            )
+        super().__init__(denoiser, scale, interval)
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`; cond and uncond run as one batch of 2B."""
+        if not self.is_active(log_snr) or class_labels is None or self.null_label is None:
+            return self.denoiser(x_t, log_snr, class_labels, low_res, aug_level)
+        twice = [None if value is None else torch.cat([value, value]) for value in (low_res, aug_level)]
+        labels = torch.cat([class_labels, torch.full_like(class_labels, self.null_label)])
+        both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([log_snr, log_snr]), labels, *twice)
+        cond, uncond = both.chunk(2)
+        return self.guide(uncond[:, : x_t.shape[1]], cond)
+
+
+class Autoguidance(_Guidance):
+    """`weak + scale * (main - weak)`: guidance by a smaller or less trained model (Karras et al. 2024, arXiv:2406.02507).
+
+    Args:
+        denoiser: The main model.
+        weak: The model to move away from; may have another prediction type, must know the same classes.
+        scale: 1 = no guidance.
+        interval: Guide only where EDM's sigma lies in [low, high]; None = everywhere.
+
+    Raises:
+        ValueError: if the two models know different numbers of classes, or the interval is empty.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, weak: Denoiser, scale: float, interval: tuple[float, float] | None = None
+    ) -> None:
+        if weak.num_classes not in (None, denoiser.num_classes):
+            raise ValueError(
+                f"the guiding model knows {weak.num_classes} classes and the main one {denoiser.num_classes};"
+                " autoguidance needs two models of the same classes"
+            )
+        super().__init__(denoiser, scale, interval)
+        self.weak = weak
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`."""
+        main = self.denoiser(x_t, log_snr, class_labels, low_res, aug_level)
+        if not self.is_active(log_snr):
+            return main
+        weak_labels = None if self.weak.num_classes is None else class_labels
+        weak = self.weak(x_t, log_snr, weak_labels, low_res, aug_level)
+        weak = convert(weak[:, : x_t.shape[1]], self.weak.prediction_type, self.prediction_type, x_t, log_snr)
+        return self.guide(weak, main)

@@ -1,0 +1,337 @@
+"""The U-Net of our own stages. Its module path is written into every saved stage: this file never moves.
+
+One network for SR3's published architectures and for efficient ones:
+
+* `layout="sr3"`: a DDPM U-Net with BigGAN residual blocks and skips scaled by 1/sqrt(2) (Saharia et al. 2021, arXiv:2104.07636,
+  appendix A): every encoder feature has a skip, up- and downsampling blocks keep their width and resample before their first
+  convolution.
+* `layout="efficient"`: one skip a level, the first block of a level takes over the downsampling, and upsampling comes after the
+  block's first convolution (Saharia et al. 2022, arXiv:2205.11487, appendix B.1), so nearly all the work is done at low resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from stages.denoiser import PREDICTION_TYPES
+
+LOG_SNR_SCALE = 12.5
+AUG_LEVEL_SCALE = 250.0
+"""Scales that spread log_snr (within +-20) and aug_level (0 to 1) over 250 units of a sinusoidal embedding."""
+
+
+def sinusoidal_embedding(values: Tensor, width: int) -> Tensor:
+    """Cosines and sines of `values` [B] at `width / 2` periods from 2 pi to 2 pi * 10000; float32 [B, width]."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=values.device, dtype=torch.float32) / half)
+    angles = values.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class PixelNorm(nn.LayerNorm):
+    """Layer normalisation of every pixel over its channels, as in ConvNeXt (arXiv:2201.03545); fused and fast on channels_last images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    return PixelNorm(channels) if kind == "pixel" else nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _resample(x: Tensor, factor: float) -> Tensor:
+    return F.avg_pool2d(x, 2) if factor < 1 else F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN residual block with scale and shift by the embedding; the sum with its skip is scaled by 1/sqrt(2).
+
+    Args:
+        factor: 1, 0.5 (average pool before the first convolution) or 2 (nearest neighbours, before or after the first convolution).
+        upsample_late: Upsample after the first convolution, at a quarter of its cost.
+        attention_heads: Heads of the self-attention after the block; 0 = none.
+        gives_skip: Whether its output is kept for the decoder.
+        takes_skip: Whether its input has a kept output of the encoder concatenated, counted in `in_channels`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_width: int,
+        *,
+        norm: str,
+        dropout: float,
+        factor: float = 1,
+        upsample_late: bool = False,
+        attention_heads: int = 0,
+        gives_skip: bool = False,
+        takes_skip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.gives_skip, self.takes_skip = gives_skip, takes_skip
+        self.factor, self.upsample_late, self.dropout = factor, upsample_late, dropout
+        self.norm1 = _norm(norm, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.embedding = nn.Linear(embedding_width, 2 * out_channels)
+        self.norm2 = _norm(norm, out_channels)
+        self.conv2 = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.attention = Attention(out_channels, attention_heads, norm) if attention_heads else None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Features [B, in, h, w] and embedding [B, embedding_width] to features [B, out, h * factor, w * factor]."""
+        h = F.silu(self.norm1(x))
+        if self.factor != 1 and not self.upsample_late:
+            h, x = _resample(h, self.factor), _resample(x, self.factor)
+        h = self.conv1(h)
+        x = self.skip(x)
+        if self.upsample_late:
+            h, x = _resample(h, self.factor), _resample(x, self.factor)
+        scale, shift = self.embedding(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        h = self.conv2(F.dropout(h, self.dropout, self.training))
+        x = (x + h) * math.sqrt(0.5)
+        return x if self.attention is None else self.attention(x)
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, fused; the sum with its input is scaled by 1/sqrt(2)."""
+
+    def __init__(self, channels: int, heads: int, norm: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = _norm(norm, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, C, h, w] to the same shape."""
+        b, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(b, height * width, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height, width, c)
+        return (x + self.out(h.permute(0, 3, 1, 2))) * math.sqrt(0.5)
+
+
+class UNet(ModelMixin, ConfigMixin):
+    """Denoising U-Net with inputs of its own for noise level, class, low-resolution image and augmentation level. A `Denoiser`.
+
+    Args:
+        sample_size: Side of the images it makes; other sizes divisible by `patch_size * 2^(levels - 1)` run too (crops).
+        low_res_size: Side of the conditioning images; None for a base stage.
+        num_classes: Number of classes; None for an unconditional network.
+        null_class: Whether it was trained with dropped labels, so that label `num_classes` means "no class".
+        aug_level: Whether it sees the augmentation level of its low-resolution input.
+        prediction_type: What it predicts: "epsilon", "sample" or "v_prediction".
+        channels: Width of each level, finest first.
+        blocks: Residual blocks of each level.
+        attention_sizes: Sides of the feature maps, at `sample_size`, whose blocks attend. The middle always attends.
+        head_channels: Width of an attention head.
+        patch_size: Space-to-depth at the input and back at the output; 1 = none.
+        layout: "sr3" or "efficient", see the module's text.
+        norm: "group" (32 groups) or "pixel" (every pixel over its channels, much faster on a CPU).
+        dropout: Inside residual blocks, in training.
+
+    Raises:
+        ValueError: for settings that don't describe a network.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ResidualBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        low_res_size: int | None = None,
+        num_classes: int | None = None,
+        null_class: bool = True,
+        aug_level: bool = False,
+        prediction_type: str = "v_prediction",
+        channels: Sequence[int] = (128, 256, 256, 512),
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        attention_sizes: Sequence[int] = (16, 8),
+        head_channels: int = 64,
+        patch_size: int = 1,
+        layout: str = "sr3",
+        norm: str = "group",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_config(self.config)
+        width = 4 * channels[0]
+        self.gradient_checkpointing = False
+        self.noise_embedding = _mlp(channels[0], width)
+        self.class_embedding = nn.Embedding(num_classes + null_class, width) if num_classes is not None else None
+        self.aug_embedding = _mlp(channels[0], width) if aug_level else None
+        images = 1 if low_res_size is None else 2
+        self.conv_in = nn.Conv2d(images * 3 * patch_size**2, channels[0], 3, padding=1)
+        build = _build_sr3 if layout == "sr3" else _build_efficient
+        self.encoder, self.middle, self.decoder = (nn.ModuleList(part) for part in build(self.config, width))
+        self.norm_out = _norm(norm, channels[0])
+        self.conv_out = _zero(nn.Conv2d(channels[0], 3 * patch_size**2, 3, padding=1))
+
+    @property
+    def prediction_type(self) -> str:
+        return str(self.config.prediction_type)
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.config.num_classes
+
+    @property
+    def null_label(self) -> int | None:
+        return self.config.num_classes if self.config.null_class else None
+
+    def forward(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`: `x_t` [B, 3, H, W] to a prediction of its shape.
+
+        `low_res` [B, 3, h, w] is upsampled to H x W by bicubic interpolation and concatenated. `aug_level` None means 0.
+        """
+        embedding = self._embedding(log_snr, class_labels, aug_level)
+        x = x_t.to(embedding.dtype)
+        if self.config.low_res_size is not None:
+            if low_res is None:
+                raise ValueError(f"this network refines {self.config.low_res_size} px images: low_res is missing")
+            upsampled = F.interpolate(low_res.float(), size=x_t.shape[-2:], mode="bicubic", align_corners=False)
+            x = torch.cat([upsampled.to(x), x], dim=1)
+        x = F.pixel_unshuffle(x, self.config.patch_size).contiguous(memory_format=torch.channels_last)
+        x = self.conv_in(x)
+        skips = [x] if self.config.layout == "sr3" else []
+        for block in self.encoder:
+            x = self._run(block, x, embedding)
+            if block.gives_skip:
+                skips.append(x)
+        for block in self.middle:
+            x = self._run(block, x, embedding)
+        for block in self.decoder:
+            x = self._run(block, torch.cat([x, skips.pop()], dim=1) if block.takes_skip else x, embedding)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.config.patch_size)
+
+    def _run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, x, embedding)
+        return block(x, embedding)
+
+    def _embedding(self, log_snr: Tensor, class_labels: Tensor | None, aug_level: Tensor | None) -> Tensor:
+        """Sum of the embeddings of noise level, class and augmentation level, activated; [B, width]."""
+        width, dtype = self.config.channels[0], self.conv_in.weight.dtype
+        embedding = self.noise_embedding(sinusoidal_embedding(LOG_SNR_SCALE * log_snr, width).to(dtype))
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError(f"this network knows {self.config.num_classes} classes: class_labels is missing")
+            embedding = embedding + self.class_embedding(class_labels)
+        if self.aug_embedding is not None:
+            aug_level = torch.zeros_like(log_snr) if aug_level is None else aug_level
+            embedding = embedding + self.aug_embedding(sinusoidal_embedding(AUG_LEVEL_SCALE * aug_level, width).to(dtype))
+        return F.silu(embedding)
+
+
+def _mlp(in_width: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_width, width), nn.SiLU(), nn.Linear(width, width))
+
+
+Parts = tuple[list[ResidualBlock], list[ResidualBlock], list[ResidualBlock]]
+
+
+class _Blocks:
+    """Makes the residual blocks of one network: what they share, and which levels attend."""
+
+    def __init__(self, config: Any, embedding_width: int) -> None:
+        self.config, self.embedding_width = config, embedding_width
+
+    def __call__(self, level: int, in_channels: int, out_channels: int, attends: bool = True, **options: Any) -> ResidualBlock:
+        """A block whose output lies on `level`; it attends if the level does, unless `attends` is False."""
+        size = self.config.sample_size // self.config.patch_size // 2**level
+        heads = out_channels // self.config.head_channels if attends and size in self.config.attention_sizes else 0
+        shared = {"norm": self.config.norm, "dropout": self.config.dropout}
+        return ResidualBlock(in_channels, out_channels, self.embedding_width, attention_heads=heads, **shared, **options)
+
+    def middle(self) -> list[ResidualBlock]:
+        """Two blocks on the lowest level; the first attends, whatever the level does."""
+        channels, level = self.config.channels[-1], len(self.config.channels) - 1
+        attending = self(level, channels, channels, attends=False)
+        attending.attention = Attention(channels, max(1, channels // self.config.head_channels), self.config.norm)
+        return [attending, self(level, channels, channels, attends=False)]
+
+
+def _build_sr3(config: Any, embedding_width: int) -> Parts:
+    """Encoder, middle and decoder with a skip from every feature map; each level of the decoder has one block more."""
+    block, channels, last = _Blocks(config, embedding_width), config.channels, len(config.channels) - 1
+    encoder, decoder, widths = [], [], [channels[0]]
+    for level, (width, count) in enumerate(zip(channels, config.blocks, strict=True)):
+        for _ in range(count):
+            encoder.append(block(level, widths[-1], width, gives_skip=True))
+            widths.append(width)
+        if level < last:
+            encoder.append(block(level + 1, width, width, attends=False, factor=0.5, gives_skip=True))
+            widths.append(width)
+    current = channels[-1]
+    for level in range(last, -1, -1):
+        for _ in range(config.blocks[level] + 1):
+            decoder.append(block(level, current + widths.pop(), channels[level], takes_skip=True))
+            current = channels[level]
+        if level:
+            decoder.append(block(level - 1, current, current, attends=False, factor=2))
+    return encoder, block.middle(), decoder
+
+
+def _build_efficient(config: Any, embedding_width: int) -> Parts:
+    """Encoder, middle and decoder with one skip a level; the blocks between two levels change both size and width."""
+    block, channels, last = _Blocks(config, embedding_width), config.channels, len(config.channels) - 1
+    encoder, decoder = [], []
+    for level, (width, count) in enumerate(zip(channels, config.blocks, strict=True)):
+        for i in range(count):
+            first = i == 0 and level > 0
+            options: dict[str, Any] = {"factor": 0.5} if first else {}
+            encoder.append(block(level, channels[level - 1] if first else width, width, gives_skip=i == count - 1, **options))
+    for level in range(last, -1, -1):
+        for i in range(config.blocks[level]):
+            decoder.append(block(level, channels[level] * (2 if i == 0 else 1), channels[level], takes_skip=i == 0))
+        if level:
+            wide, narrow = channels[level], channels[level - 1]
+            decoder.append(block(level - 1, wide, narrow, attends=False, factor=2, upsample_late=True))
+    return encoder, block.middle(), decoder
+
+
+def _check_config(config: Any) -> None:
+    def require(condition: bool, problem: str) -> None:
+        if not condition:
+            raise ValueError(f"this U-Net can't be built: {problem}")
+
+    require(config.prediction_type in PREDICTION_TYPES, f"prediction_type {config.prediction_type!r} is none of {PREDICTION_TYPES}")
+    require(config.layout in ("sr3", "efficient"), f"layout is {config.layout!r}, expected 'sr3' or 'efficient'")
+    require(config.norm in ("group", "pixel"), f"norm is {config.norm!r}, expected 'group' or 'pixel'")
+    require(
+        len(config.channels) == len(config.blocks) > 0 and min(config.blocks) > 0,
+        f"channels {config.channels} and blocks {config.blocks} must name the same levels, with at least one block each",
+    )
+    step = config.patch_size * 2 ** (len(config.channels) - 1)
+    require(config.sample_size % step == 0, f"sample_size {config.sample_size} is not divisible by {step} (patches and levels)")
+    uneven = [c for c in config.channels if c % 2 or (c > config.head_channels and c % config.head_channels)]
+    require(not uneven, f"channels {uneven} are not even multiples of head_channels {config.head_channels}")
+    if config.low_res_size is not None:
+        require(config.low_res_size <= config.sample_size, f"low_res_size {config.low_res_size} exceeds {config.sample_size}")
