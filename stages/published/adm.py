@@ -1,0 +1,274 @@
+"""The U-Net of OpenAI's diffusion projects: improved-diffusion, guided-diffusion (ADM) and consistency_models share it.
+
+Written from Nichol & Dhariwal 2021 (arXiv:2102.09672), Dhariwal & Nichol 2021 (arXiv:2105.05233, appendix) and the key names of the
+published files. The projects differ in `Architecture` only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a published file can't tell by itself.
+
+    in_channels, out_channels: Of the network; 6 inputs for a super-resolution network, 6 outputs with a learned variance.
+    width: Base width; level i is `width * channel_mult[i]` wide.
+    first_width: Output channels of the first convolution.
+    blocks: Residual blocks of a level.
+    attention_factors: Downsampling factors at which blocks attend.
+    heads: Number of heads in encoder and middle, used where `head_channels` is None; `decoder_heads` is that of the decoder.
+    head_channels: Width of a head, where it is fixed instead of their number.
+    attention_order: Row order of the joint qkv projection: "legacy" (head, qkv, channel) or "new" (qkv, head, channel).
+    attention_dims: Dimensions of the attention's 1x1 convolutions, 1 or 2; their weights are stored as 3-D or 4-D.
+    num_classes: Number of classes; None for an unconditional network.
+    scale_shift: Whether the embedding scales and shifts the second norm; otherwise it is added before it.
+    resblock_updown: Resample inside residual blocks; otherwise by convolutions of their own.
+    """
+
+    in_channels: int
+    out_channels: int
+    width: int
+    first_width: int
+    channel_mult: Sequence[float]
+    blocks: int
+    attention_factors: frozenset[int]
+    heads: int = 1
+    decoder_heads: int = 1
+    head_channels: int | None = None
+    attention_order: Literal["legacy", "new"] = "legacy"
+    attention_dims: Literal[1, 2] = 1
+    num_classes: int | None = None
+    scale_shift: bool = True
+    resblock_updown: bool = False
+    dropout: float = 0.0
+    embedding_width: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embedding_width", 4 * self.width)
+
+    def level_width(self, level: int) -> int:
+        return int(self.width * self.channel_mult[level])
+
+
+def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of `timesteps` [B] (any real number) at `width / 2` periods from 2 pi to 2 pi * 10000; float32 [B, width]."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    angles = timesteps.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Twice the size by nearest neighbours."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size by nearest neighbours and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(upsample(x))
+
+
+class ResBlock(nn.Module):
+    """Residual block with an embedding; `resample` comes between the first activation and the first convolution, and on the skip."""
+
+    def __init__(
+        self, arch: Architecture, channels: int, out_channels: int, resample: Literal["up", "down"] | None = None
+    ) -> None:
+        super().__init__()
+        self.scale_shift, self.resample = arch.scale_shift, resample
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(arch.embedding_width, out_channels * (2 if arch.scale_shift else 1)))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out_channels), nn.SiLU(), nn.Dropout(arch.dropout), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        norm, activation, convolution = self.in_layers
+        h = activation(norm(x))
+        if self.resample is not None:
+            h, x = (upsample(a) if self.resample == "up" else F.avg_pool2d(a, 2) for a in (h, x))
+        h = convolution(h)
+        norm, activation, dropout, convolution = self.out_layers
+        shift = self.emb_layers(embedding)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm(h), 1 + scale)
+        else:
+            h = norm(h + shift)
+        return self.skip_connection(x) + convolution(dropout(activation(h)))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions, added to its input."""
+
+    def __init__(self, arch: Architecture, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads if arch.head_channels is None else channels // arch.head_channels
+        if self.heads < 1 or channels % self.heads or (arch.head_channels and channels % arch.head_channels):
+            raise ValueError(
+                f"an attention block of {channels} channels can't be split into {self.heads or arch.head_channels} heads of equal width;"
+                " num_heads or num_head_channels does not fit num_channels and channel_mult"
+            )
+        self.order = arch.attention_order
+        convolution = nn.Conv1d if arch.attention_dims == 1 else nn.Conv2d
+        self.norm = nn.GroupNorm(32, channels)
+        self.qkv = convolution(channels, 3 * channels, 1)
+        self.proj_out = convolution(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        h = attend(_pointwise(self.qkv, h).flatten(2), self.heads, self.order)
+        return x + _pointwise(self.proj_out, h.view_as(x))
+
+
+def _pointwise(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of [B, C, H, W], whichever way its weight is stored."""
+    return F.conv2d(x, layer.weight.view(*layer.weight.shape[:2], 1, 1), layer.bias)
+
+
+def attend(qkv: Tensor, heads: int, order: Literal["legacy", "new"]) -> Tensor:
+    """Softmax attention of joint queries, keys and values [B, 3C, N] to [B, C, N]."""
+    b, channels, n = qkv.shape
+    split = (b, heads, 3, -1, n) if order == "legacy" else (b, 3, heads, channels // 3 // heads, n)
+    qkv = qkv.reshape(split)
+    q, k, v = (a.transpose(-1, -2) for a in qkv.unbind(2 if order == "legacy" else 1))
+    return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, channels // 3, n)
+
+
+class Stack(nn.ModuleList):
+    """Layers in a row, of which the residual blocks take the embedding."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+def time_mlp(width: int, embedding_width: int) -> nn.Sequential:
+    """The two linear layers between the sinusoidal embedding and the blocks."""
+    return nn.Sequential(nn.Linear(width, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width))
+
+
+def encoder(arch: Architecture) -> tuple[nn.ModuleList, list[int]]:
+    """The contracting half, and the width of each of its outputs."""
+    current = arch.first_width
+    stacks, widths = [Stack([nn.Conv2d(arch.in_channels, current, 3, padding=1)])], [current]
+    for level in range(len(arch.channel_mult)):
+        for _ in range(arch.blocks):
+            layers: list[nn.Module] = [ResBlock(arch, current, arch.level_width(level))]
+            current = arch.level_width(level)
+            if 2**level in arch.attention_factors:
+                layers.append(AttentionBlock(arch, current, arch.heads))
+            stacks.append(Stack(layers))
+            widths.append(current)
+        if level < len(arch.channel_mult) - 1:
+            stacks.append(Stack([ResBlock(arch, current, current, "down") if arch.resblock_updown else Downsample(current)]))
+            widths.append(current)
+    return nn.ModuleList(stacks), widths
+
+
+def middle(arch: Architecture, width: int) -> Stack:
+    """Two residual blocks on the lowest level with attention between them."""
+    return Stack([ResBlock(arch, width, width), AttentionBlock(arch, width, arch.heads), ResBlock(arch, width, width)])
+
+
+def decoder(arch: Architecture, widths: list[int]) -> tuple[nn.ModuleList, int]:
+    """The expanding half, which takes the encoder's outputs of the given widths from last to first, and its own last width."""
+    stacks, current, skips = [], widths[-1], list(widths)
+    for level in reversed(range(len(arch.channel_mult))):
+        for i in range(arch.blocks + 1):
+            layers: list[nn.Module] = [ResBlock(arch, current + skips.pop(), arch.level_width(level))]
+            current = arch.level_width(level)
+            if 2**level in arch.attention_factors:
+                layers.append(AttentionBlock(arch, current, arch.decoder_heads))
+            if level and i == arch.blocks:
+                layers.append(ResBlock(arch, current, current, "up") if arch.resblock_updown else Upsample(current))
+            stacks.append(Stack(layers))
+    return nn.ModuleList(stacks), current
+
+
+class UNet(nn.Module):
+    """OpenAI's U-Net as published: `network(x, timesteps, y)`.
+
+    Raises:
+        ValueError: if the heads don't divide a width.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.arch = arch
+        self.time_embed = time_mlp(arch.width, arch.embedding_width)
+        self.label_emb = nn.Embedding(arch.num_classes, arch.embedding_width) if arch.num_classes is not None else None
+        self.input_blocks, widths = encoder(arch)
+        self.middle_block = middle(arch, widths[-1])
+        self.output_blocks, last = decoder(arch, widths)
+        self.out = nn.Sequential(nn.GroupNorm(32, last), nn.SiLU(), nn.Conv2d(last, arch.out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Output of the network.
+
+        Args:
+            x: Noisy images, [B, in_channels, H, W].
+            timesteps: What the network was trained to see as time, [B], may be fractional.
+            y: Class indices, int64 [B]; None exactly for an unconditional network.
+
+        Returns:
+            [B, out_channels, H, W] in the number type of the weights; with a learned variance its value comes after the prediction.
+
+        Raises:
+            ValueError: if `y` is missing or there are no classes.
+        """
+        if (y is None) != (self.label_emb is None):
+            raise ValueError(
+                "this network has no classes, leave y out" if y is not None else f"this network knows {self.arch.num_classes} classes: y is missing"
+            )
+        dtype = self.out[2].weight.dtype
+        embedding = self.time_embed(timestep_embedding(timesteps, self.arch.width).to(dtype))
+        if self.label_emb is not None:
+            embedding = embedding + self.label_emb(y)
+        h, skips = x.to(dtype), []
+        for stack in self.input_blocks:
+            h = stack(h, embedding)
+            skips.append(h)
+        h = self.middle_block(h, embedding)
+        for stack in self.output_blocks:
+            h = stack(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.out(h)
+
+
+class SuperResUNet(UNet):
+    """The same with a low-resolution image, upsampled bilinearly and concatenated after the noisy one."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, timesteps: Tensor, low_res: Tensor, y: Tensor | None = None
+    ) -> Tensor:
+        """As `UNet.forward`; `low_res` are images in [-1, 1], [B, 3, h, w]."""
+        upsampled = F.interpolate(low_res.float(), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return super().forward(torch.cat([x, upsampled.to(x)], dim=1), timesteps, y)

@@ -1,0 +1,86 @@
+"""Clocks of published networks: what each was trained to see as time, as a function of log-SNR; and their denoisers' common half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from stages.noise import like_image, sigma_of, signal_and_noise
+
+STEP_TOLERANCE = 0.01
+"""A time this close to a whole step is that step: schedulers keep alpha_bar in float32, which can't place it better at the clean end."""
+
+
+def steps_of(log_snr: Tensor, table: Tensor) -> Tensor:
+    """Fractional step at which a table of falling log-SNRs has `log_snr`, held at its ends; shape of `log_snr`, float32.
+
+    Linear between two entries; within `STEP_TOLERANCE` of a whole step it is that step.
+    """
+    levels = log_snr.detach().double().cpu().numpy()
+    steps = np.interp(-levels, -table.numpy(), np.arange(len(table), dtype=np.float64))
+    whole = np.round(steps)
+    steps = np.where(np.abs(steps - whole) < STEP_TOLERANCE, whole, steps)
+    return torch.from_numpy(np.asarray(steps, dtype=np.float32)).to(log_snr.device)
+
+
+class PublishedDenoiser(ModelMixin, ConfigMixin):
+    """What the denoisers of all published families share. Each is a `stages.denoiser.Denoiser` around the raw network `network`.
+
+    Each names `ModelMixin` as a base again: diffusers finds out how to load a class by looking for that name in the class's own module.
+
+    Args:
+        published: The family's own configuration, shaped as `stages.published.load` takes it.
+        sample_size: Side of the images that it makes; follows from `published`, written beside it for readers of the config.
+        low_res_size: Side of the images that it refines, None for a base; follows from `published` too.
+
+    Raises:
+        ValueError: if the configuration does not describe a network of the family.
+    """
+
+    network: nn.Module
+    prediction_type: str = "epsilon"
+    num_classes: int | None = None
+    null_label: int | None = None
+    learned_variance: bool = False
+
+    @register_to_config
+    def __init__(
+        self, published: Mapping[str, Any], sample_size: int | None = None, low_res_size: int | None = None
+    ) -> None:
+        super().__init__()
+        sample_size, low_res_size = self.setup(published)
+        self.register_to_config(published=dict(published), sample_size=sample_size, low_res_size=low_res_size)
+
+    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
+        """Build the network, set the facts that differ from those above, and return `sample_size` and `low_res_size`."""
+        raise NotImplementedError
+
+
+class SteppedDenoiser(PublishedDenoiser):
+    """A denoiser whose network sees the number of a step of the schedule that it was trained with."""
+
+    table: Tensor
+    """Log-SNR of every step, float64 on the CPU; no buffer, so that a change of number type leaves it alone."""
+
+    def steps(self, log_snr: Tensor) -> Tensor:
+        """Steps of the schedule, fractional, [B], for log-SNRs [B]."""
+        return steps_of(log_snr, self.table)
+
+
+class SigmaDenoiser(PublishedDenoiser):
+    """A denoiser whose network takes EDM's noisy image `x0 + sigma eps` with its sigma, and predicts x0."""
+
+    prediction_type = "sample"
+
+    @staticmethod
+    def exploding(x_t: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """The same noisy image as EDM has it, float32 [B, C, H, W], and its sigma, float32 [B]."""
+        alpha, _ = signal_and_noise(log_snr.double())
+        x = x_t.float() / like_image(alpha.float(), x_t.float())
+        return x, sigma_of(log_snr.double()).float()

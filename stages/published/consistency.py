@@ -1,0 +1,173 @@
+"""consistency_models: networks that map a noisy image to a clean one in a step or two (Song et al. 2023, arXiv:2303.01469).
+
+Family `consistency`; configurations hold the flags of the project's scripts, and `training_mode` where it is not distillation or
+consistency training: the project's own EDM teachers have "edm". The networks know no null class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from stages.noise import like_image
+from stages.published import adm
+from stages.published.clock import SigmaDenoiser
+from stages.published.edm import SIGMA_DATA, preconditioning
+from stages.published.openai import WITHOUT_EFFECT, openai_architecture
+from stages.published.options import section
+
+BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
+"""Width multipliers that the project's scripts choose where none are given."""
+
+_FLAGS = (
+    "image_size", "sigma_min", "sigma_max", "num_channels", "num_res_blocks", "num_heads", "num_head_channels", "attention_resolutions",
+    "class_cond", "use_scale_shift_norm", "resblock_updown", "learn_sigma",
+)  # fmt: skip
+_OPTIONAL = ("num_heads_upsample", "channel_mult", "use_new_attention_order", *WITHOUT_EFFECT)
+
+
+class ConsistencyNetwork(adm.UNet):
+    """The raw network with its scalings: `network(x, sigma, y)` gives the denoised image.
+
+    A consistency model leaves an image at `sigma_min` as it is; the EDM teacher of one has EDM's own scalings (`boundary` False).
+    """
+
+    def __init__(self, arch: adm.Architecture, sigma_min: float, boundary: bool) -> None:
+        super().__init__(arch)
+        self.sigma_min, self.boundary = sigma_min, boundary
+
+    def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
+        """Denoised images, shape and number type of `x`.
+
+        Args:
+            x: Noisy images `x0 + sigma eps`, unscaled, [B, 3, H, W].
+            sigma: Noise std, [B].
+            y: Class indices, int64 [B]; None exactly for an unconditional network.
+        """
+        c_skip, c_out, c_in = preconditioning(sigma)
+        if self.boundary:
+            above = sigma - self.sigma_min
+            c_skip = SIGMA_DATA**2 / (above**2 + SIGMA_DATA**2)
+            c_out = above * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2) ** 0.5
+        output = super().forward(like_image(c_in, x) * x, 250 * torch.log(sigma + 1e-44), y)
+        return like_image(c_skip, x) * x + like_image(c_out, x) * output.to(x)
+
+
+def build(config: Mapping[str, Any]) -> ConsistencyNetwork:
+    """The raw network of a configuration. Its attention order is always the new one, whatever the flag says.
+
+    Raises:
+        ValueError: if an option is missing, unknown or impossible.
+    """
+    flags = section(config, "flags", _FLAGS, _OPTIONAL)
+    arch = openai_architecture(config, flags, BY_SIZE, flags["image_size"], attention_order="new", attention_dims=2)
+    return ConsistencyNetwork(arch, flags["sigma_min"], is_distilled(config))
+
+
+def is_distilled(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of a consistency model, and not of the diffusion model that taught it.
+
+    Raises:
+        ValueError: for a training mode that is neither.
+    """
+    mode = config.get("training_mode", "consistency_distillation")
+    if mode not in ("consistency_distillation", "consistency_training", "edm"):
+        raise ValueError(f"training_mode is {mode!r}, expected 'consistency_distillation', 'consistency_training' or 'edm'")
+    return mode != "edm"
+
+
+class ConsistencyDenoiser(SigmaDenoiser, ModelMixin):
+    """A consistency model, or the diffusion model that taught it, as a denoiser that predicts x0."""
+
+    network: ConsistencyNetwork
+
+    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
+        self.network = build(published)
+        self.num_classes = self.network.arch.num_classes
+        return published["flags"]["image_size"], None
+
+    def forward(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`; a base model, so `low_res` and `aug_level` are ignored."""
+        x, sigma = self.exploding(x_t, log_snr)
+        return self.network(x, sigma, class_labels)
+
+
+@dataclass
+class ConsistencySchedulerOutput(BaseOutput):
+    """prev_sample: The less noisy images, [B, C, H, W]."""
+
+    prev_sample: Tensor
+
+
+class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
+    """One- and few-step sampling of a consistency model: denoise, add less noise, denoise (arXiv:2303.01469, Algorithm 1).
+
+    The stock `CMStochasticIterativeScheduler` applies the model's scalings itself, so it can't be given a denoised image.
+
+    Args:
+        sigma_min, sigma_max, rho: Noise levels lie evenly between these two in `sigma^(1/rho)`.
+        num_levels: Number of these levels.
+        steps: Levels at which the model was published to be evaluated in so many steps; other numbers of steps are spread evenly.
+    """
+
+    order = 1
+    init_noise_sigma: float
+
+    @register_to_config
+    def __init__(
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        num_levels: int = 40,
+        steps: Sequence[int] = (0, 22),
+        prediction_type: str = "sample",
+    ) -> None:
+        self.init_noise_sigma = sigma_max
+        self.set_timesteps(len(steps))
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Choose `num_inference_steps` levels; `sigmas` are theirs and sigma_min, `timesteps` the levels themselves."""
+        count, config = num_inference_steps, self.config
+        levels = config.steps if count == len(config.steps) else [i * (config.num_levels - 1) / count for i in range(count)]
+        places = torch.tensor([*levels, config.num_levels - 1], dtype=torch.float64) / (config.num_levels - 1)
+        high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+        self.sigmas = ((high + places * (low - high)) ** config.rho).float().to(device)
+        self.timesteps = torch.tensor(levels, dtype=torch.float32, device=device)
+        self.step_index = 0
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """The variance preserving image of `sample`, whose noise has std sigma."""
+        sigma = float(self.sigmas[self.step_index])
+        return sample / (sigma**2 + 1) ** 0.5
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> ConsistencySchedulerOutput:
+        """The denoised images `model_output`, clipped to [-1, 1], with the noise of the next level; none after the last."""
+        self.step_index += 1
+        denoised = model_output.clamp(-1, 1)
+        if self.step_index == len(self.timesteps):
+            return ConsistencySchedulerOutput(prev_sample=denoised)
+        std = (float(self.sigmas[self.step_index]) ** 2 - self.config.sigma_min**2) ** 0.5
+        noise = randn_tensor(denoised.shape, generator=generator, device=denoised.device, dtype=denoised.dtype)
+        return ConsistencySchedulerOutput(prev_sample=denoised + std * noise)

@@ -1,0 +1,230 @@
+"""EDM's ADM-style network with its preconditioning (Karras et al. 2022, arXiv:2206.00364).
+
+Family `edm`; configurations hold the constructor arguments `init_kwargs` that a published pickle records. The published weights were
+trained without dropping labels: classifier-free guidance is impossible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from stages.noise import like_image
+from stages.published.adm import timestep_embedding, upsample
+from stages.published.clock import SigmaDenoiser
+from stages.published.options import section
+
+SIGMA_DATA = 0.5
+"""Std of the training images, as all published EDM networks take it."""
+
+_NEEDED = ("img_resolution", "img_channels", "label_dim", "model_type")
+_DEFAULTS: dict[str, Any] = {
+    "model_channels": 192, "channel_mult": [1, 2, 3, 4], "channel_mult_emb": 4, "num_blocks": 3, "attn_resolutions": [32, 16, 8],
+    "augment_dim": 0, "label_dropout": 0, "sigma_data": SIGMA_DATA,
+}  # fmt: skip
+_WITHOUT_EFFECT = ("use_fp16", "sigma_min", "sigma_max", "dropout")
+
+
+def preconditioning(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> tuple[Tensor, Tensor, Tensor]:
+    """Scalings (c_skip, c_out, c_in) of an EDM network at noise std `sigma` [B] (arXiv:2206.00364, table 1)."""
+    total = sigma**2 + sigma_data**2
+    return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt()
+
+
+def label_vectors(class_labels: Tensor | None, x: Tensor, label_dim: int) -> Tensor | None:
+    """Class vectors float32 [B, label_dim]: as given, one-hot for indices int64 [B] (`label_dim` = no class), zero for None.
+
+    Returns None for a network without classes.
+
+    Raises:
+        ValueError: if the vectors have another length, or there are no classes.
+    """
+    if label_dim == 0:
+        if class_labels is not None:
+            raise ValueError("this network has no classes, leave class_labels out")
+        return None
+    if class_labels is None:
+        return torch.zeros(len(x), label_dim, device=x.device)
+    if class_labels.ndim == 1:
+        return F.one_hot(class_labels, label_dim + 1)[:, :label_dim].float()
+    if class_labels.shape != (len(x), label_dim):
+        raise ValueError(f"class_labels have shape {tuple(class_labels.shape)}, expected {(len(x), label_dim)} one-hot or ({len(x)},) indices")
+    return class_labels.float()
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 4), channels)
+
+
+class Block(nn.Module):
+    """Residual block with scale and shift by the embedding; attention, where it has heads, comes after it."""
+
+    def __init__(
+        self, channels: int, out_channels: int, embedding_width: int, *, heads: int = 0, resample: str | None = None, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.heads, self.resample, self.dropout = channels, heads, resample, dropout
+        self.norm0 = norm(channels)
+        self.conv0 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.affine = nn.Linear(embedding_width, 2 * out_channels)
+        self.norm1 = norm(out_channels)
+        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        if heads:
+            self.norm2 = norm(out_channels)
+            self.qkv = nn.Conv2d(out_channels, 3 * out_channels, 1)
+            self.proj = nn.Conv2d(out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = F.silu(self.norm0(x))
+        if self.resample is not None:
+            h, x = (upsample(a) if self.resample == "up" else F.avg_pool2d(a, 2) for a in (h, x))
+        h = self.conv0(h)
+        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        x = self.skip(x) + self.conv1(F.dropout(h, self.dropout, self.training))
+        return x + self.proj(attend(self.qkv(self.norm2(x)), self.heads)) if self.heads else x
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Softmax attention of [B, 3C, H, W] to [B, C, H, W], whose channels run over (head, channel, qkv)."""
+    b, channels, height, width = qkv.shape
+    q, k, v = qkv.reshape(b, heads, channels // 3 // heads, 3, height * width).transpose(2, 4).unbind(3)
+    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, channels // 3, height, width)
+
+
+class UNet(nn.Module):
+    """The raw network F of `EDMNetwork`, called with the scaled image and `c_noise`."""
+
+    def __init__(self, options: Mapping[str, Any], channels_per_head: int) -> None:
+        super().__init__()
+        width, blocks, size = options["model_channels"], options["num_blocks"], options["img_resolution"]
+        mult, attending = options["channel_mult"], options["attn_resolutions"]
+        embedding_width = width * options["channel_mult_emb"]
+        self.width = width
+        self.map_augment = nn.Linear(options["augment_dim"], width, bias=False) if options["augment_dim"] else None
+        self.map_layer0 = nn.Linear(width, embedding_width)
+        self.map_layer1 = nn.Linear(embedding_width, embedding_width)
+        self.map_label = nn.Linear(options["label_dim"], embedding_width, bias=False) if options["label_dim"] else None
+
+        def block(channels: int, out_channels: int, attends: bool = False, **settings: Any) -> Block:
+            heads = out_channels // channels_per_head if attends else 0
+            return Block(channels, out_channels, embedding_width, heads=heads, dropout=options.get("dropout", 0.1), **settings)
+
+        self.enc = nn.ModuleDict()
+        current, widths = options["img_channels"], []
+        for level, factor in enumerate(mult):
+            side = size >> level
+            if level == 0:
+                self.enc[f"{side}x{side}_conv"] = nn.Conv2d(current, width * factor, 3, padding=1)
+                current = width * factor
+            else:
+                self.enc[f"{side}x{side}_down"] = block(current, current, resample="down")
+            widths.append(current)
+            for i in range(blocks):
+                self.enc[f"{side}x{side}_block{i}"] = block(current, width * factor, side in attending)
+                current = width * factor
+                widths.append(current)
+        self.dec = nn.ModuleDict()
+        for level, factor in reversed(list(enumerate(mult))):
+            side = size >> level
+            if level == len(mult) - 1:
+                self.dec[f"{side}x{side}_in0"] = block(current, current, True)
+                self.dec[f"{side}x{side}_in1"] = block(current, current)
+            else:
+                self.dec[f"{side}x{side}_up"] = block(current, current, resample="up")
+            for i in range(blocks + 1):
+                self.dec[f"{side}x{side}_block{i}"] = block(current + widths.pop(), width * factor, side in attending)
+                current = width * factor
+        self.out_norm = norm(current)
+        self.out_conv = nn.Conv2d(current, options["img_channels"], 3, padding=1)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor | None) -> Tensor:
+        dtype = self.out_conv.weight.dtype
+        embedding = F.silu(self.map_layer0(timestep_embedding(c_noise, self.width).to(dtype)))
+        embedding = self.map_layer1(embedding)
+        if self.map_label is not None and label_vectors is not None:
+            embedding = embedding + self.map_label(label_vectors.to(dtype))
+        embedding = F.silu(embedding)
+        h, skips = x.to(dtype), []
+        for layer in self.enc.values():
+            h = layer(h, embedding) if isinstance(layer, Block) else layer(h)
+            skips.append(h)
+        for layer in self.dec.values():
+            h = layer(h if h.shape[1] == layer.in_channels else torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.out_conv(F.silu(self.out_norm(h)))
+
+
+class EDMNetwork(nn.Module):
+    """The raw network with its preconditioning: `network(x, sigma, class_labels)` gives the denoised image D(x; sigma)."""
+
+    def __init__(self, options: Mapping[str, Any], channels_per_head: int) -> None:
+        super().__init__()
+        self.sigma_data, self.label_dim = options["sigma_data"], options["label_dim"]
+        self.model = UNet(options, channels_per_head)
+
+    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Denoised images, shape and number type of `x`.
+
+        Args:
+            x: Noisy images `x0 + sigma eps`, unscaled, [B, C, H, W].
+            sigma: Noise std, [B].
+            class_labels: One-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not trained for.
+        """
+        c_skip, c_out, c_in = preconditioning(sigma, self.sigma_data)
+        labels = label_vectors(class_labels, x, self.label_dim)
+        output = self.model(like_image(c_in, x) * x, sigma.log() / 4, labels)
+        return like_image(c_skip, x) * x + like_image(c_out, x) * output.to(x)
+
+
+def build(config: Mapping[str, Any]) -> EDMNetwork:
+    """The raw network of a configuration; `channels_per_head` beside `init_kwargs` is 64 where it is not given, as in the source.
+
+    Raises:
+        ValueError: if an option is missing or unknown, or the network is of another type than the published ImageNet-64 one.
+    """
+    given = section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))
+    if given["model_type"] != "DhariwalUNet":
+        raise ValueError(f"model_type is {given['model_type']!r}, but of EDM's networks only 'DhariwalUNet' (ImageNet-64) is supported")
+    return EDMNetwork({**_DEFAULTS, **given}, config.get("channels_per_head", 64))
+
+
+def drop_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file without its resampling filters, which only say 2x2 mean.
+
+    Raises:
+        ValueError: if a filter says something else.
+    """
+    filters = {key for key in tensors if key.endswith(".resample_filter")}
+    if wrong := sorted(key for key in filters if tensors[key].shape != (1, 1, 2, 2) or not (tensors[key] == 0.25).all()):
+        raise ValueError(f"{wrong[0]} is not the 2x2 mean of the published network; another resampling filter is not supported")
+    return {key: value for key, value in tensors.items() if key not in filters}
+
+
+class EDMDenoiser(SigmaDenoiser, ModelMixin):
+    """EDM's ImageNet-64 network as a denoiser that predicts x0."""
+
+    network: EDMNetwork
+
+    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
+        self.network = build(published)
+        options = published["init_kwargs"]
+        self.num_classes = options["label_dim"] or None
+        self.null_label = self.num_classes if options.get("label_dropout") else None
+        return options["img_resolution"], None
+
+    def forward(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`; a base model, so `low_res` and `aug_level` are ignored."""
+        return self.network(*self.exploding(x_t, log_snr), class_labels)

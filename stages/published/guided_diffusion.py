@@ -1,0 +1,180 @@
+"""guided-diffusion, known as ADM: base models, upsamplers, and the classifiers that guide them (Dhariwal & Nichol 2021, arXiv:2105.05233).
+
+Families `guided-diffusion`, `guided-diffusion-sr` and `guided-diffusion-classifier`; configurations hold the flags of the project's
+scripts. The base models know no null class: guidance is by a classifier (`ClassifierGuidance`), not classifier-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from stages.noise import like_image, signal_and_noise
+from stages.published import adm
+from stages.published.openai import WITHOUT_EFFECT, OpenAIDenoiser, attention_factors, levels, openai_architecture
+from stages.published.options import section
+
+BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
+BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)}
+"""Width multipliers that the project's scripts choose where none are given."""
+
+_FLAGS = (
+    "num_channels", "num_res_blocks", "num_heads", "num_head_channels", "attention_resolutions", "class_cond",
+    "use_scale_shift_norm", "resblock_updown", "learn_sigma", "diffusion_steps", "noise_schedule", "predict_xstart", "rescale_timesteps",
+)  # fmt: skip
+_OPTIONAL = ("num_heads_upsample", "channel_mult", *WITHOUT_EFFECT)
+
+
+def build(config: Mapping[str, Any]) -> adm.UNet:
+    """The raw base network of a configuration, `network(x, timesteps, y)`.
+
+    Raises:
+        ValueError: if an option is missing, unknown or impossible.
+    """
+    flags = section(config, "flags", ("image_size", "use_new_attention_order", *_FLAGS), _OPTIONAL)
+    order = "new" if flags["use_new_attention_order"] else "legacy"
+    return adm.UNet(openai_architecture(config, flags, BY_SIZE, flags["image_size"], attention_order=order))
+
+
+def build_sr(config: Mapping[str, Any]) -> adm.SuperResUNet:
+    """The raw upsampler of a configuration, `network(x, timesteps, low_res, y)`. Its attention order is always the legacy one.
+
+    Raises:
+        ValueError: if an option is missing, unknown or impossible.
+    """
+    flags = section(config, "flags", ("large_size", "small_size", *_FLAGS), _OPTIONAL)
+    return adm.SuperResUNet(openai_architecture(config, flags, BY_SIZE_SR, flags["large_size"], in_channels=6))
+
+
+class GuidedDiffusionDenoiser(OpenAIDenoiser, ModelMixin):
+    """An ADM base model or upsampler as a denoiser."""
+
+    def build(self, published: Mapping[str, Any]) -> adm.UNet:
+        return build_sr(published) if "large_size" in published["flags"] else build(published)
+
+
+class AttentionPool(nn.Module):
+    """Attention of the mean feature over all positions, the classifier's last layer; [B, C, s, s] to [B, out]."""
+
+    def __init__(self, side: int, channels: int, head_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.positional_embedding = nn.Parameter(torch.randn(channels, side**2 + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2)
+        x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding
+        return self.c_proj(adm.attend(self.qkv_proj(x), self.heads, "new"))[:, :, 0]
+
+
+class Classifier(nn.Module):
+    """The contracting half of an ADM network as a classifier of noisy images: `network(x, timesteps)` gives logits [B, classes]."""
+
+    def __init__(self, arch: adm.Architecture, side: int) -> None:
+        super().__init__()
+        self.arch = arch
+        self.time_embed = adm.time_mlp(arch.width, arch.embedding_width)
+        self.input_blocks, widths = adm.encoder(arch)
+        self.middle_block = adm.middle(arch, widths[-1])
+        pool = AttentionPool(side, widths[-1], arch.head_channels or widths[-1], arch.out_channels)
+        self.out = nn.Sequential(nn.GroupNorm(32, widths[-1]), nn.SiLU(), pool)
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """Logits [B, classes] of noisy images `x` [B, 3, H, W] at `timesteps` [B] of the diffusion model's own clock."""
+        dtype = self.out[0].weight.dtype
+        embedding = self.time_embed(adm.timestep_embedding(timesteps, self.arch.width).to(dtype))
+        h = x.to(dtype)
+        for stack in self.input_blocks:
+            h = stack(h, embedding)
+        return self.out(self.middle_block(h, embedding))
+
+
+def build_classifier(config: Mapping[str, Any]) -> Classifier:
+    """The raw classifier of a configuration with the flags of `classifier_defaults`. Only the published pooling, "attention", is known.
+
+    Raises:
+        ValueError: if an option is missing, unknown or impossible.
+    """
+    names = ("width", "depth", "attention_resolutions", "use_scale_shift_norm", "resblock_updown", "pool")
+    flags = section(config, "flags", ("image_size", *(f"classifier_{name}" for name in names)), ("classifier_use_fp16",))
+    if flags["classifier_pool"] != "attention":
+        raise ValueError(f"classifier_pool is {flags['classifier_pool']!r}, but only the published pooling 'attention' is supported")
+    size, width = flags["image_size"], flags["classifier_width"]
+    mult = levels(config, flags, BY_SIZE, size)
+    arch = adm.Architecture(
+        in_channels=3,
+        out_channels=config.get("num_classes", 1000),
+        width=width,
+        first_width=int(mult[0] * width),
+        channel_mult=mult,
+        blocks=flags["classifier_depth"],
+        attention_factors=attention_factors({"attention_resolutions": flags["classifier_attention_resolutions"]}, size),
+        head_channels=64,
+        scale_shift=flags["classifier_use_scale_shift_norm"],
+        resblock_updown=flags["classifier_resblock_updown"],
+    )
+    return Classifier(arch, side=size // 2 ** (len(mult) - 1))
+
+
+class ClassifierGuidance:
+    """A denoiser pushed towards its class by a classifier of noisy images; a `Denoiser` itself (arXiv:2105.05233, Algorithm 2).
+
+    The predicted noise loses `sigma_vp * scale * grad log p(class | x_t)`. With DDIM this is the published method. With ancestral
+    sampling the project shifts the mean by `variance * scale * grad` after clipping x0 instead; the two agree to first order in the step.
+
+    Args:
+        denoiser: An epsilon-predicting base model of this family, with or without classes.
+        classifier: Raw network of family `guided-diffusion-classifier`, trained on the same schedule.
+        scale: Strength of the guidance; 0 = none. Published: 1.0 at 64 px, 0.5 at 128, 1.0 at 256 (10.0 without classes), 4.0 at 512.
+
+    Raises:
+        ValueError: if the denoiser predicts something else than the noise.
+    """
+
+    def __init__(self, denoiser: GuidedDiffusionDenoiser, classifier: Classifier, scale: float) -> None:
+        if denoiser.prediction_type != "epsilon":
+            raise ValueError(f"classifier guidance needs a model that predicts epsilon, this one predicts {denoiser.prediction_type!r}")
+        self.denoiser, self.classifier, self.scale = denoiser, classifier, scale
+        self.prediction_type = denoiser.prediction_type
+        self.num_classes: int | None = classifier.arch.out_channels
+        self.null_label: int | None = None
+        self.learned_variance = denoiser.learned_variance
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`.
+
+        Raises:
+            ValueError: if `class_labels` is missing.
+        """
+        if class_labels is None:
+            raise ValueError(f"classifier guidance needs class_labels, indices from 0 to {self.classifier.arch.out_channels - 1}")
+        own_labels = class_labels if self.denoiser.num_classes is not None else None
+        prediction = self.denoiser(x_t, log_snr, own_labels, low_res, aug_level)
+        if self.scale == 0:
+            return prediction
+        _, sigma_vp = signal_and_noise(log_snr)
+        push = like_image(sigma_vp, prediction) * self.scale * self.gradient(x_t, log_snr, class_labels).to(prediction)
+        channels = x_t.shape[1]
+        return torch.cat([prediction[:, :channels] - push, prediction[:, channels:]], dim=1)
+
+    def gradient(self, x_t: Tensor, log_snr: Tensor, class_labels: Tensor) -> Tensor:
+        """Gradient of log p(class | x_t) with respect to the noisy images, [B, 3, H, W]."""
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            log_p = self.classifier(x, self.denoiser.timesteps(log_snr)).log_softmax(dim=1)
+            return torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
+
+

@@ -1,0 +1,307 @@
+"""The unofficial SR3 by Janspiry, in its two variants: a network that sees the noise level, and one that sees the step.
+
+Families `sr3` (Saharia et al. 2021, arXiv:2104.07636, as that project reads it) and `sr3-ddpm`; configurations hold that project's own
+`unet`, `diffusion` and `beta_schedule` sections. Published weights make faces, without classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from stages.noise import LinearSchedule, alpha_bar_of
+from stages.published.adm import upsample
+from stages.published.clock import PublishedDenoiser, SteppedDenoiser
+from stages.published.options import section
+
+SCHEDULE_BUFFERS = (
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+)  # fmt: skip
+"""Tensors that a published file holds beside the network's."""
+
+_UNET = ("in_channel", "out_channel", "inner_channel", "norm_groups", "channel_multiplier", "attn_res", "res_blocks")
+
+
+class Features(nn.Module):
+    """Sines, then cosines, of values [B]; float32 [B, width]. Where the file keeps the frequencies (`stored`), they are a buffer."""
+
+    inv_freq: Tensor
+
+    def __init__(self, width: int, stored: bool) -> None:
+        super().__init__()
+        self.width = width
+        if stored:
+            self.register_buffer("inv_freq", self.frequencies(None))
+
+    def frequencies(self, device: torch.device | None) -> Tensor:
+        return torch.exp(-math.log(10000) * torch.arange(self.width // 2, dtype=torch.float32, device=device) / (self.width // 2))
+
+    def forward(self, values: Tensor) -> Tensor:
+        frequencies = self.inv_freq.float() if "inv_freq" in self._buffers else self.frequencies(values.device)
+        angles = values.float()[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class NormActConv(nn.Module):
+    def __init__(self, channels: int, out_channels: int, groups: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.block = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Dropout(dropout), convolution)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class AddLinear(nn.Module):
+    """Adds a linear function of the embedding to an image."""
+
+    def __init__(self, embedding_width: int, channels: int) -> None:
+        super().__init__()
+        self.noise_func = nn.Sequential(nn.Linear(embedding_width, channels))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.noise_func(embedding)
+
+
+class ResBlock(nn.Module):
+    """Residual block; the embedding is added between the convolutions, activated first in the `stepped` variant."""
+
+    def __init__(
+        self, channels: int, out_channels: int, embedding_width: int, groups: int, dropout: float, stepped: bool
+    ) -> None:
+        super().__init__()
+        if stepped:
+            self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, out_channels))
+        else:
+            self.noise_func = AddLinear(embedding_width, out_channels)
+        self.stepped = stepped
+        self.block1 = NormActConv(channels, out_channels, groups)
+        self.block2 = NormActConv(out_channels, out_channels, groups, dropout)
+        self.res_conv = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        shift = (self.mlp if self.stepped else self.noise_func)(embedding)
+        return self.block2(self.block1(x) + shift[:, :, None, None]) + self.res_conv(x)
+
+
+class Attention(nn.Module):
+    """Self-attention of one head, added to its input."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + self.out(h.transpose(1, 2).reshape(x.shape))
+
+
+class AttendingBlock(nn.Module):
+    """Residual block, with attention after it or without."""
+
+    def __init__(self, channels: int, out_channels: int, unet: Mapping[str, Any], stepped: bool, attends: bool) -> None:
+        super().__init__()
+        groups = unet["norm_groups"]
+        self.res_block = ResBlock(channels, out_channels, unet["inner_channel"], groups, unet.get("dropout", 0), stepped)
+        self.attn = Attention(out_channels, groups) if attends else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attn(self.res_block(x, embedding))
+
+
+class Resample(nn.Module):
+    """Half the size by a strided convolution, or twice by nearest neighbours and a convolution."""
+
+    def __init__(self, channels: int, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(upsample(x) if self.up else x)
+
+
+class SR3Network(nn.Module):
+    """The raw network: `network(x, cond, noise_level)` or, `stepped`, `network(x, cond, t)` gives the predicted noise."""
+
+    def __init__(self, unet: Mapping[str, Any], size: int, stepped: bool) -> None:
+        super().__init__()
+        width, blocks = unet["inner_channel"], unet["res_blocks"]
+        widths = [width * factor for factor in unet["channel_multiplier"]]
+        self.stepped = stepped
+        mlp = nn.Sequential(Features(width, stepped), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        self.add_module("time_mlp" if stepped else "noise_level_mlp", mlp)
+
+        def block(channels: int, out_channels: int, attends: bool) -> AttendingBlock:
+            return AttendingBlock(channels, out_channels, unet, stepped, attends)
+
+        self.downs = nn.ModuleList([nn.Conv2d(unet["in_channel"], width, 3, padding=1)])
+        current, skips = width, [width]
+        for level, out in enumerate(widths):
+            for _ in range(blocks):
+                self.downs.append(block(current, out, size >> level in unet["attn_res"]))
+                current = out
+                skips.append(current)
+            if level < len(widths) - 1:
+                self.downs.append(Resample(current, up=False))
+                skips.append(current)
+        self.mid = nn.ModuleList([block(current, current, True), block(current, current, False)])
+        self.ups = nn.ModuleList()
+        for level, out in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.ups.append(block(current + skips.pop(), out, size >> level in unet["attn_res"]))
+                current = out
+            if level:
+                self.ups.append(Resample(current, up=True))
+        self.final_conv = NormActConv(current, unet["out_channel"], unet["norm_groups"])
+
+    def forward(
+        self, x: Tensor, cond: Tensor | None = None, noise_level: Tensor | None = None, t: Tensor | None = None
+    ) -> Tensor:
+        """Predicted noise, [B, 3, H, W] in the number type of the weights.
+
+        Args:
+            x: Noisy images, [B, 3, H, W].
+            cond: Images to refine, in [-1, 1], already upsampled to the size of `x`; None for an unconditional network.
+            noise_level: sqrt(alpha_bar) in [0, 1], [B] or [B, 1]; for `sr3` only.
+            t: Step, [B]; for `sr3-ddpm` only.
+
+        Raises:
+            ValueError: if the network's own clock is not given.
+        """
+        clock = t if self.stepped else noise_level
+        if clock is None:
+            raise ValueError(f"this network sees the {'step: t' if self.stepped else 'noise level: noise_level'} is missing")
+        features, *layers = self.time_mlp if self.stepped else self.noise_level_mlp  # type: ignore[misc]
+        dtype = layers[0].weight.dtype
+        embedding = features(clock.flatten()).to(dtype)
+        for layer in layers:
+            embedding = layer(embedding)
+        h, skips = (x if cond is None else torch.cat([cond, x], dim=1)).to(dtype), []
+        for layer in self.downs:
+            h = layer(h, embedding) if isinstance(layer, AttendingBlock) else layer(h)
+            skips.append(h)
+        for layer in self.mid:
+            h = layer(h, embedding)
+        for layer in self.ups:
+            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, AttendingBlock) else layer(h)
+        return self.final_conv(h)
+
+
+def build(config: Mapping[str, Any]) -> SR3Network:
+    """The raw network of a configuration of family `sr3` or `sr3-ddpm`, which its key `family` tells apart.
+
+    Raises:
+        ValueError: if an option is missing or unknown.
+    """
+    unet = section(config, "unet", _UNET, ("dropout",))
+    diffusion = section(config, "diffusion", ("image_size",), ("channels", "conditional"))
+    return SR3Network(unet, diffusion["image_size"], stepped=config["family"] == "sr3-ddpm")
+
+
+def schedule(config: Mapping[str, Any], name: str = "beta_schedule") -> LinearSchedule:
+    """A noise schedule of a configuration.
+
+    Raises:
+        ValueError: if it is not linear, or an option is missing or unknown.
+    """
+    options = section(config, name, ("schedule", "n_timestep", "linear_start", "linear_end"))
+    if options["schedule"] != "linear":
+        raise ValueError(f"the {name} is {options['schedule']!r}, but only 'linear', that of the published weights, is supported")
+    return LinearSchedule(beta_start=options["linear_start"], beta_end=options["linear_end"], num_steps=options["n_timestep"])
+
+
+def sampling_schedule(config: Mapping[str, Any]) -> LinearSchedule:
+    """The schedule that the project samples by: the one of training, if there is no other."""
+    return schedule(config, "sampling_beta_schedule" if "sampling_beta_schedule" in config else "beta_schedule")
+
+
+def network_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's own tensors of a published file, whose schedule has to be that of the configuration.
+
+    Raises:
+        ValueError: if the file holds another schedule.
+    """
+    betas, options = tensors.get("betas"), schedule(config)
+    if betas is not None:
+        expected = torch.linspace(options.beta_start, options.beta_end, options.num_steps, dtype=torch.float64)
+        if betas.shape != expected.shape or not torch.allclose(betas.double(), expected, rtol=1e-3):
+            raise ValueError(
+                f"the file was saved with {len(betas)} steps of beta from {betas.min():g} to {betas.max():g}, but the configuration's"
+                f" beta_schedule has {options.num_steps} from {options.beta_start:g} to {options.beta_end:g}"
+            )
+    return {key.removeprefix("denoise_fn."): value for key, value in tensors.items() if key not in SCHEDULE_BUFFERS}
+
+
+def _sizes(config: Mapping[str, Any]) -> tuple[int, int | None]:
+    size = config["diffusion"]["image_size"]
+    return size, config.get("low_res_size", size) if config["diffusion"].get("conditional", True) else None
+
+
+def upsampled(low_res: Tensor | None, size: int, low_res_size: int | None) -> Tensor | None:
+    """Images to refine at the size of the result, by the bicubic kernel and the clipping of the image files that these networks saw.
+
+    Raises:
+        ValueError: if they are missing.
+    """
+    if low_res_size is None:
+        return None
+    if low_res is None:
+        raise ValueError(f"this network refines {low_res_size} px images: low_res is missing")
+    return F.interpolate(low_res.float(), size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+class JanspirySR3Denoiser(PublishedDenoiser, ModelMixin):
+    """The `sr3` variant as a denoiser: the network sees sqrt(alpha_bar), so it takes any noise level."""
+
+    network: SR3Network
+
+    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
+        self.network = build(published)
+        return _sizes(published)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`; there are no classes and no augmentation level, so both are ignored."""
+        cond = upsampled(low_res, x_t.shape[-1], self.config.low_res_size)
+        return self.network(x_t, cond, noise_level=alpha_bar_of(log_snr.double()).sqrt().float())
+
+
+class JanspiryDDPMDenoiser(SteppedDenoiser, ModelMixin):
+    """The `sr3-ddpm` variant as a denoiser: the network sees a step of the schedule that the project samples by."""
+
+    network: SR3Network
+
+    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
+        self.network = build(published)
+        self.table = sampling_schedule(published).table()
+        return _sizes(published)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`; there are no classes and no augmentation level, so both are ignored."""
+        cond = upsampled(low_res, x_t.shape[-1], self.config.low_res_size)
+        return self.network(x_t, cond, t=self.steps(log_snr))

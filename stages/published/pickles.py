@@ -1,0 +1,176 @@
+"""Reading EDM's network pickles without running them.
+
+Such a pickle carries the source text of its classes and asks for its execution. Here every name that it mentions is answered by an inert
+stand-in that keeps plain values and tensors, and every other name is refused. Loading can't call anything but what this file defines.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_NUMBER_TYPES = {
+    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64, "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64, "IntStorage": torch.int32,
+}  # fmt: skip
+_NUMPY_FORMATS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
+
+
+class Module:
+    """Stand-in for a pickled object: its class name, and its attributes as plain values."""
+
+    class_name = "ModuleDict"
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _persistent(meta: Any) -> Module:
+    """Stand-in for an object whose class the file brings along as source text, which is dropped unread."""
+    if not isinstance(meta, dict) or meta.get("type") != "class":
+        raise pickle.UnpicklingError("it holds a persistent object that is not a class")
+    module = Module()
+    module.class_name, module.state = str(meta.get("class_name")), meta.get("state")
+    return module
+
+
+class _NumpyType:
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _numpy_scalar(kind: Any, data: Any) -> float | int | bool:
+    if not isinstance(kind, _NumpyType) or kind.name not in _NUMPY_FORMATS or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("it holds a NumPy value that is no number")
+    return struct.unpack("<" + _NUMPY_FORMATS[kind.name], data)[0]
+
+
+class _Storage:
+    """Number type and data of a tensor, shared with the bytes of the file."""
+
+    def __init__(self, dtype: torch.dtype, count: int, data: bytes, offset: int) -> None:
+        size = count * dtype.itemsize
+        if count < 0 or len(data) - offset < size:
+            raise pickle.UnpicklingError(f"a tensor of {count} numbers has {max(0, len(data) - offset)} bytes of data, the file is damaged")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the bytes are read-only; nothing here writes to tensors of a file
+            self.values = torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+
+
+def _storage(data: Any) -> _Storage:
+    """The storage in a file of torch's legacy format: four pickles of plain values, a list of keys, a count, and the numbers."""
+    if not isinstance(data, bytes):
+        raise pickle.UnpicklingError("it holds a tensor without data")
+    file = io.BytesIO(data)
+    if _Reader(file, _STORAGE_NAMES).load() != _MAGIC:
+        raise pickle.UnpicklingError("it holds a tensor in an unknown format")
+    _Reader(file, _STORAGE_NAMES).load()
+    info = _Reader(file, _STORAGE_NAMES).load()
+    if not isinstance(info, dict) or not info.get("little_endian", True):
+        raise pickle.UnpicklingError("its tensors are big-endian")
+    name, count = _Reader(file, _STORAGE_NAMES).load()
+    _Reader(file, _STORAGE_NAMES).load()
+    return _Storage(_NUMBER_TYPES[name], count, data, file.tell() + 8)
+
+
+def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if not isinstance(storage, _Storage):
+        raise pickle.UnpicklingError("it holds a tensor without storage")
+    return torch.as_strided(storage.values, size, stride, offset)
+
+
+def _parameter(tensor: Any, *_: Any) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise pickle.UnpicklingError("it holds a parameter that is no tensor")
+    return tensor
+
+
+_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("collections", "OrderedDict"): dict,
+    ("dnnlib.util", "EasyDict"): dict,
+    ("torch.nn.modules.container", "ModuleDict"): Module,
+    ("numpy.core.multiarray", "scalar"): _numpy_scalar,
+    ("numpy._core.multiarray", "scalar"): _numpy_scalar,
+    ("numpy", "dtype"): _NumpyType,
+}
+_STORAGE_NAMES: dict[tuple[str, str], Any] = {("torch", name): name for name in _NUMBER_TYPES}
+
+
+class _Reader(pickle.Unpickler):
+    """An unpickler that knows a few names and no others."""
+
+    def __init__(self, file: Any, names: Mapping[tuple[str, str], Any]) -> None:
+        super().__init__(file)
+        self.names = names
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.names:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a network's pickle has no business with")
+        return self.names[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self.names is not _STORAGE_NAMES or not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+            raise pickle.UnpicklingError("it refers to data outside of itself")
+        return pid[1], pid[4]
+
+
+def read(path: Path) -> Module:
+    """The network `ema` of a pickle as an inert record.
+
+    Raises:
+        ValueError: if the file is damaged, holds no network, or asks for anything that a network doesn't need. Nothing of it is run.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _Reader(file, _NAMES).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path.name} was refused: {str(error) or 'it ends too early'}") from error
+    except RuntimeError as error:
+        raise ValueError(f"{path.name} was refused: a tensor's shape doesn't fit its data") from error
+    network = content.get("ema") if isinstance(content, dict) else None
+    if not isinstance(network, Module):
+        raise ValueError(f"{path.name} holds no network: expected a dict with 'ema', as EDM and EDM2 write it")
+    return network
+
+
+def tensors_of(module: Module, known: frozenset[str], prefix: str = "") -> dict[str, Tensor]:
+    """Every tensor of a record under its flat name.
+
+    Raises:
+        ValueError: if it holds an object of a class that is not `known`.
+    """
+    if module.class_name not in known:
+        raise ValueError(f"the network holds a {module.class_name!r}, expected one of {', '.join(sorted(known))}; it is of another type")
+    state = module.state if isinstance(module.state, dict) else {}
+    own = {**_mapping(state, "_parameters"), **_mapping(state, "_buffers")}
+    tensors = {prefix + name: value for name, value in own.items() if value is not None}
+    if strange := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"the network's {strange[0]} is no tensor")
+    for name, child in _mapping(state, "_modules").items():
+        if child is not None:
+            if not isinstance(child, Module):
+                raise ValueError(f"the network's {prefix}{name} is no module")
+            tensors.update(tensors_of(child, known, f"{prefix}{name}."))
+    return tensors
+
+
+def _mapping(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    values = state.get(name, {})
+    return values if isinstance(values, dict) else {}
