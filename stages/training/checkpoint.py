@@ -87,11 +87,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`."""
+    """Inverse of `optimizer_tensors`. Averages get the memory format of their parameter, which fused optimizers rely on."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, name = int(key.split(".")[0]), key.split(".")[1]
+        parameter = parameters[index]
+        same_shape = value.shape == parameter.shape
+        state.setdefault(index, {})[name] = torch.empty_like(parameter, requires_grad=False).copy_(value) if same_shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
