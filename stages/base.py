@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from stages.pipeline import ClassLabels, Generators, OnStepEnd, OutputType, StagePipeline, low_res_size_of
 

@@ -20,6 +20,7 @@ Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt"]
 OnStepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 CPU_BATCH_SIZE = 1
 ACCELERATOR_BATCH_SIZE = 8
 
@@ -43,7 +44,7 @@ class StagePipeline(DiffusionPipeline):
     scheduler: Any
     guide_unet: Any
     _optional_components = ["guide_unet"]
-    model_cpu_offload_seq = "guide_unet->unet"
+    model_cpu_offload_seq = "guide_unet->unet"  # type: ignore[assignment]
 
     def __init__(
         self, unet: ModelMixin, scheduler: SchedulerMixin, guide_unet: ModelMixin | None = None, **defaults: Any
@@ -63,8 +64,8 @@ class StagePipeline(DiffusionPipeline):
         Raises:
             ValueError: if the network can't be guided so.
         """
-        scale = self.config.guidance_scale if scale is None else scale
-        interval = self.config.guidance_interval if interval is None else interval
+        scale = self.config["guidance_scale"] if scale is None else scale
+        interval = self.config["guidance_interval"] if interval is None else interval
         bounds = None if interval is None else (float(interval[0]), float(interval[1]))
         if self.guide_unet is not None:
             return Autoguidance(self.unet, self.guide_unet, scale, bounds)
@@ -83,14 +84,14 @@ class StagePipeline(DiffusionPipeline):
             return None
         if classes is None:
             raise ValueError(f"class_labels is {class_labels}, but this model knows no classes; leave it out")
-        labels = torch.as_tensor(class_labels, device="cpu")
-        if labels.ndim > 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        labels = _as_tensor(class_labels)
+        if labels.numel() == 0:
+            raise ValueError("class_labels is empty; give at least one class index")
+        if labels.ndim > 1 or labels.dtype not in INTEGERS:
             raise ValueError(f"class_labels must be one index or a list of indices, got {class_labels!r}")
         labels = labels.long().expand(1 if count is None else count) if labels.ndim == 0 else labels.long()
         if count is not None and len(labels) != count:
             raise ValueError(f"got {len(labels)} class_labels for {count} images; give one an image, or a single index for all")
-        if len(labels) == 0:
-            raise ValueError("class_labels is empty; give at least one class index")
         if not (labels.min() >= 0 and labels.max() < classes):
             wrong = [label for label in labels.tolist() if not 0 <= label < classes]
             raise ValueError(f"class index {wrong[0]} is out of range: this model makes {classes} classes, 0 to {classes - 1}")
@@ -123,7 +124,7 @@ class StagePipeline(DiffusionPipeline):
             raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'pt'")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        steps = self.config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         denoiser, generators = self.guided(guidance_scale, guidance_interval), generators_of(generator, count)
         batches = list(_micro_batches(count, batch_size or self._default_batch_size()))
         made = []
@@ -143,7 +144,7 @@ class StagePipeline(DiffusionPipeline):
                 )
                 made.append(self._check_finite(images).clamp(-1, 1))
         self.maybe_free_model_hooks()
-        output = _as_output(torch.cat(made), output_type)
+        output: Any = _as_output(torch.cat(made), output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
     def _default_batch_size(self) -> int:
@@ -163,6 +164,14 @@ class StagePipeline(DiffusionPipeline):
                 f" {type(self.scheduler).__name__} in {self.unet.dtype}; its weights are damaged, or this number type is too small"
             )
         return images
+
+
+def _as_tensor(values: Any) -> Tensor:
+    """The values on the CPU; NaN where they are no numbers."""
+    try:
+        return torch.as_tensor(values, device="cpu")
+    except (TypeError, ValueError):
+        return torch.tensor(torch.nan)
 
 
 def _micro_batches(count: int, size: int) -> Iterator[slice]:

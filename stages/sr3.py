@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
@@ -100,7 +101,7 @@ class SR3Pipeline(StagePipeline):
             RuntimeError: if the network makes something that is no number.
         """
         low_res = torch.cat([resize(self._check_size(one), self.low_res_size) for one in _tensors(image)])
-        level = self._check_aug_level(self.config.aug_level if aug_level is None else aug_level)
+        level = self._check_aug_level(self.config["aug_level"] if aug_level is None else aug_level)
 
         def condition(part: slice, generators: list[torch.Generator]) -> dict[str, Tensor | None]:
             small = low_res[part].to(self._execution_device)
