@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dpstrf
 
 
 def frechet_distance(
@@ -11,10 +12,9 @@ def frechet_distance(
 
         |mean1 - mean2|^2 + tr cov1 + tr cov2 - 2 tr (cov1^1/2 cov2 cov1^1/2)^1/2
 
-    Each covariance is factored once as cov = A A^T by its symmetric eigen-decomposition, directions without variance
-    left out; the last trace is the sum of the singular values of A1^T A2. No square root of a rounding error appears
-    anywhere, so the result is right at low rank too (fewer images than dimensions). Symmetric in its two sides to
-    rounding.
+    Each covariance is factored as cov = A A^T, with as many columns as its rank. The last trace is then the sum of the
+    singular values of X = A1^T A2, taken as the square roots of the eigenvalues of the smaller of X X^T and X^T X. So
+    fewer images than dimensions cost less instead of breaking anything, and nothing near-singular is square-rooted.
 
     Args:
         mean1, mean2: [D].
@@ -35,9 +35,11 @@ def frechet_distance(
             " were the two sets of features made by different extractors?"
         )
     factor1, factor2 = _factor(cov1, len(mean1)), _factor(cov2, len(mean1))
+    cross = factor1.T @ factor2
+    cross = cross @ cross.T if len(cross) <= len(cross.T) else cross.T @ cross
+    overlap = np.sqrt(np.linalg.eigvalsh(cross).clip(min=0)).sum() if cross.size else 0.0
     difference = mean1.astype(np.float64) - mean2.astype(np.float64)
-    cross = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
-    distance = difference @ difference + (factor1**2).sum() + (factor2**2).sum() - 2 * cross
+    distance = difference @ difference + (factor1**2).sum() + (factor2**2).sum() - 2 * overlap
     return max(float(distance), 0.0)
 
 
@@ -51,9 +53,14 @@ def _factor(cov: NDArray[np.floating], dimension: int) -> NDArray[np.float64]:
     scale = float(np.abs(cov).max(initial=0.0))
     if np.abs(cov - cov.T).max(initial=0.0) > 1e-6 * scale:
         raise ValueError("a covariance is not symmetric; is this array a covariance at all?")
-    values, vectors = np.linalg.eigh((cov + cov.T) / 2)
-    largest = float(values.max(initial=0.0))
-    if values.min(initial=0.0) < -1e-4 * scale:
-        raise ValueError(f"a covariance has the eigenvalue {values.min():g}, but covariances have none below 0")
-    kept = values > largest * dimension * np.finfo(np.float64).eps
-    return vectors[:, kept] * np.sqrt(values[kept])
+    cov = (cov + cov.T) / 2
+    triangle, order, rank, _ = dpstrf(cov, lower=1, tol=dimension * np.finfo(np.float64).eps * scale)
+    factor = np.empty((dimension, rank))
+    factor[order - 1] = np.tril(triangle)[:, :rank]
+    if np.abs(factor @ factor.T - cov).max(initial=0.0) <= 1e-10 * scale:
+        return factor
+    # Not positive semi-definite to rounding: a matrix that was stored in single precision, or no covariance at all.
+    values, vectors = np.linalg.eigh(cov)
+    if values[0] < -1e-4 * values[-1]:
+        raise ValueError(f"a covariance has the eigenvalue {values[0]:g}, but covariances have none below 0")
+    return vectors * np.sqrt(values.clip(min=0))

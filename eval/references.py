@@ -103,7 +103,7 @@ def load_adm_reference(path: Path, image_size: int) -> Reference:
     """One of ADM's published references (VIRTUAL_imagenet256_labeled.npz and its like), as it is.
 
     Its features are those of `Inception("legacy_tensorflow")`, `mu_s` and `sigma_s` those of ADM's spatial layer;
-    `arr_0` are uint8 real images where the file has them. The file does not record how many images its statistics are made of.
+    `arr_0` are uint8 real images where the file has them. How many images the statistics are made of is not on file.
 
     Args:
         path: the file.

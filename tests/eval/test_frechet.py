@@ -75,6 +75,26 @@ def test_low_rank_inside_a_subspace_equals_full_rank_in_that_subspace():
     assert got == pytest.approx(by_square_root(zero[:9], cov1, zero[:9], cov2), rel=1e-10)
 
 
+def test_low_ranks_that_overlap_in_part():
+    # Shared directions 0 ... 4, each side with 5 of its own: only the shared ones have a cross term.
+    deviations1, deviations2 = np.zeros(30), np.zeros(30)
+    deviations1[:10], deviations2[:5], deviations2[10:15] = 3.0, np.arange(1, 6), 2.0
+    basis = ortho_group.rvs(30, random_state=8)
+    cov1, cov2 = (basis * deviations1**2) @ basis.T, (basis * deviations2**2) @ basis.T
+    got = frechet_distance(np.zeros(30), cov1, np.zeros(30), cov2)
+    assert got == pytest.approx(((deviations1 - deviations2) ** 2).sum(), rel=1e-7)
+
+
+def test_statistics_rounded_to_single_precision_are_close():
+    rng = np.random.default_rng(7)
+    cov1, cov2 = random_covariance(rng, 60, 20), random_covariance(rng, 60, 90)
+    rounded = cov1.astype(np.float32)
+    assert np.linalg.eigvalsh(rounded.astype(np.float64))[0] < 0
+    zero = np.zeros(60)
+    want = frechet_distance(zero, cov1, zero, cov2)
+    assert frechet_distance(zero, rounded, zero, cov2) == pytest.approx(want, rel=1e-3)
+
+
 def test_is_symmetric_and_ignores_rotation_and_common_shift():
     rng = np.random.default_rng(6)
     mean1, mean2 = rng.normal(size=20), rng.normal(size=20)
