@@ -33,7 +33,7 @@ class BasePipeline(StagePipeline):
         guidance_interval: Sequence[float] | None = None,
     ) -> None:
         if low_res_size_of(unet) is not None:
-            raise ValueError(f"this network refines {low_res_size_of(unet)} px images, so it can't be a base stage; use SR3Pipeline")
+            raise ValueError(f"this network refines {low_res_size_of(unet)} px images and can't be a base stage; use SR3Pipeline")
         super().__init__(
             unet,
             scheduler,
@@ -59,7 +59,7 @@ class BasePipeline(StagePipeline):
         """Make images; the stage's own setting stands wherever an argument is None.
 
         Args:
-            class_labels: Class indices in [0, num_classes), one an image, or a single one for all; None for a model without classes.
+            class_labels: Class indices in [0, num_classes), one an image or one for all; None for a model without classes.
             num_images: Number of images; None = one a class label, or 1 without classes.
             num_inference_steps: Steps of the scheduler.
             guidance_scale: 1 = no guidance; any other value doubles the evaluations.
@@ -67,8 +67,8 @@ class BasePipeline(StagePipeline):
             generator: One an image, or a single one from which each image's seed is drawn; None = torch's own.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32).
             return_dict: False returns `(images,)`.
-            callback_on_step_end: `callback(pipeline, step, timestep, {"latents": noisy images}) -> dict`, after every step of every
-                micro-batch; "latents" in its answer replaces them.
+            callback_on_step_end: `callback(pipeline, step, timestep, {"latents": noisy images}) -> dict`, after every step of
+                every micro-batch; "latents" in its answer replaces them.
             batch_size: Images that go through the network at once; None = 1 on a CPU, so that no byte of an image depends on the
                 others, and 8 elsewhere.
 

@@ -18,8 +18,8 @@ def resize(images: Tensor, size: int, mode: Literal["area", "bicubic"] = "area")
     Args:
         images: [B, C, H, H], any range.
         size: Side of the result.
-        mode: "area" = mean over blocks where `size` divides H, bicubic otherwise; "bicubic" = antialiased bicubic always, which may
-            overshoot the range of the input.
+        mode: "area" = mean over blocks where `size` divides H, bicubic otherwise; "bicubic" = antialiased bicubic always, which
+            may overshoot the range of the input.
 
     Returns:
         Images, [B, C, size, size].

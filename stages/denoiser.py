@@ -1,4 +1,4 @@
-"""The joint between networks and sampling: what a denoiser is, conversions between its targets, guidance as wrappers around it."""
+"""The joint between networks and sampling: what a denoiser is, conversions between its targets, guidance as a wrapper of it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Denoiser(Protocol):
 
     prediction_type: What it predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction" (alpha * eps - sigma * x0).
     num_classes: Number of classes; None where it takes no class.
-    null_label: The label that means "no class", from training with label dropout; None where classifier-free guidance is impossible.
+    null_label: The label that means "no class", from training with label dropout; None = no classifier-free guidance.
 
-    One that also predicts the variance of the reverse step has an attribute `learned_variance` that is true, and returns 2C channels:
+    One that also predicts the variance of the reverse step has a true attribute `learned_variance` and returns 2C channels:
     the prediction, then the variance.
     """
 
@@ -123,7 +123,7 @@ class ClassifierFreeGuidance(_Guidance):
     Args:
         denoiser: Has a `null_label`.
         scale: 1 = no guidance, one evaluation; any other value costs two.
-        interval: Guide only where EDM's sigma lies in [low, high] (Kynkaanniemi et al. 2024, arXiv:2404.07724); None = everywhere.
+        interval: Guide only where EDM's sigma lies in [low, high] (Kynkaanniemi et al. 2024, arXiv:2404.07724); None = all.
 
     Raises:
         ValueError: if the denoiser was trained without dropping labels, or the interval is empty.

@@ -63,8 +63,8 @@ def add_noise(x0: Tensor, eps: Tensor, log_snr: Tensor) -> Tensor:
 def resolution_shift(log_snr: Tensor, size: int, reference_size: int = 64) -> Tensor:
     """Log-SNR that hides as much of a `size` image as `log_snr` hides of a `reference_size` one.
 
-    Averaging blocks of k x k pixels lowers the variance of their noise k^2 times, so at k times the resolution the log-SNR has to be
-    2 ln k lower for the same destruction (Hoogeboom et al. 2023, arXiv:2301.11093, section 2.1).
+    Averaging blocks of k x k pixels lowers the variance of their noise k^2 times, so at k times the resolution the log-SNR has to
+    be 2 ln k lower for the same destruction (Hoogeboom et al. 2023, arXiv:2301.11093, section 2.1).
     """
     return log_snr + 2 * math.log(reference_size / size)
 
@@ -99,7 +99,7 @@ class LinearSchedule:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CosineSchedule:
-    """`alpha = cos(pi u / 2)` (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17, without its offset), optionally shifted for large images.
+    """`alpha = cos(pi u / 2)` (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17, without its offset), shifted for large images.
 
     `size` > 64 lowers the log-SNR as `resolution_shift` says; 64 leaves the plain cosine schedule.
     """
@@ -117,7 +117,7 @@ Schedule = LinearSchedule | CosineSchedule
 
 
 def interpolate(table: Tensor, position: Tensor) -> Tensor:
-    """Entries of a 1-D `table` at fractional `position` in [0, len - 1], linear between neighbours; on the device of `position`."""
+    """Entries of a 1-D `table` at fractional `position` in [0, len - 1], linear between them, on the device of `position`."""
     table = table.to(position.device)
     low = position.floor().clamp(0, len(table) - 2).long()
     return torch.lerp(table[low], table[low + 1], (position - low).to(table))
@@ -126,8 +126,8 @@ def interpolate(table: Tensor, position: Tensor) -> Tensor:
 def betas_of(schedule: Schedule, num_steps: int = 1000) -> list[float]:
     """The schedule as `num_steps` variances for a diffusers scheduler's `trained_betas`.
 
-    Step t = 0 .. num_steps - 1 has the log-SNR of time (t + 1) / num_steps, except for a linear schedule of the same length, whose own
-    table is returned. Each beta is at most 0.9999 so that some signal is left at the last step.
+    Step t = 0 .. num_steps - 1 has the log-SNR of time (t + 1) / num_steps, except for a linear schedule of the same length,
+    whose own table is returned. Each beta is at most 0.9999 so that some signal is left at the last step.
     """
     if isinstance(schedule, LinearSchedule) and schedule.num_steps == num_steps:
         log_snr = schedule.table()
@@ -139,10 +139,10 @@ def betas_of(schedule: Schedule, num_steps: int = 1000) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SR3Law:
-    """SR3's training law (Saharia et al. 2021, arXiv:2104.07636, section 2.4): a bin of the schedule, then alpha_bar uniform inside it.
+    """SR3's training law (Saharia et al. 2021, arXiv:2104.07636, section 2.4): a bin of the schedule, uniform alpha_bar in it.
 
-    With `t ~ U{1..T}`, alpha_bar is uniform between `alpha_bar_{t-1}` and `alpha_bar_t` (`alpha_bar_0 = 1`), so the network meets every
-    noise level and the steps at sampling time are free.
+    With `t ~ U{1..T}`, alpha_bar is uniform between `alpha_bar_{t-1}` and `alpha_bar_t` (`alpha_bar_0 = 1`), so the network meets
+    every noise level and the steps at sampling time are free.
     """
 
     kind: ClassVar[str] = "sr3"
@@ -151,7 +151,7 @@ class SR3Law:
     num_steps: int = 2000
 
     def log_snr(self, u: Tensor) -> Tensor:
-        """Log-SNR drawn by uniform numbers `u` in [0, 1), same shape, float64: their integer part picks the bin, the rest the place."""
+        """Log-SNR drawn by uniform numbers `u` in [0, 1), same shape, float64: integer part = the bin, rest = the place in it."""
         schedule = LinearSchedule(beta_start=self.beta_start, beta_end=self.beta_end, num_steps=self.num_steps)
         edges = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar_of(schedule.table())])
         alpha_bar = interpolate(edges, _check_time(u).double() * self.num_steps)

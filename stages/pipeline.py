@@ -72,7 +72,7 @@ class StagePipeline(DiffusionPipeline):
         return ClassifierFreeGuidance(self.unet, scale, bounds)
 
     def check_labels(self, class_labels: ClassLabels | None, count: int | None) -> Tensor | None:
-        """Class of every image, int64 [B] on the CPU; a single int stands for all `count` of them. None for a model without classes.
+        """Class of every image, int64 [B] on the CPU; one int stands for all `count` of them. None for a model without classes.
 
         Raises:
             ValueError: if the model has no classes, needs them, has not this one, or their number is not `count`.
@@ -80,7 +80,7 @@ class StagePipeline(DiffusionPipeline):
         classes = self.unet.num_classes
         if class_labels is None:
             if classes is not None:
-                raise ValueError(f"class_labels is missing: this model makes {classes} classes, give indices from 0 to {classes - 1}")
+                raise ValueError(f"class_labels is missing: this model makes {classes} classes, give indices 0 to {classes - 1}")
             return None
         if classes is None:
             raise ValueError(f"class_labels is {class_labels}, but this model knows no classes; leave it out")
@@ -161,7 +161,7 @@ class StagePipeline(DiffusionPipeline):
         if not torch.isfinite(images).all():
             raise RuntimeError(
                 f"{type(self).__name__} at {self.size} px made values that are not numbers (NaN or infinite) with"
-                f" {type(self.scheduler).__name__} in {self.unet.dtype}; its weights are damaged, or this number type is too small"
+                f" {type(self.scheduler).__name__} in {self.unet.dtype}; its weights are damaged or this number type is too small"
             )
         return images
 

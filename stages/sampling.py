@@ -1,8 +1,8 @@
 """The one sampling loop: any diffusers scheduler that removes noise, with any denoiser, guided or not.
 
-A scheduler keeps its noisy image in a scale of its own, `x = image * x0 + noise * eps`. With both amplitudes known at every step, the
-denoiser sees the variance preserving image `x / hypot(image, noise)` at log-SNR `2 ln(image / noise)`, whatever the scheduler; what it
-predicts is converted exactly to what the scheduler expects.
+A scheduler keeps its noisy image in a scale of its own, `x = image * x0 + noise * eps`. With both amplitudes known at each step,
+the denoiser sees the variance preserving image `x / hypot(image, noise)` at log-SNR `2 ln(image / noise)`, whatever the
+scheduler; what it predicts is converted exactly to what the scheduler expects.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Run:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
         name = type(scheduler).__name__
         if not all(hasattr(scheduler, part) for part in ("config", "set_timesteps", "step")):
-            raise ValueError(f"{name} is not a diffusers scheduler that can be sampled with: it lacks set_timesteps, step or config")
+            raise ValueError(f"{name} is not a diffusers scheduler to sample with: it lacks set_timesteps, step or config")
         scheduler = copy.deepcopy(scheduler)
         if scheduler.config.get("prediction_type") in _TAKEN_AS_EPSILON.get(name, ()):
             scheduler.register_to_config(prediction_type="epsilon")
@@ -66,7 +66,7 @@ class Run:
         if not image[-1] / noise[-1] >= image[0] / noise[0]:
             raise ValueError(f"{name} goes from image to noise, sampling needs one that goes from noise to image")
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)  # otherwise it looks its place up by timestep, wrongly where two steps round to the same one
+            scheduler.set_begin_index(0)  # or it looks its place up by timestep, wrongly where two steps round to the same one
         return cls(scheduler, image, noise, _target(scheduler))
 
     @property
@@ -81,7 +81,7 @@ class Run:
 
 
 def nfe(scheduler: Any, num_inference_steps: int) -> int:
-    """Evaluations of the denoiser per image: more than the steps for schedulers of two stages (Heun: 2 N - 1). Guidance doubles it."""
+    """Evaluations of the denoiser an image: more than the steps for two-stage schedulers (Heun: 2 N - 1). Guidance doubles it."""
     return len(Run.of(scheduler, num_inference_steps).scheduler.timesteps)
 
 
@@ -89,8 +89,8 @@ def generators_of(generator: torch.Generator | Sequence[torch.Generator] | None,
     """One generator an image, so that no image depends on how many others there are or how they are batched.
 
     Args:
-        generator: One an image, returned as they are; or a single one, or None for torch's own, from which the seeds of `count` CPU
-            generators are drawn.
+        generator: One an image, returned as they are; or a single one, or None for torch's own, from which the seeds of `count`
+            CPU generators are drawn.
         count: Number of images.
 
     Raises:

@@ -80,7 +80,7 @@ class SR3Pipeline(StagePipeline):
             image: Square images, at most as large as the stage's own: PIL, arrays ([H, W, 3] or [B, H, W, 3], uint8 or float in
                 [0, 1]), tensors ([3, H, W] or [B, 3, H, W] in [-1, 1]), or a list of these. They are first resized to
                 `low_res_size` as `conditioning.resize` does.
-            class_labels: Class indices in [0, num_classes), one an image, or a single one for all; None for a model without classes.
+            class_labels: Class indices in [0, num_classes), one an image or one for all; None for a model without classes.
             num_inference_steps: Steps of the scheduler.
             guidance_scale: 1 = no guidance; any other value doubles the evaluations.
             guidance_interval: Lowest and highest EDM sigma that is guided; (0, math.inf) = all.
@@ -88,8 +88,8 @@ class SR3Pipeline(StagePipeline):
             generator: One an image, or a single one from which each image's seed is drawn; None = torch's own.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32).
             return_dict: False returns `(images,)`.
-            callback_on_step_end: `callback(pipeline, step, timestep, {"latents": noisy images}) -> dict`, after every step of every
-                micro-batch; "latents" in its answer replaces them.
+            callback_on_step_end: `callback(pipeline, step, timestep, {"latents": noisy images}) -> dict`, after every step of
+                every micro-batch; "latents" in its answer replaces them.
             batch_size: Images that go through the network at once; None = 1 on a CPU, so that no byte of an image depends on the
                 others, and 8 elsewhere.
 
@@ -105,7 +105,7 @@ class SR3Pipeline(StagePipeline):
 
         def condition(part: slice, generators: list[torch.Generator]) -> dict[str, Tensor | None]:
             small = low_res[part].to(self._execution_device)
-            eps = draw_noise(tuple(small.shape), generators, small.device)  # drawn at level 0 too: the rest of the noise stays the same
+            eps = draw_noise(tuple(small.shape), generators, small.device)  # at level 0 too: the other noise stays the same
             levels = torch.full((len(small),), level, device=small.device)
             return {"low_res": augment(small, levels, eps), "aug_level": levels if self._sees_aug_level else None}
 
@@ -168,10 +168,12 @@ def _tensor(image: OneImage) -> Tensor:
         tensor = tensor[None]
     if tensor.ndim != 4 or tensor.shape[1] != 3 or tensor.numel() == 0:
         raise ValueError(
-            f"image has shape {tuple(image.shape)}, expected [3, H, W] or [B, 3, H, W] for a tensor, [H, W, 3] or [B, H, W, 3] for an array"
+            f"image has shape {tuple(image.shape)}, expected [3, H, W] or [B, 3, H, W] for a tensor,"
+            " [H, W, 3] or [B, H, W, 3] for an array"
         )
     if not (tensor.isfinite().all() and tensor.abs().max() <= 1.5):
         raise ValueError(
-            f"image has values in [{image.min():g}, {image.max():g}], expected [-1, 1] for a tensor, and [0, 1] or uint8 for an array"
+            f"image has values in [{image.min():g}, {image.max():g}], expected [-1, 1] for a tensor,"
+            " and [0, 1] or uint8 for an array"
         )
     return tensor

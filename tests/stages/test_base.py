@@ -213,7 +213,7 @@ def test_wrong_arguments_are_refused_before_the_network_runs(call, message):
 
 
 def test_stages_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="refines 4 px images, so it can't be a base stage"):
+    with pytest.raises(ValueError, match="refines 4 px images and can't be a base stage"):
         pipeline(unet=network(low_res_size=4))
     with pytest.raises(ValueError, match="knows no classes"):
         pipeline(unet=network(num_classes=None))(0)

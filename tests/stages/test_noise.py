@@ -66,7 +66,9 @@ def test_cosine_schedule_is_the_cosine():
     torch.testing.assert_close(alpha, torch.cos(math.pi * u / 2))
 
 
-@pytest.mark.parametrize("schedule", [LinearSchedule(), LinearSchedule(num_steps=2000), CosineSchedule(), CosineSchedule(size=128)])
+@pytest.mark.parametrize(
+    "schedule", [LinearSchedule(), LinearSchedule(num_steps=2000), CosineSchedule(), CosineSchedule(size=128)]
+)
 def test_betas_rebuild_the_schedule(schedule):
     betas = torch.tensor(betas_of(schedule, 1000), dtype=torch.float64)
     assert betas.min() > 0 and betas.max() < 1

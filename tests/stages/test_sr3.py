@@ -83,7 +83,8 @@ def test_every_kind_of_image_is_the_same_image():
     pipe = pipeline()
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
-    kinds = [Image.fromarray(pixels), [Image.fromarray(pixels)], pixels, pixels / 255.0, pixels[None], tensor, tensor[None], [tensor]]
+    pil = Image.fromarray(pixels)
+    kinds = [pil, [pil], pixels, pixels / 255.0, pixels[None], tensor, tensor[None], [tensor]]
     results = [pipe(kind, 0, generator=seeds(1), output_type="pt").images for kind in kinds]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=1e-5)
