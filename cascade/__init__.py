@@ -1,0 +1,34 @@
+"""Cascaded image generation in pixel space: the public face, loaded on first use so that `import cascade` needs no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cascade.pipeline import CascadePipeline
+    from stages.base import BasePipeline
+    from stages.sr3 import SR3Pipeline
+
+    __version__: str
+
+__all__ = ["BasePipeline", "CascadePipeline", "SR3Pipeline", "__version__"]
+
+_HOMES = {"BasePipeline": "stages.base", "CascadePipeline": "cascade.pipeline", "SR3Pipeline": "stages.sr3"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("cascade-diffusion")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
