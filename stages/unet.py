@@ -229,7 +229,7 @@ class UNet(ModelMixin, ConfigMixin):
         for block in self.decoder:
             x = self._run(block, torch.cat([x, skips.pop()], dim=1) if block.takes_skip else x, embedding)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return F.pixel_shuffle(x, self.config.patch_size)
+        return F.pixel_shuffle(x, self.config.patch_size).to(x_t.dtype)
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -1,0 +1,132 @@
+"""Speed and memory of a cascade on this machine: `python benchmarks/speed.py [--model emoji] [--compile]`.
+
+Prints Markdown. A stage's step is one evaluation of its guided denoiser for one image, timed alone: the median of several after a
+warm-up. Its share is its multiply-adds over the time, divided by what a plain 3x3 convolution of 256 channels reaches on the same
+machine, at the same precision and in the same minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from cascade import CascadePipeline
+from stages.denoiser import ClassifierFreeGuidance
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 9) -> float:
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def convolution_rate(dtype: torch.dtype) -> float:
+    """GFLOP/s of a plain convolution: 256 channels, 3x3, a batch of 4 maps of 32x32, channels_last."""
+    x = torch.randn(4, 256, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+    flop = 2 * 9 * 256 * 256 * 4 * 32 * 32
+    with torch.no_grad():
+        return flop / median_seconds(lambda: F.conv2d(x, weight, padding=1)) / 1e9
+
+
+def step_of(stage: Any, dtype: torch.dtype, compiled: bool) -> tuple[Callable[[], Any], float]:
+    """One guided evaluation for one image, and its GFLOP."""
+    unet = stage.unet.to(dtype)
+    config = unet.config
+    network = torch.compile(unet) if compiled else unet
+    joint = _Joint(network, unet)
+    denoiser = ClassifierFreeGuidance(joint, stage.config["guidance_scale"])
+    size, small = config.sample_size, config.low_res_size
+    inputs = {
+        "x_t": torch.randn(1, 3, size, size),
+        "log_snr": torch.zeros(1),
+        "class_labels": torch.zeros(1, dtype=torch.long),
+        "low_res": None if small is None else torch.randn(1, 3, small, small),
+        "aug_level": torch.zeros(1) if config.aug_level else None,
+    }
+
+    @torch.no_grad()
+    def step() -> torch.Tensor:
+        return denoiser(**inputs)
+
+    with FlopCounterMode(display=False) as counter:
+        ClassifierFreeGuidance(_Joint(unet, unet), stage.config["guidance_scale"])(**inputs)
+    return step, counter.get_total_flops() / 1e9
+
+
+class _Joint:
+    """A compiled network with the facts of the plain one."""
+
+    def __init__(self, network: Any, unet: Any) -> None:
+        self.prediction_type, self.num_classes, self.null_label = unet.prediction_type, unet.num_classes, unet.null_label
+        self.network = network
+
+    def __call__(self, *args: torch.Tensor | None) -> torch.Tensor:
+        return self.network(*args)
+
+
+def steps_table(model: str, compile_too: bool) -> None:
+    print("| stage | precision | mode | GMAC a step | ms a step | GFLOP/s | plain convolution | share |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    pipeline = CascadePipeline.from_pretrained(model)
+    for name, stage in pipeline.stages.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            for compiled in (False, True) if compile_too else (False,):
+                step, gflop = step_of(stage, dtype, compiled)
+                seconds, rate = median_seconds(step), convolution_rate(dtype)
+                cells = [name, str(dtype).removeprefix("torch."), "compiled" if compiled else "eager", f"{gflop / 2:.2f}"]
+                cells += [f"{seconds * 1e3:.0f}", f"{gflop / seconds:.0f}", f"{rate:.0f}", f"{gflop / seconds / rate:.0%}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def whole_process_table(model: str, repeats: int = 3) -> None:
+    print("\n| command, whole process | seconds (median) | peak memory |")
+    print("| --- | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "out")
+        run = [str(Path(sys.executable).parent / "generate")]
+        for words in (
+            ["--help"],
+            ["--class", "cat", "--model", model, "--out", out],
+            ["--class", "cat", "--model", model, "-n", "4", "--out", out],
+        ):
+            seconds, memory = [], 0
+            for _ in range(repeats):
+                start = time.perf_counter()
+                subprocess.run([*run, *words], check=True, capture_output=True)
+                seconds.append(time.perf_counter() - start)
+                memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+            shown = " ".join(word for word in words if word not in ("--out", out, "--model", model))
+            print(f"| `generate {shown}` | {statistics.median(seconds):.2f} | {memory} MB |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="emoji", help="model to measure (default: the shipped one)")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile, which takes minutes to warm up")
+    options = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    whole_process_table(options.model)
+    print()
+    steps_table(options.model, options.compile)
+
+
+if __name__ == "__main__":
+    main()
