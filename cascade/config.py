@@ -28,12 +28,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file.
 
     Args:
-        path: The file; its keys are the fields of `stages.training.Recipe`. `network` holds arguments of `stages.unet.UNet`, `sampling`
-            those of the stage's pipeline, `objective.law` the `kind` of a noise law beside its fields.
+        path: The file; its keys are the fields of `stages.training.Recipe`. `network` holds arguments of `stages.unet.UNet`,
+            `sampling` those of the stage's pipeline, `objective.law` the `kind` of a noise law beside its fields.
         overrides: `key=value` with dotted keys, as `optimization.learning_rate=1e-4` or `phases.0.images=1000`; values are YAML.
 
     Raises:
-        ValueError: if the file is missing or not YAML, or a key or value is not what a recipe takes; the message names file and key.
+        ValueError: if the file is missing or not YAML, or a key or value is not what a recipe takes; it names file and key.
     """
     values = _read(Path(path))
     for override in overrides:
@@ -128,11 +128,13 @@ def _check_sizes(recipe: Recipe) -> None:
     for index, phase in enumerate(recipe.phases):
         if phase.size > size or phase.size % step:
             raise ValueError(
-                f"phases.{index}.size is {phase.size}, expected at most network.sample_size {size} and divisible by {step}, the network's"
-                " patches and levels"
+                f"phases.{index}.size is {phase.size}, expected at most network.sample_size {size} and divisible by {step},"
+                " the network's patches and levels"
             )
         if low_res_size and phase.size * low_res_size % size:
-            raise ValueError(f"phases.{index}.size is {phase.size}, which is no whole number of pixels in the {low_res_size} px image")
+            raise ValueError(
+                f"phases.{index}.size is {phase.size}, which is no whole number of pixels in the {low_res_size} px image"
+            )
 
 
 def _arguments(function: Callable[..., Any], values: Any, key: str, without: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""What the commands' arguments have in common: the parser, types of values, and values given once or per stage."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+DEFAULT_MODEL = "emoji"
+DTYPES = ("float32", "bfloat16", "float16")
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+"""Short names of diffusers' schedulers."""
+
+_Value = TypeVar("_Value")
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one sentence, raised as ValueError."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, allow_abbrev=False, **options)  # type: ignore[arg-type,misc]
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+
+def parsed(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
+    """The arguments; `--help` and `--version` print and leave by SystemExit(0), mistakes raise ValueError."""
+    return parser.parse_args(argv)
+
+
+def version() -> str:
+    """Version of the installed package; "unknown" in a checkout that was never installed."""
+    from importlib.metadata import PackageNotFoundError
+
+    import cascade
+
+    try:
+        return cascade.__version__
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def seed(text: str) -> int:
+    """A seed of torch's generators."""
+    return _number(int, text, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+
+
+def scale(text: str) -> float:
+    """A guidance scale."""
+    return _number(float, text, lambda value: 0 <= value < float("inf"), "a number of at least 0, 1 = no guidance")
+
+
+def level(text: str) -> float:
+    """An augmentation level."""
+    return _number(float, text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def scheduler(text: str) -> str:
+    """A short name of a scheduler."""
+    if text not in SCHEDULERS:
+        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(SCHEDULERS)}")
+    return text
+
+
+def _number(kind: Callable[[str], _Value], text: str, fits: Callable[[_Value], bool], expected: str) -> _Value:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None  # type: ignore[assignment]
+    if value is None or not fits(value):
+        raise ArgumentTypeError(f"{text!r} is not {expected}")
+    return value
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Options of every command that runs a model."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="M",
+        help="a shipped model, a folder, or an id on the Hugging Face Hub (default emoji)",
+    )
+    sampling = parser.add_argument_group(
+        "sampling", "Each takes one value (8), one per stage (20,8), or named ones (base=20,sr256=8)."
+    )
+    sampling.add_argument("--steps", metavar="N", help="sampling steps (default: the model's own)")
+    sampling.add_argument(
+        "--guidance-scale", metavar="S", help="1 = no guidance, higher = more typical of the class (default: the model's own)"
+    )
+    sampling.add_argument(
+        "--aug-level", metavar="A", help="noise on the image that a refining stage starts from, 0 to 1 (default: the model's own)"
+    )
+    sampling.add_argument("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images in the network at once (default: 1 on a CPU, where each picture then never depends on the others, else 8)",
+    )
+    machine.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
+    machine.add_argument("--dtype", choices=DTYPES, help="number type of the networks (default float32)")
+
+
+def per_stage(
+    option: str, text: str | None, kind: Callable[[str], _Value], stages: Sequence[str]
+) -> _Value | dict[str, _Value] | None:
+    """What an option says: one value for all stages, or a value for each stage that it names.
+
+    Args:
+        option: Its name, for error messages.
+        text: "8", "20,8" (one per stage, in order), "base=20,sr256=8" (any of them); None = not given.
+        kind: Makes a value of a part of the text.
+        stages: Names of the stages that the option is about.
+
+    Raises:
+        ValueError: if a value, a name or the number of values is wrong.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if len(parts) == 1 and "=" not in text:
+            return kind(text)
+        if "=" not in text:
+            if len(parts) != len(stages):
+                raise ArgumentTypeError(f"{text!r} has {len(parts)} values for {len(stages)} stages ({', '.join(stages)})")
+            return {name: kind(part) for name, part in zip(stages, parts, strict=True)}
+        pairs = [part.partition("=") for part in parts]
+        for name, _, _ in pairs:
+            if name not in stages:
+                raise ArgumentTypeError(f"{text!r} names {name!r}, which is not one of the stages {', '.join(stages)}")
+        return {name: kind(value) for name, _, value in pairs}
+    except ArgumentTypeError as error:
+        raise ValueError(f"argument {option}: {error}") from error

@@ -1,0 +1,230 @@
+"""`generate`, and `cascade generate`: pictures of classes."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascade.cli import pictures
+from cascade.cli.arguments import Parser, add_model_options, parsed, positive, seed, version
+from cascade.cli.errors import guarded
+from cascade.cli.sampling import Request, StageLines, chunks, load
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cascade.pipeline import CascadePipeline
+
+NAME = "generate"
+HELP = "Make pictures of classes."
+
+_TEXT = """
+examples:
+  generate --class cat
+  generate --class cat --class 12 -n 4 --seed 1 --out pets/
+  generate --class cat --class dog -n 4 --grid --out grid.png
+
+Files are called class-seedN.png (cat-seed0.png), a grid class-class-seedN-grid.png, the pictures of an earlier stage
+class-seedN-STAGE.png. The same line makes the same files again. A picture that this program made is replaced, any other
+file never.
+Every PNG carries the command that makes it; `cascade inspect FILE.png` shows it.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `generate` with these arguments, None = those of the process; returns the exit code."""
+
+    def action() -> None:
+        parser = Parser(prog="generate", description=HELP)
+        parser.add_argument("--version", action="version", version=f"cascade-diffusion {version()}")
+        add_arguments(parser)
+        run(parsed(parser, argv))
+
+    return guarded("generate", action)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = _TEXT
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        metavar="C",
+        help="name, index or WordNet id; may be repeated; see `cascade classes`",
+    )
+    parser.add_argument("-n", dest="count", type=positive, default=1, metavar="N", help="pictures of each class (default 1)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="S", help="of the first picture, the next have S+1, S+2, ... (default 0)"
+    )
+    parser.add_argument(
+        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture or a grid (default: the current folder)"
+    )
+    parser.add_argument("--grid", action="store_true", help="one sheet instead of single files: a row for each class")
+    parser.add_argument("--stages", action="store_true", help="also save the pictures of the stages before the last")
+    parser.add_argument("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
+    add_model_options(parser)
+
+
+def run(args: Namespace) -> None:
+    begun = time.monotonic()
+    job = _Job.of(args)
+    pictures.check_targets([path for plan in job.plans for path in job.paths(plan)])
+    cascade = load(job.request)
+    files: list[dict[str, Any]] = []
+    for entry in _made(job, cascade):
+        files.append(entry)
+        if not args.json:
+            print(entry["path"], flush=True)
+    if args.json:
+        settings = job.request.described(cascade, job.stage_names)
+        made = {"model": job.request.manifest.name, "version": version(), "settings": settings, "files": files}
+        print(json.dumps(made | {"seconds": round(time.monotonic() - begun, 3)}, indent=2))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A file for the last stage, and one for each other stage with --stages, of one picture or of the grid."""
+
+    labels: tuple[int | None, ...]
+    seeds: tuple[int, ...]
+    stem: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be made: every picture by its class and seed, and the files."""
+
+    request: Request
+    labels: list[int | None]
+    seeds: list[int]
+    plans: list[_Plan]
+
+    @classmethod
+    def of(cls, args: Namespace) -> _Job:
+        request = Request.of(args)
+        labels = _labels(request, args.classes or [])
+        seeds = list(range(args.seed, args.seed + args.count))
+        stems = [pictures.stem(request.classes, label) for label in labels]
+        if args.grid:
+            name = f"{pictures.joined(stems)}-seed{args.seed}-grid"
+            plans = [_Plan(tuple(labels), tuple(seeds), name)]
+        else:
+            plans = [_Plan((label,), (s,), f"{stem}-seed{s}") for label, stem in zip(labels, stems, strict=True) for s in seeds]
+        if pictures.is_png(args.out) and len(plans) > 1:
+            raise ValueError(
+                f"--out is {args.out}, but {len(plans)} pictures are asked for; give a folder, or --grid for one sheet"
+            )
+        return cls(request, labels, seeds, plans)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Stages that run."""
+        stages = self.request.manifest.stages
+        last = next(place for place, stage in enumerate(stages) if stage.size == self.request.size)
+        return [stage.name for stage in stages[: last + 1]]
+
+    @property
+    def saved(self) -> list[str]:
+        """Stages whose pictures are saved, the last one first."""
+        return self.stage_names[::-1] if self.request.args.stages else self.stage_names[-1:]
+
+    def path(self, plan: _Plan, stage: str) -> Path:
+        suffix = "" if stage == self.stage_names[-1] else f"-{stage}"
+        out = self.request.args.out
+        if pictures.is_png(out):
+            return out.with_name(f"{out.stem}{suffix}{out.suffix}")
+        return (out or Path()) / f"{plan.stem}{suffix}.png"
+
+    def paths(self, plan: _Plan) -> list[Path]:
+        return [self.path(plan, stage) for stage in self.saved]
+
+    def origin(self, plan: _Plan, stage: str, settings: dict[str, Any]) -> pictures.Origin:
+        """What the file of this stage says of itself."""
+        labels = [label for label in plan.labels if label is not None]
+        words = ["generate", *(word for label in labels for word in ("--class", self.request.query(label)))]
+        words += ["-n", str(len(plan.seeds))] * (len(plan.seeds) > 1) + ["--seed", str(plan.seeds[0])]
+        words += ["--grid"] * self.request.args.grid
+        earlier = next(s.size for s in self.request.manifest.stages if s.name == stage) if stage != self.stage_names[-1] else None
+        classes = self.request.classes
+        return pictures.Origin(
+            self.request.command(words, earlier),
+            self.request.manifest.name,
+            tuple(classes.names[label] for label in labels) if classes is not None else (),
+            tuple(labels),
+            plan.seeds,
+            settings,
+        )
+
+
+def _labels(request: Request, queries: Sequence[str]) -> list[int | None]:
+    """Index of every class; [None] for a model that is asked without."""
+    if not queries:
+        if request.classes is not None:
+            raise ValueError(
+                f"no class is given: {request.manifest.name!r} makes {len(request.classes)} of them, as --class"
+                f" {request.query(0)}; `cascade classes --model {request.args.model}` lists them"
+            )
+        return [None]
+    labels = [request.label(query) for query in queries]
+    for place, label in enumerate(labels):
+        if label in labels[:place]:
+            raise ValueError(f"class {queries[place]!r} is given twice; -n makes several pictures of a class")
+    return list(labels)
+
+
+def _made(job: _Job, cascade: CascadePipeline) -> Iterator[dict[str, Any]]:
+    """Run the model and write each file as soon as its pictures are there; gives what the JSON says of each."""
+    args, arguments = job.request.args, job.request.arguments()
+    wanted = [(label, s) for label in job.labels for s in job.seeds]
+    kept: dict[str, list[Image]] = {stage: [] for stage in job.saved}
+    for part in chunks(len(wanted), args.batch_size):
+        labels, seeds = [wanted[i][0] for i in part], [wanted[i][1] for i in part]
+        what = f"{len(wanted)} picture{'s' * (len(wanted) > 1)}"
+        if len(part) < len(wanted):
+            what = f"pictures {part.start + 1} to {part.stop} of {len(wanted)}"
+        out: Any = cascade(
+            class_labels=None if labels[0] is None else [label for label in labels if label is not None],
+            num_images_per_class=len(seeds) if labels[0] is None else 1,
+            seeds=seeds,
+            size=args.size,
+            callback_on_step_end=StageLines(cascade, job.request.manifest.stages, what),
+            **arguments,
+        )
+        for stage in job.saved:
+            images = out.stages[stage].images
+            if args.grid:
+                kept[stage] += images
+                continue
+            for i, image in zip(part, images, strict=True):
+                yield _write(job, cascade, job.plans[i], stage, image)
+    if args.grid:
+        for stage, images in kept.items():
+            columns = len(job.seeds) if len(job.labels) > 1 else math.ceil(math.sqrt(len(images)))
+            rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+            yield _write(job, cascade, job.plans[0], stage, pictures.grid(rows))
+
+
+def _write(job: _Job, cascade: CascadePipeline, plan: _Plan, stage: str, image: Image) -> dict[str, Any]:
+    path = job.path(plan, stage)
+    stages = job.stage_names[: job.stage_names.index(stage) + 1]
+    origin = job.origin(plan, stage, job.request.described(cascade, stages))
+    pictures.write(path, image, origin)
+    return {
+        "path": str(path),
+        "classes": list(origin.class_names),
+        "class_indices": list(origin.class_indices),
+        "seeds": list(plan.seeds),
+        "stage": stage,
+        "size": cascade.sizes[stage],
+        "command": origin.command,
+    }

@@ -1,0 +1,109 @@
+"""`cascade inspect`: what a model, a stage or a generated picture is, read from its files without loading any weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cascade.cli.pictures import read_chunks
+from cascade.models import MANIFEST, Manifest, resolve
+
+NAME = "inspect"
+HELP = "Show what a model or a stage consists of, or what a generated picture says of itself."
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("what", metavar="MODEL_OR_STAGE_OR_PNG", help="a shipped model, a folder, a Hub id, or a picture")
+
+
+def run(args: Namespace) -> None:
+    path = Path(args.what).expanduser()
+    if path.is_file():
+        print("\n".join(_picture(path)))
+        return
+    folder = resolve(args.what)
+    if (folder / "model_index.json").is_file() and not (folder / MANIFEST).is_file():
+        print("\n".join(_stage(folder, folder.name, "")))
+        return
+    manifest = Manifest.read(folder)
+    known = "classes known by index" if manifest.classes is None else f"{len(manifest.classes)} classes"
+    sizes = " -> ".join(str(stage.size) for stage in manifest.stages)
+    print(f"{manifest.name}: {known}, {sizes} px, {_files(folder)} in {folder}")
+    for stage in manifest.stages:
+        size = f"{stage.low_res_size} -> {stage.size} px" if stage.low_res_size else f"{stage.size} px"
+        print("\n".join(_stage(folder / stage.folder, stage.name, f", {size}")))
+
+
+def _picture(path: Path) -> list[str]:
+    """What a picture's text chunks say."""
+    chunks = read_chunks(path)
+    if not chunks:
+        raise ValueError(f"{path} carries no description of itself; only pictures that this program wrote do")
+    width = max(len(key) for key in chunks)
+    return [f"{key:<{width}}  {text}" for key, text in chunks.items()]
+
+
+def _stage(folder: Path, name: str, sizes: str) -> list[str]:
+    """A stage in some lines: pipeline, sampling defaults, and its networks."""
+    index = _json(folder / "model_index.json")
+    defaults = {
+        key: value
+        for key, value in index.items()
+        if not key.startswith("_") and not isinstance(value, list) and value is not None
+    }
+    settings = ", ".join(f"{key} {value}" for key, value in defaults.items())
+    lines = [f"{name}: {index.get('_class_name')}{sizes}, {_files(folder)}"] + [f"  defaults: {settings}"] * bool(settings)
+    for part in sorted(path.parent for path in folder.glob("*/*config.json")):
+        config_path = next(iter(sorted(part.glob("*config.json"))))
+        config = _json(config_path)
+        lines.append(f"  {part.name}: {config.get('_class_name')}{_described(config)}{_parameters(part)}")
+    return lines
+
+
+def _described(config: dict[str, Any]) -> str:
+    """The settings of a network or scheduler that tell most."""
+    facts = {
+        "low_res_size": "sees {} px",
+        "sample_size": "makes {} px",
+        "num_classes": "{} classes",
+        "prediction_type": "predicts {}",
+    }
+    return "".join(", " + text.format(config[key]) for key, text in facts.items() if config.get(key) is not None)
+
+
+def _parameters(folder: Path) -> str:
+    """Parameters of a network and their number types, from the heads of its files."""
+    from safetensors import SafetensorError, safe_open
+
+    counts: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as weights:
+                for key in weights.keys():  # noqa: SIM118, it is no mapping
+                    tensor = weights.get_slice(key)
+                    counts[tensor.get_dtype()] += math.prod(tensor.get_shape())
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); get the model again") from error
+    return f", {sum(counts.values()):,} parameters in {' and '.join(sorted(counts))}" if counts else ""
+
+
+def _files(folder: Path) -> str:
+    """Number and bytes of the files in a folder."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return f"{len(sizes)} files, {sum(sizes):,} bytes"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing, so the model is incomplete; get it again") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); get the model again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged (it is no JSON object); get the model again")
+    return values

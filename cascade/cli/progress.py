@@ -1,0 +1,82 @@
+"""Progress of long work, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(message: str) -> None:
+    """A remark beside the output proper."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def on_terminal() -> bool:
+    """Whether progress is seen by a person."""
+    return sys.stderr.isatty()
+
+
+class Progress:
+    """Shows how far something has come; for use in a `with` statement.
+
+    Args:
+        title: What is done.
+        unit: What is counted, in the plural.
+        quiet: Whether to show nothing.
+    """
+
+    def __init__(self, title: str, unit: str = "pictures", quiet: bool = False) -> None:
+        self.title, self.unit, self.quiet = title, unit, quiet
+        self._bar: Any = None
+        self._begun: tuple[float, int] | None = None
+        self._shown = 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` are done; `note` is a few words more."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun, self._shown = (now, done), now
+        if self.quiet:
+            return
+        if on_terminal():
+            self._update_bar(done, total, note)
+        elif done >= total or now - self._shown >= SECONDS_BETWEEN_LINES:
+            self._shown = now
+            say(self._line(done, total, note, now))
+
+    def _update_bar(self, done: int, total: int, note: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(desc=self.title, total=total, initial=done, unit=f" {self.unit}", dynamic_ncols=True)
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _line(self, done: int, total: int, note: str, now: float) -> str:
+        parts = [f"{self.title}: {done:,} of {total:,} {self.unit}"]
+        begun, first = self._begun or (now, done)
+        if done > first and now > begun:
+            rate = (done - first) / (now - begun)
+            parts.append(f"{rate:.3g} a second")
+            if done < total:
+                parts.append(f"{duration((total - done) / rate)} left")
+        return ", ".join(parts + [note] * bool(note))
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

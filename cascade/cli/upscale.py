@@ -1,0 +1,140 @@
+"""`cascade upscale`: refine pictures that exist already."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascade.cli import pictures
+from cascade.cli.arguments import add_model_options, positive, seed
+from cascade.cli.sampling import Request, StageLines, load
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cascade.pipeline import CascadePipeline
+
+NAME = "upscale"
+HELP = (
+    "Enlarge square pictures by the refining stages of a model. Each file is called after its source and its size (cat-256.png)."
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="square pictures, smaller than what the model makes"
+    )
+    parser.add_argument(
+        "--class", dest="classes", action="append", metavar="C", help="what they show: one class for all, or one for each"
+    )
+    parser.add_argument(
+        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of every picture (default 0)")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture (default: the current folder)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
+    add_model_options(parser)
+
+
+def run(args: Namespace) -> None:
+    request = Request.of(args)
+    labels = _labels(request, args.classes or [], len(args.images))
+    paths = [_target(args.out, source, request.size, len(args.images)) for source in args.images]
+    sources = [_read(source, request.size) for source in args.images]
+    clash = next((path for path in paths if path.exists() and any(path.samefile(source) for source in args.images)), None)
+    if clash is not None:
+        raise ValueError(f"{clash} is one of the pictures to enlarge, so it is not replaced; choose another --out")
+    pictures.check_targets(paths)
+    cascade = load(request)
+    files = []
+    for source, image, label, path in zip(args.images, sources, labels, paths, strict=True):
+        files.append(_enlarge(request, cascade, source, image, label, path))
+        if not args.json:
+            print(path, flush=True)
+    if args.json:
+        print(json.dumps({"model": request.manifest.name, "files": files}, indent=2))
+
+
+def _labels(request: Request, queries: Sequence[str], count: int) -> list[int | None]:
+    """Class of every picture; None for a model that is asked without."""
+    if len(queries) not in (0, 1, count):
+        raise ValueError(f"{len(queries)} classes are given for {count} pictures; give one for all, or one for each")
+    if not queries:
+        if request.classes is not None:
+            example = f"--class {request.query(0)}"
+            raise ValueError(f"no class is given: {request.manifest.name!r} needs to know what the pictures show, as {example}")
+        return [None] * count
+    labels: list[int | None] = [request.label(query) for query in queries]
+    return labels if len(labels) == count else labels * count
+
+
+def _target(out: Path | None, source: Path, size: int, count: int) -> Path:
+    if out is not None and pictures.is_png(out):
+        if count > 1:
+            raise ValueError(f"--out is {out}, but {count} pictures are given; give a folder")
+        return out
+    return (out or Path()) / f"{source.stem}-{size}.png"
+
+
+def _read(path: Path, size: int) -> Image:
+    """A picture, upright, what is transparent laid on white."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except (UnidentifiedImageError, SyntaxError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} can't be read as a picture ({type(error).__name__}); expected a PNG, JPEG or the like"
+        ) from error
+    if image.width != image.height:
+        raise ValueError(f"{path} is {image.width}x{image.height}, expected a square picture; crop it first")
+    if image.width >= size:
+        raise ValueError(
+            f"{path} is {image.width}x{image.height} already, and the model makes {size}x{size}; give a smaller picture"
+        )
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _enlarge(
+    request: Request, cascade: CascadePipeline, source: Path, image: Image, label: int | None, path: Path
+) -> dict[str, Any]:
+    """Run the model on one picture and write it; gives what the JSON says of it."""
+    args, classes = request.args, request.classes
+    out: Any = cascade.upscale(
+        image,
+        class_labels=label,
+        seeds=args.seed,
+        size=args.size,
+        callback_on_step_end=StageLines(cascade, request.manifest.stages, str(source)),
+        **request.arguments(),
+    )
+    words = (
+        ["cascade", "upscale", str(source)]
+        + ([] if label is None else ["--class", request.query(label)])
+        + ["--seed", str(args.seed)]
+    )
+    origin = pictures.Origin(
+        request.command(words),
+        request.manifest.name,
+        () if label is None or classes is None else (classes.names[label],),
+        () if label is None else (label,),
+        (args.seed,),
+        request.described(cascade, list(out.stages)),
+    )
+    pictures.write(path, out.images[0], origin)
+    return {
+        "path": str(path),
+        "source": str(source),
+        "class_index": label,
+        "seed": args.seed,
+        "size": request.size,
+        "command": origin.command,
+    }
