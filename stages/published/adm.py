@@ -1,7 +1,7 @@
 """The U-Net of OpenAI's diffusion projects: improved-diffusion, guided-diffusion (ADM) and consistency_models share it.
 
-Written from Nichol & Dhariwal 2021 (arXiv:2102.09672), Dhariwal & Nichol 2021 (arXiv:2105.05233, appendix) and the key names of the
-published files. The projects differ in `Architecture` only.
+Written from Nichol & Dhariwal 2021 (arXiv:2102.09672), Dhariwal & Nichol 2021 (arXiv:2105.05233, appendix) and the key names of
+the published files. The projects differ in `Architecture` only.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Architecture:
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
-    """Cosines, then sines, of `timesteps` [B] (any real number) at `width / 2` periods from 2 pi to 2 pi * 10000; float32 [B, width]."""
+    """Cosines, then sines, of real `timesteps` [B] at `width / 2` periods from 2 pi to 2 pi * 10000; float32 [B, width]."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
     angles = timesteps.float()[:, None] * frequencies
@@ -95,7 +95,7 @@ class Upsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block with an embedding; `resample` comes between the first activation and the first convolution, and on the skip."""
+    """Residual block with an embedding; `resample` comes before the first convolution, and on the skip."""
 
     def __init__(
         self, arch: Architecture, channels: int, out_channels: int, resample: Literal["up", "down"] | None = None
@@ -105,7 +105,10 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(arch.embedding_width, out_channels * (2 if arch.scale_shift else 1)))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels), nn.SiLU(), nn.Dropout(arch.dropout), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(32, out_channels),
+            nn.SiLU(),
+            nn.Dropout(arch.dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
@@ -133,7 +136,7 @@ class AttentionBlock(nn.Module):
         self.heads = heads if arch.head_channels is None else channels // arch.head_channels
         if self.heads < 1 or channels % self.heads or (arch.head_channels and channels % arch.head_channels):
             raise ValueError(
-                f"an attention block of {channels} channels can't be split into {self.heads or arch.head_channels} heads of equal width;"
+                f"an attention block of {channels} channels can't be split into heads of equal width;"
                 " num_heads or num_head_channels does not fit num_channels and channel_mult"
             )
         self.order = arch.attention_order
@@ -240,16 +243,19 @@ class UNet(nn.Module):
             y: Class indices, int64 [B]; None exactly for an unconditional network.
 
         Returns:
-            [B, out_channels, H, W] in the number type of the weights; with a learned variance its value comes after the prediction.
+            [B, out_channels, H, W] in the number type of the weights; with a learned variance its value comes after the
+            prediction.
 
         Raises:
             ValueError: if `y` is missing or there are no classes.
         """
         if (y is None) != (self.label_emb is None):
             raise ValueError(
-                "this network has no classes, leave y out" if y is not None else f"this network knows {self.arch.num_classes} classes: y is missing"
+                "this network has no classes, leave y out"
+                if y is not None
+                else f"this network knows {self.arch.num_classes} classes: y is missing"
             )
-        dtype = self.out[2].weight.dtype
+        dtype = next(self.parameters()).dtype
         embedding = self.time_embed(timestep_embedding(timesteps, self.arch.width).to(dtype))
         if self.label_emb is not None:
             embedding = embedding + self.label_emb(y)

@@ -1,4 +1,4 @@
-"""The published checkpoints by file name: their configuration, licence, and where they are published. The one home of these facts.
+"""The published checkpoints by file name: configuration, licence, and where they are published. The one home of these facts.
 
 Flags are those of the projects' own instructions for each file. Parameter counts are of the whole network.
 """
@@ -63,15 +63,21 @@ _ADM: dict[str, Any] = {
     "noise_schedule": "linear", "predict_xstart": False, "rescale_timesteps": False,
 }  # fmt: skip
 _ADM_BASE = {**_ADM, "use_new_attention_order": False}
-_ADM_64 = {"image_size": 64, "num_channels": 192, "num_res_blocks": 3, "noise_schedule": "cosine", "use_new_attention_order": True}
+_ADM_64 = {
+    "image_size": 64,
+    "num_channels": 192,
+    "num_res_blocks": 3,
+    "noise_schedule": "cosine",
+    "use_new_attention_order": True,
+}
 _CLASSIFIER: dict[str, Any] = {
-    "classifier_width": 128, "classifier_depth": 2, "classifier_attention_resolutions": "32,16,8", "classifier_use_scale_shift_norm": True,
-    "classifier_resblock_updown": True, "classifier_pool": "attention",
+    "classifier_width": 128, "classifier_depth": 2, "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": True, "classifier_resblock_updown": True, "classifier_pool": "attention",
 }  # fmt: skip
 _IMPROVED: dict[str, Any] = {
     "num_channels": 128, "num_res_blocks": 3, "num_heads": 4, "attention_resolutions": "16,8", "class_cond": False,
-    "use_scale_shift_norm": True, "learn_sigma": True, "diffusion_steps": 4000, "noise_schedule": "cosine", "predict_xstart": False,
-    "rescale_timesteps": True,
+    "use_scale_shift_norm": True, "learn_sigma": True, "diffusion_steps": 4000, "noise_schedule": "cosine",
+    "predict_xstart": False, "rescale_timesteps": True,
 }  # fmt: skip
 _IMPROVED_CONDITIONAL = {"num_channels": 192, "class_cond": True, "rescale_timesteps": False}
 _IMPROVED_LSUN = {
@@ -88,7 +94,9 @@ _SR3 = {"in_channel": 6, "out_channel": 3, "inner_channel": 64, "attn_res": [16]
 _SR3_SCHEDULE = {"schedule": "linear", "n_timestep": 2000, "linear_start": 1e-6, "linear_end": 0.01}
 
 
-def _openai(folder: str, file: str, family: str, flags: Mapping[str, Any], parameters: int, keys: int, **further: Any) -> Checkpoint:
+def _openai(
+    folder: str, file: str, family: str, flags: Mapping[str, Any], parameters: int, keys: int, **further: Any
+) -> Checkpoint:
     config = {"family": family, "flags": dict(flags), **further}
     url = f"https://openaipublic.blob.core.windows.net/{folder}/{file}"
     return Checkpoint(file=file, family=family, config=config, url=url, parameters=parameters, keys=keys)
@@ -96,12 +104,20 @@ def _openai(folder: str, file: str, family: str, flags: Mapping[str, Any], param
 
 def _adm(file: str, parameters: int, keys: int, **flags: Any) -> Checkpoint:
     family = "guided-diffusion-sr" if "large_size" in flags else "guided-diffusion"
-    return _openai("diffusion/jul-2021", file, family, {**(_ADM if "large_size" in flags else _ADM_BASE), **flags}, parameters, keys)
+    return _openai(
+        "diffusion/jul-2021", file, family, {**(_ADM if "large_size" in flags else _ADM_BASE), **flags}, parameters, keys
+    )
 
 
 def _classifier(size: int, parameters: int, keys: int, **flags: Any) -> Checkpoint:
-    flags = {**_CLASSIFIER, "image_size": size, **flags}
-    return _openai("diffusion/jul-2021", f"{size}x{size}_classifier.pt", "guided-diffusion-classifier", flags, parameters, keys)
+    return _openai(
+        "diffusion/jul-2021",
+        f"{size}x{size}_classifier.pt",
+        "guided-diffusion-classifier",
+        {**_CLASSIFIER, "image_size": size, **flags},
+        parameters,
+        keys,
+    )
 
 
 def _improved(file: str, parameters: int, keys: int, **flags: Any) -> Checkpoint:
@@ -111,16 +127,18 @@ def _improved(file: str, parameters: int, keys: int, **flags: Any) -> Checkpoint
 
 def _consistency(data: str, parameters: int, keys: int, flags: Mapping[str, Any]) -> list[Checkpoint]:
     modes = {
-        f"edm_{data}_ema.pt": "edm", f"cd_{data}_l2.pt": "consistency_distillation", f"cd_{data}_lpips.pt": "consistency_distillation",
-        f"ct_{data}.pt": "consistency_training",
+        f"edm_{data}_ema.pt": "edm", f"cd_{data}_l2.pt": "consistency_distillation",
+        f"cd_{data}_lpips.pt": "consistency_distillation", f"ct_{data}.pt": "consistency_training",
     }  # fmt: skip
-    return [_openai("consistency", file, "consistency", flags, parameters, keys, training_mode=mode) for file, mode in modes.items()]
+    return [
+        _openai("consistency", file, "consistency", flags, parameters, keys, training_mode=mode) for file, mode in modes.items()
+    ]
 
 
 def _sr3(file: str, low_res_size: int, size: int, parameters: int, keys: int, **unet: Any) -> Checkpoint:
     diffusion = {"image_size": size, "channels": 3, "conditional": True}
-    config = {"family": "sr3", "unet": {**_SR3, **unet}, "diffusion": diffusion, "beta_schedule": _SR3_SCHEDULE}
-    config["low_res_size"] = low_res_size
+    config: dict[str, Any] = {"family": "sr3", "unet": {**_SR3, **unet}, "diffusion": diffusion, "low_res_size": low_res_size}
+    config["beta_schedule"] = _SR3_SCHEDULE
     return Checkpoint(file=file, family="sr3", config=config, url=SOURCES["sr3"], parameters=parameters, keys=keys)
 
 
@@ -154,14 +172,23 @@ _ALL = [
         for data in ("bedroom", "cat", "horse", "horse_nodropout")
     ),
     _adm("64_256_upsampler.pt", 311_795_910, 567, large_size=256, small_size=64, num_channels=192, num_head_channels=-1),
-    _adm("128_512_upsampler.pt", 308_835_270, 537, large_size=512, small_size=128, num_channels=192, attention_resolutions="32,16"),
+    _adm(
+        "128_512_upsampler.pt", 308_835_270, 537, large_size=512, small_size=128, num_channels=192, attention_resolutions="32,16"
+    ),
     _classifier(64, 65_438_568, 307, classifier_depth=4),
     _classifier(128, 42_568_040, 221),
     _classifier(256, 54_096_360, 249),
     _classifier(512, 54_448_360, 281),
     _improved("imagenet64_cond_270M_250K.pt", 273_049_350, 451, image_size=64, **_IMPROVED_CONDITIONAL),
     _improved(
-        "upsample_cond_500K.pt", 279_792_390, 457, large_size=256, small_size=64, num_res_blocks=2, noise_schedule="linear", **_IMPROVED_CONDITIONAL
+        "upsample_cond_500K.pt",
+        279_792_390,
+        457,
+        large_size=256,
+        small_size=64,
+        num_res_blocks=2,
+        noise_schedule="linear",
+        **_IMPROVED_CONDITIONAL,
     ),
     _improved("imagenet64_uncond_100M_1500K.pt", 121_063_942, 450, image_size=64),
     _improved("imagenet64_uncond_vlb_100M_1500K.pt", 121_063_942, 450, image_size=64),
@@ -187,7 +214,17 @@ _ALL = [
     _edm2("edm2-img64-s-1073741-0.045.pkl", "s"),
     _edm2("edm2-img64-xs-0134217-0.110.pkl", "xs"),
     _sr3("I640000_E37_gen.pth", 16, 128, 97_807_491, 362, channel_multiplier=[1, 2, 4, 8, 8], res_blocks=2, norm_groups=32),
-    _sr3("I830000_E32_gen.pth", 64, 512, 155_334_339, 229, channel_multiplier=[1, 2, 4, 8, 16], res_blocks=1, norm_groups=16, attn_res=[]),
+    _sr3(
+        "I830000_E32_gen.pth",
+        64,
+        512,
+        155_334_339,
+        229,
+        channel_multiplier=[1, 2, 4, 8, 16],
+        res_blocks=1,
+        norm_groups=16,
+        attn_res=[],
+    ),
 ]
 CHECKPOINTS = {checkpoint.file: checkpoint for checkpoint in _ALL}
 """Published files by name. EDM2's other EMA lengths are known to `known` too."""

@@ -1,4 +1,4 @@
-"""Clocks of published networks: what each was trained to see as time, as a function of log-SNR; and their denoisers' common half."""
+"""Clocks of published networks: what each was trained to see as time, by log-SNR; and the common half of their denoisers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stages.noise import like_image, sigma_of, signal_and_noise
 
 STEP_TOLERANCE = 0.01
-"""A time this close to a whole step is that step: schedulers keep alpha_bar in float32, which can't place it better at the clean end."""
+"""A time this close to a whole step is that step: schedulers keep alpha_bar in float32, too coarse for the clean end."""
 
 
 def steps_of(log_snr: Tensor, table: Tensor) -> Tensor:
@@ -32,7 +32,8 @@ def steps_of(log_snr: Tensor, table: Tensor) -> Tensor:
 class PublishedDenoiser(ModelMixin, ConfigMixin):
     """What the denoisers of all published families share. Each is a `stages.denoiser.Denoiser` around the raw network `network`.
 
-    Each names `ModelMixin` as a base again: diffusers finds out how to load a class by looking for that name in the class's own module.
+    Each names `ModelMixin` as a base again: diffusers finds out how to load a class by looking for that name in the class's own
+    module.
 
     Args:
         published: The family's own configuration, shaped as `stages.published.load` takes it.
@@ -50,9 +51,7 @@ class PublishedDenoiser(ModelMixin, ConfigMixin):
     learned_variance: bool = False
 
     @register_to_config
-    def __init__(
-        self, published: Mapping[str, Any], sample_size: int | None = None, low_res_size: int | None = None
-    ) -> None:
+    def __init__(self, published: Mapping[str, Any], sample_size: int | None = None, low_res_size: int | None = None) -> None:
         super().__init__()
         sample_size, low_res_size = self.setup(published)
         self.register_to_config(published=dict(published), sample_size=sample_size, low_res_size=low_res_size)

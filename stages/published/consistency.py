@@ -28,8 +28,8 @@ BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512:
 """Width multipliers that the project's scripts choose where none are given."""
 
 _FLAGS = (
-    "image_size", "sigma_min", "sigma_max", "num_channels", "num_res_blocks", "num_heads", "num_head_channels", "attention_resolutions",
-    "class_cond", "use_scale_shift_norm", "resblock_updown", "learn_sigma",
+    "image_size", "sigma_min", "sigma_max", "num_channels", "num_res_blocks", "num_heads", "num_head_channels",
+    "attention_resolutions", "class_cond", "use_scale_shift_norm", "resblock_updown", "learn_sigma",
 )  # fmt: skip
 _OPTIONAL = ("num_heads_upsample", "channel_mult", "use_new_attention_order", *WITHOUT_EFFECT)
 
@@ -143,11 +143,11 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Choose `num_inference_steps` levels; `sigmas` are theirs and sigma_min, `timesteps` the levels themselves."""
-        count, config = num_inference_steps, self.config
-        levels = config.steps if count == len(config.steps) else [i * (config.num_levels - 1) / count for i in range(count)]
-        places = torch.tensor([*levels, config.num_levels - 1], dtype=torch.float64) / (config.num_levels - 1)
-        high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-        self.sigmas = ((high + places * (low - high)) ** config.rho).float().to(device)
+        count, steps, last, rho = num_inference_steps, self.config["steps"], self.config["num_levels"] - 1, self.config["rho"]
+        levels = steps if count == len(steps) else [i * last / count for i in range(count)]
+        places = torch.tensor([*levels, last], dtype=torch.float64) / last
+        high, low = self.config["sigma_max"] ** (1 / rho), self.config["sigma_min"] ** (1 / rho)
+        self.sigmas = ((high + places * (low - high)) ** rho).float().to(device)
         self.timesteps = torch.tensor(levels, dtype=torch.float32, device=device)
         self.step_index = 0
 
@@ -168,6 +168,6 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
         denoised = model_output.clamp(-1, 1)
         if self.step_index == len(self.timesteps):
             return ConsistencySchedulerOutput(prev_sample=denoised)
-        std = (float(self.sigmas[self.step_index]) ** 2 - self.config.sigma_min**2) ** 0.5
+        std = (float(self.sigmas[self.step_index]) ** 2 - self.config["sigma_min"] ** 2) ** 0.5
         noise = randn_tensor(denoised.shape, generator=generator, device=denoised.device, dtype=denoised.dtype)
         return ConsistencySchedulerOutput(prev_sample=denoised + std * noise)

@@ -50,7 +50,11 @@ def model_card(family: str, source: Path, pipeline: Any) -> str:
     denoiser, checkpoint = pipeline.unet, catalogue.known(source.name)
     licence = catalogue.LICENCES[family]
     size, low_res_size = denoiser.config.sample_size, denoiser.config.low_res_size
-    task = f"makes {size}x{size} images" if low_res_size is None else f"refines {low_res_size}x{low_res_size} images to {size}x{size}"
+    task = (
+        f"makes {size}x{size} images"
+        if low_res_size is None
+        else f"refines {low_res_size}x{low_res_size} images to {size}x{size}"
+    )
     classes = "no classes" if denoiser.num_classes is None else f"{denoiser.num_classes} classes"
     guidance = (
         "It was trained without dropping labels, so classifier-free guidance is impossible."

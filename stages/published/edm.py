@@ -1,7 +1,7 @@
 """EDM's ADM-style network with its preconditioning (Karras et al. 2022, arXiv:2206.00364).
 
-Family `edm`; configurations hold the constructor arguments `init_kwargs` that a published pickle records. The published weights were
-trained without dropping labels: classifier-free guidance is impossible.
+Family `edm`; configurations hold the constructor arguments `init_kwargs` that a published pickle records. The published weights
+were trained without dropping labels: classifier-free guidance is impossible.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def label_vectors(class_labels: Tensor | None, x: Tensor, label_dim: int) -> Ten
     if class_labels.ndim == 1:
         return F.one_hot(class_labels, label_dim + 1)[:, :label_dim].float()
     if class_labels.shape != (len(x), label_dim):
-        raise ValueError(f"class_labels have shape {tuple(class_labels.shape)}, expected {(len(x), label_dim)} one-hot or ({len(x)},) indices")
+        raise ValueError(
+            f"class_labels have shape {tuple(class_labels.shape)}, expected {(len(x), label_dim)} one-hot or ({len(x)},) indices"
+        )
     return class_labels.float()
 
 
@@ -65,7 +67,14 @@ class Block(nn.Module):
     """Residual block with scale and shift by the embedding; attention, where it has heads, comes after it."""
 
     def __init__(
-        self, channels: int, out_channels: int, embedding_width: int, *, heads: int = 0, resample: str | None = None, dropout: float = 0.0
+        self,
+        channels: int,
+        out_channels: int,
+        embedding_width: int,
+        *,
+        heads: int = 0,
+        resample: str | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_channels, self.heads, self.resample, self.dropout = channels, heads, resample, dropout
@@ -174,7 +183,8 @@ class EDMNetwork(nn.Module):
         Args:
             x: Noisy images `x0 + sigma eps`, unscaled, [B, C, H, W].
             sigma: Noise std, [B].
-            class_labels: One-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not trained for.
+            class_labels: One-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not
+                trained for.
         """
         c_skip, c_out, c_in = preconditioning(sigma, self.sigma_data)
         labels = label_vectors(class_labels, x, self.label_dim)
@@ -190,7 +200,9 @@ def build(config: Mapping[str, Any]) -> EDMNetwork:
     """
     given = section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))
     if given["model_type"] != "DhariwalUNet":
-        raise ValueError(f"model_type is {given['model_type']!r}, but of EDM's networks only 'DhariwalUNet' (ImageNet-64) is supported")
+        raise ValueError(
+            f"model_type is {given['model_type']!r}, but of EDM's networks only 'DhariwalUNet' (ImageNet-64) is supported"
+        )
     return EDMNetwork({**_DEFAULTS, **given}, config.get("channels_per_head", 64))
 
 

@@ -1,7 +1,8 @@
 """EDM2's magnitude-preserving network (Karras et al. 2023, arXiv:2312.02696).
 
-Family `edm2`; configurations hold the constructor arguments `init_kwargs` that a published pickle records. The published pixel models
-were trained without dropping labels: no classifier-free guidance, but autoguidance by a second, weaker one (arXiv:2406.02507).
+Family `edm2`; configurations hold the constructor arguments `init_kwargs` that a published pickle records. The published pixel
+models were trained without dropping labels: no classifier-free guidance, but autoguidance by a second, weaker one
+(arXiv:2406.02507).
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from stages.published.options import section
 
 _NEEDED = ("img_resolution", "img_channels", "label_dim", "model_channels")
 _DEFAULTS: dict[str, Any] = {
-    "channel_mult": [1, 2, 3, 4], "channel_mult_noise": None, "channel_mult_emb": None, "num_blocks": 3, "attn_resolutions": [16, 8],
-    "label_balance": 0.5, "concat_balance": 0.5, "res_balance": 0.3, "attn_balance": 0.3, "clip_act": 256, "channels_per_head": 64,
-    "logvar_channels": 128, "sigma_data": SIGMA_DATA,
+    "channel_mult": [1, 2, 3, 4], "channel_mult_noise": None, "channel_mult_emb": None, "num_blocks": 3,
+    "attn_resolutions": [16, 8], "label_balance": 0.5, "concat_balance": 0.5, "res_balance": 0.3, "attn_balance": 0.3,
+    "clip_act": 256, "channels_per_head": 64, "logvar_channels": 128, "sigma_data": SIGMA_DATA,
 }  # fmt: skip
 _WITHOUT_EFFECT = ("use_fp16", "dropout")
 
@@ -68,7 +69,7 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """Linear layer or convolution whose every output has unit-length weights, normalised in float32 at each evaluation (Eq. 47)."""
+    """Linear layer or convolution with weights of unit length for every output, normalised at each evaluation (Eq. 47)."""
 
     def __init__(self, channels: int, out_channels: int, *kernel: int) -> None:
         super().__init__()
@@ -84,8 +85,8 @@ class Block(nn.Module):
     """Magnitude-preserving residual block (figure 21, configuration G)."""
 
     def __init__(
-        self, channels: int, out_channels: int, embedding_width: int, options: Mapping[str, Any], *, decodes: bool, attends: bool = False,
-        resample: str | None = None,
+        self, channels: int, out_channels: int, embedding_width: int, options: Mapping[str, Any], *, decodes: bool,
+        attends: bool = False, resample: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.options, self.decodes, self.resample = options, decodes, resample
@@ -117,7 +118,7 @@ class Block(nn.Module):
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Cosine-like attention of [B, 3C, H, W] to [B, C, H, W], whose channels run over (head, channel, qkv); all three are normalised."""
+    """Attention of [B, 3C, H, W] to [B, C, H, W], whose channels run over (head, channel, qkv); all three are normalised."""
     b, channels, height, width = qkv.shape
     qkv = normalize(qkv.reshape(b, heads, channels // 3 // heads, 3, height * width), dim=2)
     q, k, v = qkv.transpose(2, 4).unbind(3)
@@ -203,7 +204,8 @@ class EDM2Network(nn.Module):
         Args:
             x: Noisy images `x0 + sigma eps`, unscaled, [B, C, H, W].
             sigma: Noise std, [B].
-            class_labels: One-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not trained for.
+            class_labels: One-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not
+                trained for.
         """
         c_skip, c_out, c_in = preconditioning(sigma, self.sigma_data)
         labels = label_vectors(class_labels, x, self.label_dim)

@@ -1,7 +1,7 @@
-"""guided-diffusion, known as ADM: base models, upsamplers, and the classifiers that guide them (Dhariwal & Nichol 2021, arXiv:2105.05233).
+"""guided-diffusion, known as ADM: base models, upsamplers and guiding classifiers (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
-Families `guided-diffusion`, `guided-diffusion-sr` and `guided-diffusion-classifier`; configurations hold the flags of the project's
-scripts. The base models know no null class: guidance is by a classifier (`ClassifierGuidance`), not classifier-free.
+Families `guided-diffusion`, `guided-diffusion-sr` and `guided-diffusion-classifier`; configurations hold the flags of the
+project's scripts. The base models know no null class: guidance is by a classifier (`ClassifierGuidance`), not classifier-free.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)
 
 _FLAGS = (
     "num_channels", "num_res_blocks", "num_heads", "num_head_channels", "attention_resolutions", "class_cond",
-    "use_scale_shift_norm", "resblock_updown", "learn_sigma", "diffusion_steps", "noise_schedule", "predict_xstart", "rescale_timesteps",
+    "use_scale_shift_norm", "resblock_updown", "learn_sigma", "diffusion_steps", "noise_schedule", "predict_xstart",
+    "rescale_timesteps",
 )  # fmt: skip
 _OPTIONAL = ("num_heads_upsample", "channel_mult", *WITHOUT_EFFECT)
 
@@ -74,7 +75,7 @@ class AttentionPool(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The contracting half of an ADM network as a classifier of noisy images: `network(x, timesteps)` gives logits [B, classes]."""
+    """The contracting half of an ADM network as a classifier: `network(x, timesteps)` gives logits [B, classes]."""
 
     def __init__(self, arch: adm.Architecture, side: int) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Logits [B, classes] of noisy images `x` [B, 3, H, W] at `timesteps` [B] of the diffusion model's own clock."""
-        dtype = self.out[0].weight.dtype
+        dtype = next(self.parameters()).dtype
         embedding = self.time_embed(adm.timestep_embedding(timesteps, self.arch.width).to(dtype))
         h = x.to(dtype)
         for stack in self.input_blocks:
@@ -96,7 +97,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(config: Mapping[str, Any]) -> Classifier:
-    """The raw classifier of a configuration with the flags of `classifier_defaults`. Only the published pooling, "attention", is known.
+    """The raw classifier of a configuration. Only the published pooling, "attention", is known.
 
     Raises:
         ValueError: if an option is missing, unknown or impossible.
@@ -104,7 +105,9 @@ def build_classifier(config: Mapping[str, Any]) -> Classifier:
     names = ("width", "depth", "attention_resolutions", "use_scale_shift_norm", "resblock_updown", "pool")
     flags = section(config, "flags", ("image_size", *(f"classifier_{name}" for name in names)), ("classifier_use_fp16",))
     if flags["classifier_pool"] != "attention":
-        raise ValueError(f"classifier_pool is {flags['classifier_pool']!r}, but only the published pooling 'attention' is supported")
+        raise ValueError(
+            f"classifier_pool is {flags['classifier_pool']!r}, but only the published pooling 'attention' is supported"
+        )
     size, width = flags["image_size"], flags["classifier_width"]
     mult = levels(config, flags, BY_SIZE, size)
     arch = adm.Architecture(
@@ -126,12 +129,14 @@ class ClassifierGuidance:
     """A denoiser pushed towards its class by a classifier of noisy images; a `Denoiser` itself (arXiv:2105.05233, Algorithm 2).
 
     The predicted noise loses `sigma_vp * scale * grad log p(class | x_t)`. With DDIM this is the published method. With ancestral
-    sampling the project shifts the mean by `variance * scale * grad` after clipping x0 instead; the two agree to first order in the step.
+    sampling the project shifts the mean by `variance * scale * grad` after clipping x0 instead; the two agree to first order in
+    the step.
 
     Args:
         denoiser: An epsilon-predicting base model of this family, with or without classes.
         classifier: Raw network of family `guided-diffusion-classifier`, trained on the same schedule.
-        scale: Strength of the guidance; 0 = none. Published: 1.0 at 64 px, 0.5 at 128, 1.0 at 256 (10.0 without classes), 4.0 at 512.
+        scale: Strength of the guidance; 0 = none. Published: 1.0 at 64 px, 0.5 at 128, 1.0 at 256 (10.0 without classes), 4.0
+            at 512.
 
     Raises:
         ValueError: if the denoiser predicts something else than the noise.
@@ -139,8 +144,11 @@ class ClassifierGuidance:
 
     def __init__(self, denoiser: GuidedDiffusionDenoiser, classifier: Classifier, scale: float) -> None:
         if denoiser.prediction_type != "epsilon":
-            raise ValueError(f"classifier guidance needs a model that predicts epsilon, this one predicts {denoiser.prediction_type!r}")
-        self.denoiser, self.classifier, self.scale = denoiser, classifier, scale
+            raise ValueError(
+                f"classifier guidance needs a model that predicts epsilon, this one predicts {denoiser.prediction_type!r}"
+            )
+        self.denoiser: Any = denoiser
+        self.classifier, self.scale = classifier, scale
         self.prediction_type = denoiser.prediction_type
         self.num_classes: int | None = classifier.arch.out_channels
         self.null_label: int | None = None
@@ -176,5 +184,3 @@ class ClassifierGuidance:
             x = x_t.detach().requires_grad_()
             log_p = self.classifier(x, self.denoiser.timesteps(log_snr)).log_softmax(dim=1)
             return torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
-
-

@@ -1,7 +1,7 @@
 """improved-diffusion: base models and upsamplers (Nichol & Dhariwal 2021, arXiv:2102.09672).
 
-Families `improved-diffusion` and `improved-diffusion-sr`; configurations hold the flags of the project's scripts. The models know no
-null class: classifier-free guidance is impossible.
+Families `improved-diffusion` and `improved-diffusion-sr`; configurations hold the flags of the project's scripts. The models
+know no null class: classifier-free guidance is impossible.
 """
 
 from __future__ import annotations

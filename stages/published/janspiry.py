@@ -1,7 +1,7 @@
 """The unofficial SR3 by Janspiry, in its two variants: a network that sees the noise level, and one that sees the step.
 
-Families `sr3` (Saharia et al. 2021, arXiv:2104.07636, as that project reads it) and `sr3-ddpm`; configurations hold that project's own
-`unet`, `diffusion` and `beta_schedule` sections. Published weights make faces, without classes.
+Families `sr3` (Saharia et al. 2021, arXiv:2104.07636, as that project reads it) and `sr3-ddpm`; configurations hold that
+project's own `unet`, `diffusion` and `beta_schedule` sections. Published weights make faces, without classes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNET = ("in_channel", "out_channel", "inner_channel", "norm_groups", "channel_m
 
 
 class Features(nn.Module):
-    """Sines, then cosines, of values [B]; float32 [B, width]. Where the file keeps the frequencies (`stored`), they are a buffer."""
+    """Sines, then cosines, of values [B]; float32 [B, width]. Frequencies that the file has (`stored`) are a buffer."""
 
     inv_freq: Tensor
 
@@ -238,8 +238,8 @@ def network_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         expected = torch.linspace(options.beta_start, options.beta_end, options.num_steps, dtype=torch.float64)
         if betas.shape != expected.shape or not torch.allclose(betas.double(), expected, rtol=1e-3):
             raise ValueError(
-                f"the file was saved with {len(betas)} steps of beta from {betas.min():g} to {betas.max():g}, but the configuration's"
-                f" beta_schedule has {options.num_steps} from {options.beta_start:g} to {options.beta_end:g}"
+                f"the file was saved with {len(betas)} steps of beta from {betas.min():g} to {betas.max():g}, but"
+                f" the configuration's beta_schedule has {options.num_steps} from {options.beta_start:g} to {options.beta_end:g}"
             )
     return {key.removeprefix("denoise_fn."): value for key, value in tensors.items() if key not in SCHEDULE_BUFFERS}
 
@@ -250,7 +250,7 @@ def _sizes(config: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def upsampled(low_res: Tensor | None, size: int, low_res_size: int | None) -> Tensor | None:
-    """Images to refine at the size of the result, by the bicubic kernel and the clipping of the image files that these networks saw.
+    """Images to refine at the size of the result, by the bicubic kernel of the image files that these networks saw.
 
     Raises:
         ValueError: if they are missing.
@@ -280,7 +280,7 @@ class JanspirySR3Denoiser(PublishedDenoiser, ModelMixin):
         aug_level: Tensor | None = None,
     ) -> Tensor:
         """As `Denoiser.__call__`; there are no classes and no augmentation level, so both are ignored."""
-        cond = upsampled(low_res, x_t.shape[-1], self.config.low_res_size)
+        cond = upsampled(low_res, x_t.shape[-1], self.config["low_res_size"])
         return self.network(x_t, cond, noise_level=alpha_bar_of(log_snr.double()).sqrt().float())
 
 
@@ -303,5 +303,5 @@ class JanspiryDDPMDenoiser(SteppedDenoiser, ModelMixin):
         aug_level: Tensor | None = None,
     ) -> Tensor:
         """As `Denoiser.__call__`; there are no classes and no augmentation level, so both are ignored."""
-        cond = upsampled(low_res, x_t.shape[-1], self.config.low_res_size)
+        cond = upsampled(low_res, x_t.shape[-1], self.config["low_res_size"])
         return self.network(x_t, cond, t=self.steps(log_snr))

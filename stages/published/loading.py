@@ -45,19 +45,19 @@ DENOISERS: dict[str, type[PublishedDenoiser]] = {
 def load(family: str, weights: str | PathLike[str], config: Mapping[str, Any] | None = None) -> nn.Module:
     """The raw network of a published file, in float32, for evaluation.
 
-    It is called by keyword with the family's own arrays: `x`, `timesteps`, `y` (and `low_res`) for improved- and guided-diffusion,
-    `x`, `sigma`, `y` for consistency models, `x`, `sigma`, `class_labels` for EDM and EDM2, `x`, `cond` and `noise_level` (or `t`) for
-    SR3; `x`, `timesteps` for classifiers. See each family's module.
+    It is called by keyword with the family's own arrays: `x`, `timesteps`, `y` (and `low_res`) for improved- and
+    guided-diffusion, `x`, `sigma`, `y` for consistency models, `x`, `sigma`, `class_labels` for EDM and EDM2, `x`, `cond` and
+    `noise_level` (or `t`) for SR3; `x`, `timesteps` for classifiers. See each family's module.
 
     Args:
         family: One of `BUILDERS`.
         weights: Path of a .pt, .pth or .safetensors file, or a .pkl of EDM or EDM2. Nothing in it is ever run.
-        config: The family's own options: `flags` of OpenAI's scripts, `init_kwargs` of EDM's constructors, or the sections `unet`,
-            `diffusion` and `beta_schedule` of SR3. None for a published file that still has its name, and for a pickle.
+        config: The family's own options: `flags` of OpenAI's scripts, `init_kwargs` of EDM's constructors, or the sections
+            `unet`, `diffusion` and `beta_schedule` of SR3. None for a published file that still has its name, and for a pickle.
 
     Raises:
-        ValueError: if the family or an option is unknown, the file can't be read or asks for code, no configuration is known, or the
-            tensors are not exactly those of the network.
+        ValueError: if the family or an option is unknown, the file can't be read or asks for code, no configuration is known,
+            or the tensors are not exactly those of the network.
     """
     network, _ = read(family, Path(weights), config, torch.float32)
     return network
@@ -82,7 +82,9 @@ def as_stage(
 ) -> BasePipeline | SR3Pipeline:
     """As `stage`, with weights of number type `dtype`; None = as stored in the file, which then stays memory-mapped."""
     if family in BUILDERS and family not in DENOISERS:
-        raise ValueError(f"a {family} network makes no images: load it with stages.published.load and give it to ClassifierGuidance")
+        raise ValueError(
+            f"a {family} network makes no images: load it with stages.published.load and give it to ClassifierGuidance"
+        )
     network, config = read(family, weights, config, dtype)
     with init_empty_weights():  # leaves the tables of noise levels alone, as torch.device("meta") would not
         denoiser = DENOISERS[family](published=config)

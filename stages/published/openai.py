@@ -1,4 +1,4 @@
-"""What OpenAI's diffusion projects share beside the network: the flags of their scripts, noise schedules, and a denoiser's clock."""
+"""What OpenAI's diffusion projects share beside the network: flags of their scripts, noise schedules, and a denoiser."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ from stages.noise import LinearSchedule, log_snr_of_alpha_bar
 from stages.published.adm import Architecture, UNet
 from stages.published.clock import SteppedDenoiser
 
-WITHOUT_EFFECT = ("dropout", "use_checkpoint", "use_fp16", "use_kl", "timestep_respacing", "rescale_learned_sigmas", "weight_schedule")
+WITHOUT_EFFECT = (
+    "dropout",
+    "use_checkpoint",
+    "use_fp16",
+    "use_kl",
+    "timestep_respacing",
+    "rescale_learned_sigmas",
+    "weight_schedule",
+)
 """Flags of OpenAI's scripts that concern training, or are chosen at sampling time."""
 
 IMAGENET_CLASSES = 1000
 
 
-def levels(config: Mapping[str, Any], flags: Mapping[str, Any], by_size: Mapping[int, Sequence[float]], size: int) -> tuple[float, ...]:
+def levels(
+    config: Mapping[str, Any], flags: Mapping[str, Any], by_size: Mapping[int, Sequence[float]], size: int
+) -> tuple[float, ...]:
     """Width multipliers of the levels: given, or those that the family's scripts choose for an image size.
 
     Raises:
@@ -29,7 +39,9 @@ def levels(config: Mapping[str, Any], flags: Mapping[str, Any], by_size: Mapping
     given = [tuple(config["channel_mult"])] if config.get("channel_mult") else []
     given += [tuple(float(part) for part in str(text).split(","))] if text else []
     if not given and size not in by_size:
-        raise ValueError(f"image size {size} has no usual channel_mult (known: {sorted(by_size)}); give channel_mult in the configuration")
+        raise ValueError(
+            f"image size {size} has no usual channel_mult (known: {sorted(by_size)}); give channel_mult in the configuration"
+        )
     if len(given) == 2 and given[0] != given[1]:
         raise ValueError(f"channel_mult is {given[0]} in the configuration and {given[1]} in its flags; give one of them")
     return given[0] if given else tuple(by_size[size])
@@ -69,7 +81,7 @@ def openai_architecture(
 
 
 def cosine_table(num_steps: int) -> Tensor:
-    """Log-SNR of every step of the cosine schedule in steps, float64 [num_steps] (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17).
+    """Log-SNR of every step of the cosine schedule, float64 [num_steps] (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17).
 
     Each beta is at most 0.999.
     """
@@ -93,7 +105,7 @@ def openai_table(noise_schedule: str, num_steps: int) -> Tensor:
 
 
 class OpenAIDenoiser(SteppedDenoiser):
-    """A base model or upsampler of improved-diffusion or guided-diffusion; with `learn_sigma` it returns 2C channels, prediction first."""
+    """A network of improved- or guided-diffusion; with `learn_sigma` it returns 2C channels, prediction first."""
 
     network: UNet
 
@@ -128,8 +140,8 @@ class OpenAIDenoiser(SteppedDenoiser):
         Raises:
             ValueError: if an upsampler gets no `low_res`.
         """
-        if self.config.low_res_size is None:
+        if self.config["low_res_size"] is None:
             return self.network(x_t, self.timesteps(log_snr), class_labels)
         if low_res is None:
-            raise ValueError(f"this network refines {self.config.low_res_size} px images: low_res is missing")
+            raise ValueError(f"this network refines {self.config['low_res_size']} px images: low_res is missing")
         return self.network(x_t, self.timesteps(log_snr), low_res, class_labels)

@@ -1,7 +1,8 @@
 """Reading EDM's network pickles without running them.
 
-Such a pickle carries the source text of its classes and asks for its execution. Here every name that it mentions is answered by an inert
-stand-in that keeps plain values and tensors, and every other name is refused. Loading can't call anything but what this file defines.
+Such a pickle carries the source text of its classes and asks for its execution. Here every name that it mentions is answered by
+an inert stand-in that keeps plain values and tensors, and every other name is refused. Loading can't call anything but what
+this file defines.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _NUMBER_TYPES = {
-    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64, "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
 }  # fmt: skip
 _NUMPY_FORMATS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 
@@ -64,10 +65,14 @@ class _Storage:
     def __init__(self, dtype: torch.dtype, count: int, data: bytes, offset: int) -> None:
         size = count * dtype.itemsize
         if count < 0 or len(data) - offset < size:
-            raise pickle.UnpicklingError(f"a tensor of {count} numbers has {max(0, len(data) - offset)} bytes of data, the file is damaged")
+            raise pickle.UnpicklingError(
+                f"a tensor of {count} numbers has {max(0, len(data) - offset)} bytes of data, the file is damaged"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the bytes are read-only; nothing here writes to tensors of a file
-            self.values = torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+            self.values = (
+                torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+            )
 
 
 def _storage(data: Any) -> _Storage:
@@ -135,12 +140,23 @@ def read(path: Path) -> Module:
     """The network `ema` of a pickle as an inert record.
 
     Raises:
-        ValueError: if the file is damaged, holds no network, or asks for anything that a network doesn't need. Nothing of it is run.
+        ValueError: if the file is damaged, holds no network, or asks for anything that a network doesn't need. Nothing of it is
+            run.
     """
     try:
         with path.open("rb") as file:
             content = _Reader(file, _NAMES).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError, OverflowError, MemoryError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise ValueError(f"{path.name} was refused: {str(error) or 'it ends too early'}") from error
     except RuntimeError as error:
         raise ValueError(f"{path.name} was refused: a tensor's shape doesn't fit its data") from error
@@ -157,7 +173,9 @@ def tensors_of(module: Module, known: frozenset[str], prefix: str = "") -> dict[
         ValueError: if it holds an object of a class that is not `known`.
     """
     if module.class_name not in known:
-        raise ValueError(f"the network holds a {module.class_name!r}, expected one of {', '.join(sorted(known))}; it is of another type")
+        raise ValueError(
+            f"the network holds a {module.class_name!r}, expected one of {', '.join(sorted(known))}; it is of another type"
+        )
     state = module.state if isinstance(module.state, dict) else {}
     own = {**_mapping(state, "_parameters"), **_mapping(state, "_buffers")}
     tensors = {prefix + name: value for name, value in own.items() if value is not None}

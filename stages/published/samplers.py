@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler
 
 from stages.published.consistency import ConsistencyScheduler, is_distilled
 from stages.published.edm import SIGMA_DATA
@@ -16,13 +16,14 @@ EDM_STEPS = 32
 """Steps that the papers' figures were measured with; EDM's were of second order too."""
 
 
-def scheduler_of(family: str, config: Mapping[str, Any]) -> tuple[SchedulerMixin, int]:
+def scheduler_of(family: str, config: Mapping[str, Any]) -> tuple[Any, int]:
     """Scheduler of a configuration, and the number of steps it was published with.
 
-    improved- and guided-diffusion: respaced ancestral sampling with the learned variance, exactly the original. SR3: ancestral sampling
-    over all steps of its schedule, exactly the original. Consistency models: `ConsistencyScheduler`, exactly the original. EDM and EDM2:
-    the original is Heun's method on the same sigmas; the stock scheduler for them, a multistep solver of second order, needs half the
-    evaluations and is used instead.
+    improved- and guided-diffusion: respaced ancestral sampling with the learned variance, exactly the original. SR3: ancestral
+    sampling
+    over all steps of its schedule, exactly the original. Consistency models: `ConsistencyScheduler`, exactly the original. EDM
+    and EDM2: the original is Heun's method on the same sigmas; the stock scheduler for them, a multistep solver of second
+    order, needs half the evaluations and is used instead.
     """
     if family in ("sr3", "sr3-ddpm"):
         schedule = sampling_schedule(config)
@@ -51,7 +52,7 @@ def openai_scheduler(flags: Mapping[str, Any]) -> DDPMScheduler:
 
 
 def consistency_scheduler(config: Mapping[str, Any]) -> tuple[ConsistencyScheduler, int]:
-    """Two steps at the levels that were searched for the published models: 22 of 40 when distilled, 106 of 201 when trained alone."""
+    """Two steps at the levels searched for the published models: 22 of 40 when distilled, 106 of 201 when trained alone."""
     flags = config["flags"]
     levels, second = (201, 106) if config.get("training_mode") == "consistency_training" else (40, 22)
     sigmas = {"sigma_min": flags["sigma_min"], "sigma_max": flags["sigma_max"]}

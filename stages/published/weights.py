@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from stages.published import pickles
 
 PICKLED_CLASSES = {
-    "edm": frozenset({"EDMPrecond", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "ModuleDict"}),
+    "edm": frozenset(
+        {"EDMPrecond", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "ModuleDict"}
+    ),
     "edm2": frozenset({"Precond", "UNet", "Block", "MPConv", "MPFourier", "ModuleDict"}),
 }
 """Classes that the network of a published pickle is made of."""
 
 
 def read(path: Path, family: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors of a weight file by name, memory-mapped where the format allows; and the configuration that a pickle records, else None.
+    """Tensors of a weight file by name, memory-mapped where the format allows; and the configuration that a pickle records.
 
     Args:
         path: A .pt or .pth file that is a dict of tensors, a .safetensors file, or a .pkl network pickle of `edm` or `edm2`.
@@ -55,8 +57,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises whatever its many readers do
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path.name} was refused: it is damaged, or holds more than tensors ({reason})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()):
-        raise ValueError(f"{path.name} is not a plain dict of tensors; a training checkpoint has to be reduced to the network's weights first")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
+    ):
+        raise ValueError(
+            f"{path.name} is not a plain dict of tensors; a training checkpoint has to be reduced to the network's weights first"
+        )
     return dict(tensors)
 
 
@@ -84,7 +90,8 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: 
         problems.append(f"{len(wrong)} have another shape ({shapes})")
     if problems:
         raise ValueError(
-            f"{source} does not fit this network: {', and '.join(problems)}; is it of another family, or the configuration of another file?"
+            f"{source} does not fit this network: {', and '.join(problems)}; is it of another family, or the configuration"
+            " of another file?"
         )
     if wrong_type := [key for key in shared if not tensors[key].is_floating_point()]:
         raise ValueError(f"{source} holds {wrong_type[0]} as {tensors[wrong_type[0]].dtype}, expected floating-point numbers")
