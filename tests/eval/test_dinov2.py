@@ -56,7 +56,7 @@ def test_the_transformer_equals_pytorchs_layers(network):
 
 
 def cubic_matrix(side: int) -> torch.Tensor:
-    """Keys' cubic convolution (a = -0.75, edges repeated) from GRID samples to `side`, spaced by GRID / (side + 0.1)."""
+    """Keys' cubic convolution (a = -0.75, edges repeated), GRID samples to `side`, spaced by GRID / (side + 0.1)."""
     matrix = torch.zeros(side, GRID, dtype=torch.float64)
     for i in range(side):
         place = (i + 0.5) * GRID / (side + 0.1) - 0.5
