@@ -18,8 +18,8 @@ class ForeignBase:
 
     Args:
         pipeline: Its call needs no argument but `class_labels` (without it, `batch_size` is the number of images), and returns
-            `images` in [0, 1] for `output_type="np"`, as those of diffusers do. They are as large as `pipeline.size` says if there
-            is such an attribute; otherwise as its network (`unet` or `transformer`, behind a `vae` if it has one) makes them.
+            `images` in [0, 1] for `output_type="np"`, as those of diffusers do. They are as large as `pipeline.size` says if it
+            has that attribute; otherwise as its network (`unet` or `transformer`, behind a `vae` if it has one) makes them.
 
     Raises:
         ValueError: if its call needs something else, or the size of its images can't be told.
@@ -32,7 +32,7 @@ class ForeignBase:
         needs = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         if further := [name for name in needs if name != "class_labels"]:
             raise ValueError(
-                f"{self.name} can't be the base of a cascade: its call needs {', '.join(further)}, a cascade gives class_labels only"
+                f"{self.name} can't be the base of a cascade: its call needs {', '.join(further)}, and a cascade gives class_labels"
             )
         self.size = _size_of(pipeline)
 

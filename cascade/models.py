@@ -1,6 +1,7 @@
 """Models on disk: names to folders, `cascade.json`, and stage folders to pipelines.
 
-Nothing in a file is executed or unpickled. The top of this module needs no torch, so that a command can read what a model is before it loads it.
+Nothing in a file is executed or unpickled. The top of this module needs no torch, so that a command can read what a model is
+before it loads it.
 """
 
 from __future__ import annotations
@@ -174,8 +175,8 @@ def _pipeline_class(folder: Path, entry: StageEntry) -> type[DiffusionPipeline]:
     found: Any = own.get(entry.pipeline) or getattr(diffusers, entry.pipeline, None)
     if not _is_subclass(found, diffusers.DiffusionPipeline) or found is diffusers.DiffusionPipeline:
         raise ModelError(
-            f"stage {entry.name!r} in {folder / MANIFEST} is a {entry.pipeline!r}, expected BasePipeline, SR3Pipeline or the name of"
-            " a diffusers pipeline"
+            f"stage {entry.name!r} in {folder / MANIFEST} is a {entry.pipeline!r}, expected BasePipeline, SR3Pipeline or a pipeline"
+            " of diffusers"
         )
     return found
 
@@ -225,7 +226,9 @@ def _load_network(network: Any, folder: Path, dtype: torch.dtype) -> ModelMixin:
         with _damaged(path):
             weights |= load_file(path)
     _check_weights(folder, {name: tuple(value.shape) for name, value in model.state_dict().items()}, weights)
-    model.load_state_dict({name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()}, assign=True)
+    # Copied even where the type is right: tensors from a file are not aligned in memory, and round differently.
+    aligned = {name: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) for name, v in weights.items()}
+    model.load_state_dict(aligned, assign=True)
     return model.eval()
 
 

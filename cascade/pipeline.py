@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from cascade.composition import check_kinds, check_sizes, num_classes_of
 from cascade.foreign import ForeignBase
 from cascade.labels import Vocabulary
 from cascade.models import CARD, MANIFEST, Manifest, ModelError, StageEntry, load_stage, resolve
@@ -71,7 +71,7 @@ class CascadePipeline:
         name: str = "cascade",
         card: str | None = None,
     ) -> None:
-        _check_kinds(stages)
+        check_kinds(stages)
         self.stages: Mapping[str, Any] = MappingProxyType(dict(stages))
         self.classes = classes if classes is None or isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
         self.name, self.card = name, card
@@ -79,8 +79,8 @@ class CascadePipeline:
         self._foreign = None if isinstance(base, StagePipeline) else ForeignBase(base)
         self.sizes = {base_name: self._foreign.size} if self._foreign is not None else {}
         self.sizes |= {stage_name: stage.size for stage_name, stage in self._own().items()}
-        _check_sizes(self._own(), self.sizes)
-        self.num_classes = _num_classes(self._own(), self.classes)
+        check_sizes(self._own(), self.sizes)
+        self.num_classes = num_classes_of(self._own(), self.classes)
         self._offload_device: torch.device | None = None
         self.set_progress_bar_config()
 
@@ -219,8 +219,7 @@ class CascadePipeline:
         for name in names:
             generators = [generator_of(seed, name) for seed in seeds]
             with self._on_device(self.stages[name]) as stage:
-                if not isinstance(stage, StagePipeline):
-                    assert self._foreign is not None
+                if images is None and self._foreign is not None:
                     images = self._foreign(labels, generators, **common, **own[name])
                 else:
                     further = {"num_images": len(seeds)} if images is None else {"image": images}
@@ -228,7 +227,9 @@ class CascadePipeline:
                     further |= {"class_labels": mine, "generator": generators, "output_type": "pt"}
                     images = stage(**further, **common, **own[name]).images
             made[name] = images
-        outputs = {name: ImagePipelineOutput(images=_as_output(images, output_type)) for name, images in made.items()}
+        outputs: dict[str, Any] = {
+            name: ImagePipelineOutput(images=_as_output(images, output_type)) for name, images in made.items()
+        }
         return CascadeOutput(outputs[names[-1]].images, outputs, seeds, labels)
 
     def _own(self) -> dict[str, Any]:
@@ -360,42 +361,3 @@ class CascadePipeline:
             StageEntry(name, name, type(stage).__name__, self.sizes[name], getattr(stage, "low_res_size", None))
             for name, stage in self.stages.items()
         )
-
-
-def _check_kinds(stages: Mapping[str, Any]) -> None:
-    """Whether the first stage makes images from noise, and all others enlarge them."""
-    if not stages:
-        raise ValueError("a cascade needs at least one stage, got none")
-    for i, (name, stage) in enumerate(stages.items()):
-        if not re.fullmatch(r"\w[\w-]*", name):
-            raise ValueError(f"stage {name!r} needs a name of letters, digits, - and _; it becomes a folder's")
-        kind = type(stage).__name__
-        if i == 0 and isinstance(stage, SR3Pipeline):
-            raise ValueError(f"the first stage, {name!r}, is an SR3Pipeline, which enlarges images; put a base before it")
-        if i > 0 and not isinstance(stage, SR3Pipeline):
-            raise ValueError(
-                f"stage {name!r} is a {kind}, but all stages after the first enlarge images: expected an SR3Pipeline"
-            )
-
-
-def _check_sizes(own: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Whether every stage gets images at least as large as it refines, and makes larger ones."""
-    names = list(sizes)
-    for before, name in zip(names, names[1:], strict=False):
-        needs = own[name].low_res_size
-        if sizes[before] < needs:
-            raise ValueError(f"stage {name!r} refines {needs} px images, but {before!r} before it makes only {sizes[before]} px")
-        if sizes[name] <= sizes[before]:
-            raise ValueError(f"stage {name!r} makes {sizes[name]} px images, and {before!r} before it {sizes[before]} px already")
-
-
-def _num_classes(own: Mapping[str, Any], classes: Vocabulary | None) -> int | None:
-    """Number of classes that the stages agree on; None if none of them says."""
-    counts = {name: stage.unet.num_classes for name, stage in own.items() if stage.unet.num_classes is not None}
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name!r} {count}" for name, count in counts.items())
-        raise ValueError(f"the stages know different numbers of classes: {listed}; they must be trained on the same classes")
-    number = next(iter(counts.values()), None)
-    if classes is not None and number not in (None, len(classes)):
-        raise ValueError(f"got names for {len(classes)} classes, but the stages know {number}")
-    return number

@@ -117,6 +117,8 @@ def schedulers(stages: Mapping[str, Any], chosen: type | Mapping[str, type] | No
         check_name(name, stages)
         if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
             raise ValueError(f"scheduler is {kind!r}, expected a class of diffusers schedulers, such as DDIMScheduler")
+        if getattr(stages[name], "scheduler", None) is None:
+            raise ValueError(f"stage {name!r} has no scheduler that could be exchanged")
     before = {name: stages[name].scheduler for name in wanted}
     try:
         for name, kind in wanted.items():
