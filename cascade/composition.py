@@ -20,9 +20,8 @@ def check_kinds(stages: Mapping[str, Any]) -> None:
         if i == 0 and isinstance(stage, SR3Pipeline):
             raise ValueError(f"the first stage, {name!r}, is an SR3Pipeline, which enlarges images; put a base before it")
         if i > 0 and not isinstance(stage, SR3Pipeline):
-            raise ValueError(
-                f"stage {name!r} is a {type(stage).__name__}, but all stages after the first enlarge images: expected an SR3Pipeline"
-            )
+            kind = type(stage).__name__
+            raise ValueError(f"stage {name!r} is a {kind}, but a stage after the first enlarges images: expected an SR3Pipeline")
 
 
 def check_sizes(own: Mapping[str, Any], sizes: Mapping[str, int]) -> None:

@@ -32,7 +32,7 @@ class ForeignBase:
         needs = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         if further := [name for name in needs if name != "class_labels"]:
             raise ValueError(
-                f"{self.name} can't be the base of a cascade: its call needs {', '.join(further)}, and a cascade gives class_labels"
+                f"{self.name} can't be the base of a cascade: its call needs {', '.join(further)}; a cascade has class_labels"
             )
         self.size = _size_of(pipeline)
 

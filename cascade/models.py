@@ -175,8 +175,8 @@ def _pipeline_class(folder: Path, entry: StageEntry) -> type[DiffusionPipeline]:
     found: Any = own.get(entry.pipeline) or getattr(diffusers, entry.pipeline, None)
     if not _is_subclass(found, diffusers.DiffusionPipeline) or found is diffusers.DiffusionPipeline:
         raise ModelError(
-            f"stage {entry.name!r} in {folder / MANIFEST} is a {entry.pipeline!r}, expected BasePipeline, SR3Pipeline or a pipeline"
-            " of diffusers"
+            f"stage {entry.name!r} in {folder / MANIFEST} is a {entry.pipeline!r}, expected BasePipeline, SR3Pipeline or the name"
+            " of a diffusers pipeline"
         )
     return found
 

@@ -100,7 +100,7 @@ class CascadePipeline:
         return_dict: bool = True,
         callback_on_step_end: OnStepEnd | None = None,
         batch_size: int | None = None,
-    ) -> CascadeOutput | tuple[Any]:
+    ) -> CascadeOutput:
         """Make images, class by class in the order given, `num_images_per_class` of each.
 
         A setting is one value for all stages that have it, or a mapping from stage names to values; where it is None, or a
@@ -142,7 +142,7 @@ class CascadePipeline:
         names = self._names(next(iter(self.stages)), size)
         with schedulers(self.stages, scheduler):
             out = self._run(names, None, labels, seeds_of(seeds, generator, count), settings, common, output_type)
-        return out if return_dict else (out.images,)
+        return out if return_dict else (out.images,)  # type: ignore[return-value]
 
     def upscale(
         self,
@@ -161,9 +161,10 @@ class CascadePipeline:
         return_dict: bool = True,
         callback_on_step_end: OnStepEnd | None = None,
         batch_size: int | None = None,
-    ) -> CascadeOutput | tuple[Any]:
-        """Enlarge images that exist already, by the SR3 stages from one of them on. Images of `stages["base"]` with their seeds
-        become what the whole cascade makes of them.
+    ) -> CascadeOutput:
+        """Enlarge images that exist already, by the SR3 stages from one of them on.
+
+        Images that a stage of this cascade made ("pt") become, with the same seeds, what the whole cascade makes of them.
 
         Args:
             image: Square images, as `SR3Pipeline` takes them.
@@ -171,7 +172,7 @@ class CascadePipeline:
                 classes.
             stage: Where to enter; None = at the last stage that needs no larger images, or else at the first that makes larger
                 ones.
-            **others: As in a call of the cascade.
+            seeds, generator, size, ...: As in a call of the cascade.
 
         Raises:
             ValueError: for arguments that don't fit the cascade, before any network is run.
@@ -195,7 +196,7 @@ class CascadePipeline:
             raise ValueError(f"stage {names[0]!r} makes images from noise; enlarge from an SR3 stage on")
         with schedulers(self.stages, scheduler):
             out = self._run(names, images, labels, seeds_of(seeds, generator, count), settings, common, output_type)
-        return out if return_dict else (out.images,)
+        return out if return_dict else (out.images,)  # type: ignore[return-value]
 
     def _run(
         self,
@@ -227,10 +228,9 @@ class CascadePipeline:
                     further |= {"class_labels": mine, "generator": generators, "output_type": "pt"}
                     images = stage(**further, **common, **own[name]).images
             made[name] = images
-        outputs: dict[str, Any] = {
-            name: ImagePipelineOutput(images=_as_output(images, output_type)) for name, images in made.items()
-        }
-        return CascadeOutput(outputs[names[-1]].images, outputs, seeds, labels)
+        shown: dict[str, Any] = {name: _as_output(one, output_type) for name, one in made.items()}
+        outputs = {name: ImagePipelineOutput(images=one) for name, one in shown.items()}
+        return CascadeOutput(shown[names[-1]], outputs, seeds, labels)
 
     def _own(self) -> dict[str, Any]:
         return {name: stage for name, stage in self.stages.items() if isinstance(stage, StagePipeline)}
