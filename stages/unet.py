@@ -146,6 +146,8 @@ class UNet(ModelMixin, ConfigMixin):
         layout: "sr3" or "efficient", see the module's text.
         norm: "group" (32 groups) or "pixel" (every pixel over its channels, much faster on a CPU).
         dropout: Inside residual blocks, in training.
+        low_res_skip: Add the upsampled low-resolution image to the output, so that a network that predicts "sample" starts as bicubic
+            interpolation and learns what that lacks.
 
     Raises:
         ValueError: for settings that don't describe a network.
@@ -171,6 +173,7 @@ class UNet(ModelMixin, ConfigMixin):
         layout: str = "sr3",
         norm: str = "group",
         dropout: float = 0.0,
+        low_res_skip: bool = False,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -211,11 +214,11 @@ class UNet(ModelMixin, ConfigMixin):
         `low_res` [B, 3, h, w] is upsampled to H x W by bicubic interpolation and concatenated. `aug_level` None means 0.
         """
         embedding = self._embedding(log_snr, class_labels, aug_level)
-        x = x_t.to(embedding.dtype)
+        x, upsampled = x_t.to(embedding.dtype), None
         if self.config.low_res_size is not None:
             if low_res is None:
                 raise ValueError(f"this network refines {self.config.low_res_size} px images: low_res is missing")
-            upsampled = F.interpolate(low_res.float(), size=x_t.shape[-2:], mode="bicubic", align_corners=False)
+            upsampled = F.interpolate(low_res.float(), size=x_t.shape[-2:], mode="bicubic", align_corners=False).to(x_t.dtype)
             x = torch.cat([upsampled.to(x), x], dim=1)
         x = F.pixel_unshuffle(x, self.config.patch_size).contiguous(memory_format=torch.channels_last)
         x = self.conv_in(x)
@@ -229,7 +232,8 @@ class UNet(ModelMixin, ConfigMixin):
         for block in self.decoder:
             x = self._run(block, torch.cat([x, skips.pop()], dim=1) if block.takes_skip else x, embedding)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return F.pixel_shuffle(x, self.config.patch_size).to(x_t.dtype)
+        output = F.pixel_shuffle(x, self.config.patch_size).to(x_t.dtype)
+        return output if upsampled is None or not self.config.low_res_skip else output + upsampled
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -333,5 +337,9 @@ def _check_config(config: Any) -> None:
     require(config.sample_size % step == 0, f"sample_size {config.sample_size} is not divisible by {step} (patches and levels)")
     uneven = [c for c in config.channels if c % 2 or (c > config.head_channels and c % config.head_channels)]
     require(not uneven, f"channels {uneven} are not even multiples of head_channels {config.head_channels}")
+    require(
+        not config.low_res_skip or (config.prediction_type == "sample" and config.low_res_size is not None),
+        "low_res_skip needs a low_res_size and prediction_type 'sample'",
+    )
     if config.low_res_size is not None:
         require(config.low_res_size <= config.sample_size, f"low_res_size {config.low_res_size} exceeds {config.sample_size}")

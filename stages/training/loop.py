@@ -21,7 +21,7 @@ from stages.training.objective import denoising_loss
 from stages.training.recipe import Phase, Recipe
 from stages.unet import UNet
 
-LOG_EVERY = 50
+LOG_EVERY = 100
 MAX_BAD_STEPS = 5
 
 
@@ -168,7 +168,8 @@ def _step(
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(state.images_seen)
     with accelerator.autocast():
-        losses = denoising_loss(_Joint(state.network, accelerator), batch, recipe.objective.loss)
+        objective = recipe.objective
+        losses = denoising_loss(_Joint(state.network, accelerator), batch, objective.loss, objective.weighting)
     accelerator.backward(losses.mean())
     norm = accelerator.clip_grad_norm_(state.network.parameters(), recipe.optimization.clip_norm)
     if torch.isfinite(norm):

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from stages.denoiser import Denoiser, from_x0
 from stages.noise import add_noise
 
 
-def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], loss: str) -> Tensor:
-    """Mean error of each image's prediction (Ho et al. 2020, arXiv:2006.11239, Eq. 14; SR3's Algorithm 1 with `SR3Law` and "l1").
+MIN_SNR_GAMMA = 5.0
+"""The value that Hang et al. use throughout."""
+
+
+def weight(weighting: str, prediction_type: str, log_snr: Tensor) -> Tensor:
+    """Weight of the error of a prediction at a noise level.
+
+    Args:
+        weighting: "none" = 1, or "min_snr": errors of x0 count min(SNR, gamma) + 1, so that all targets share one loss and little noise
+            gets no more weight than SNR = gamma does (Hang et al. 2023, arXiv:2303.09556, in its form for v).
+        prediction_type: What is predicted.
+        log_snr: [B].
+
+    Returns:
+        Weights, [B].
+    """
+    if weighting == "none":
+        return torch.ones_like(log_snr)
+    snr = log_snr.exp()
+    of_x0 = snr.clamp(max=MIN_SNR_GAMMA) + 1
+    return of_x0 / {"sample": 1, "v_prediction": snr + 1, "epsilon": snr}[prediction_type]
+
+
+def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], loss: str, weighting: str = "none") -> Tensor:
+    """Weighted error of each image's prediction (Ho et al. 2020, arXiv:2006.11239, Eq. 14; SR3's Algorithm 1 with `SR3Law` and "l1").
 
     Args:
         denoiser: Called once; its own `prediction_type` is the target.
         batch: A collated batch of `TrainingExamples`.
         loss: "l1" or "l2".
+        weighting: See `weight`.
 
     Returns:
         One value an image, float32 [B], averaged over its pixels.
@@ -26,7 +51,7 @@ def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], loss: str) -
     prediction = denoiser(x_t, batch["log_snr"], labels, batch.get("low_res"), batch.get("aug_level")).float()
     target = _target(denoiser.prediction_type, batch, x_t)
     error = (prediction - target).abs() if loss == "l1" else (prediction - target).square()
-    return error.flatten(1).mean(dim=1)
+    return weight(weighting, denoiser.prediction_type, batch["log_snr"]) * error.flatten(1).mean(dim=1)
 
 
 def _target(prediction_type: str, batch: Mapping[str, Tensor], x_t: Tensor) -> Tensor:

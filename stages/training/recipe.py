@@ -8,6 +8,7 @@ from typing import Any
 from stages.noise import CosineLaw, NoiseLaw
 
 LOSSES = ("l1", "l2")
+WEIGHTINGS = ("none", "min_snr")
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -43,11 +44,13 @@ class Objective:
 
     law: How noise levels are drawn.
     loss: "l2" or "l1" (SR3 table 5 prefers l1).
+    weighting: Of noise levels: "none" or "min_snr", see `objective.weight`.
     label_dropout: Share of images whose class is hidden, for classifier-free guidance.
     """
 
     law: NoiseLaw = field(default_factory=CosineLaw)
     loss: str = "l2"
+    weighting: str = "none"
     label_dropout: float = 0.1
 
 
@@ -106,6 +109,8 @@ class Recipe:
         _require(bool(ends) and ends == sorted(set(ends)) and ends[0] > 0, f"phases must end at rising images, got {ends}")
         _require(all(p.batch_size > 0 and p.size > 0 for p in self.phases), "size and batch_size of a phase must be positive")
         _require(self.objective.loss in LOSSES, f"loss is {self.objective.loss!r}, expected one of {LOSSES}")
+        weighting = self.objective.weighting
+        _require(weighting in WEIGHTINGS, f"weighting is {weighting!r}, expected one of {WEIGHTINGS}")
         precision = self.optimization.precision
         _require(precision in PRECISIONS, f"precision is {precision!r}, expected one of {PRECISIONS}")
         _require(0 <= self.objective.label_dropout < 1, f"label_dropout must lie in [0, 1), got {self.objective.label_dropout}")

@@ -110,6 +110,14 @@ def test_every_input_matters_and_images_are_independent(layout, norm, patch_size
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
 
 
+def test_a_new_network_with_low_res_skip_is_bicubic_interpolation():
+    network = UNet(**TINY, low_res_size=8, low_res_skip=True, prediction_type="sample").eval()
+    x, log_snr, labels = inputs()
+    low_res = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    want = torch.nn.functional.interpolate(low_res, size=16, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(network(x, log_snr, labels, low_res), want)
+
+
 def test_missing_aug_level_means_zero():
     network = randomise(UNet(**TINY, low_res_size=8, aug_level=True))
     x, log_snr, labels = inputs()
@@ -160,6 +168,7 @@ def test_saved_and_loaded_it_computes_the_same(tmp_path):
         ({"channels": [32, 48]}, "channels \\[48\\]"),
         ({"low_res_size": 64}, "low_res_size 64 exceeds 16"),
         ({"layout": "unet"}, "expected 'sr3' or 'efficient'"),
+        ({"low_res_skip": True}, "low_res_skip needs a low_res_size"),
         ({"norm": "batch"}, "expected 'group' or 'pixel'"),
     ],
 )

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.noise import CosineLaw, LogNormalLaw, SR3Law, alpha_bar_of, signal_and_noise
+from stages.denoiser import PREDICTION_TYPES, from_x0
+from stages.noise import CosineLaw, LogNormalLaw, SR3Law, add_noise, alpha_bar_of, signal_and_noise
 from stages.training import Augmentation, Objective, Phase, PictureSet, Recipe, TrainingExamples
 from stages.training.data import Numbers
 from stages.training.ema import EMA
@@ -49,6 +50,24 @@ def test_loss_of_a_zero_prediction_is_the_power_of_the_target():
         for loss, power in (("l1", target.abs()), ("l2", target.square())):
             got = denoising_loss(Zero(prediction_type), examples, loss)
             torch.testing.assert_close(got, power.flatten(1).mean(dim=1), rtol=1e-3, atol=1e-4)
+
+
+def test_min_snr_is_the_same_loss_for_every_target():
+    examples = batch(TrainingExamples(picture_set(), recipe(), Phase(size=16, images=100), 2), range(16))
+    x_t, log_snr = add_noise(examples["x0"], examples["eps"], examples["log_snr"]), examples["log_snr"]
+    guess = torch.full_like(x_t, 0.3)
+
+    class Guess(Zero):
+        """Always means the same image, whatever it predicts."""
+
+        def __call__(self, x_t, log_snr, *_):
+            return from_x0(guess, self.prediction_type, x_t, log_snr)
+
+    want = (guess - examples["x0"]).square().flatten(1).mean(dim=1) * (log_snr.exp().clamp(max=5) + 1)
+    calm = log_snr.abs() < 10  # beyond, float32 can't turn one target into another
+    for prediction_type in PREDICTION_TYPES:
+        got = denoising_loss(Guess(prediction_type), examples, "l2", "min_snr")
+        torch.testing.assert_close(got[calm], want[calm], rtol=1e-2, atol=0)
 
 
 def test_examples_are_a_function_of_their_number():
