@@ -72,9 +72,17 @@ _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+def _parsed(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text("utf-8"), _Loader)
+        values = _parsed(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ValueError(f"there is no recipe {path}; the repository's own are in configs/") from None
     except (yaml.YAMLError, ValueError, OSError) as error:
@@ -90,7 +98,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ValueError(f"{override!r} is no setting, expected key=value, such as optimization.learning_rate=1e-4")
     try:
-        value = yaml.load(text, _Loader)
+        value = _parsed(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"the value of {override!r} is no YAML: {' '.join(str(error).split())}") from error
     *parents, last = key.split(".")

@@ -34,8 +34,11 @@ class Parser(ArgumentParser):
 
 
 def parsed(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
-    """The arguments; `--help` and `--version` print and leave by SystemExit(0), mistakes raise ValueError."""
-    return parser.parse_args(argv)
+    """The arguments, options and others in any order; None = those of the process.
+
+    `--help` and `--version` print and leave by SystemExit(0), mistakes raise ValueError.
+    """
+    return parser.parse_intermixed_args(argv)
 
 
 def version() -> str:

@@ -33,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = _EXAMPLES
     parser.add_argument("config", type=Path, metavar="CONFIG", help="recipe, a YAML file")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots")
+    parser.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots")
     parser.add_argument(
         "--run", dest="folder", type=Path, metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)"
     )

@@ -1,0 +1,491 @@
+"""The commands that sample: what they write, that it can be made again, and how mistakes are answered."""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cascade import BasePipeline, CascadePipeline, SR3Pipeline
+from cascade.cli import pictures
+from cascade.cli.arguments import SCHEDULERS, level, per_stage, positive
+from cascade.cli.generate import main as generate
+from cascade.cli.main import COMMANDS, main
+from cascade.labels import Vocabulary
+from stages.unet import UNet
+
+CLASSES = ["cat", "hot dog", "Crêpe"]
+NETWORK = {
+    "num_classes": 3, "channels": [8, 8], "blocks": [1, 1], "attention_sizes": [], "head_channels": 8, "layout": "efficient",
+    "norm": "pixel",
+}  # fmt: skip
+
+
+def network(**options):
+    """A network whose output depends on all of its inputs, as that of a new one does not."""
+    unet = UNet(**NETWORK, **options)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return unet
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    base = BasePipeline(network(sample_size=8), DDIMScheduler(), num_inference_steps=2)
+    refine = SR3Pipeline(network(sample_size=16, low_res_size=8, aug_level=True), DDIMScheduler(), num_inference_steps=2)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    CascadePipeline({"base": base, "sr16": refine}, classes=CLASSES, name="tiny").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def run_again(picture: Path | str, folder: Path, monkeypatch) -> list[str]:
+    """Run the command that a picture carries, in a new folder; the names of the files that it makes."""
+    program, *words = shlex.split(pictures.read_chunks(Path(picture))["Command"])
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert (generate if program == "generate" else main)(words) == 0
+    return names(folder)
+
+
+# What is made
+
+
+def test_generate_writes_what_the_pipeline_makes(model, here, capsys):
+    assert generate(["--class", "cat", "--class", "1", "--model", str(model), "-n", "2", "--seed", "3"]) == 0
+    expected = CascadePipeline.from_pretrained(model)(
+        class_labels=["cat", "hot dog"], num_images_per_class=2, seeds=[3, 4, 3, 4]
+    ).images
+    files = ["cat-seed3.png", "cat-seed4.png", "hot-dog-seed3.png", "hot-dog-seed4.png"]
+    assert names(here) == files and capsys.readouterr().out.split() == files
+    for file, image in zip(files, expected, strict=True):
+        assert np.array_equal(pixels(file), np.asarray(image))
+    assert not np.array_equal(pixels(files[0]), pixels(files[1])), "seeds differ"
+    assert not np.array_equal(pixels(files[0]), pixels(files[2])), "classes differ"
+
+
+def test_a_picture_carries_the_command_that_makes_the_same_bytes_alone(model, here, tmp_path, monkeypatch):
+    options = ["--steps", "base=3", "--scheduler", "euler", "--aug-level", "0.3", "--guidance-scale", "1.5,2"]
+    assert generate(["--class", "cat", "--class", "hot dog", "-n", "2", "--model", str(model), "--stages", *options]) == 0
+    for number, (picture, again) in enumerate(
+        [("hot-dog-seed1.png", "hot-dog-seed1.png"), ("cat-seed1-base.png", "cat-seed1.png")]
+    ):
+        assert run_again(here / picture, tmp_path / str(number), monkeypatch) == [again]
+        assert Path(again).read_bytes() == (here / picture).read_bytes()
+
+
+def test_a_picture_says_what_it_was_made_from(model, here):
+    options = ["--steps", "base=3", "--scheduler", "sr16=euler", "--aug-level", "0.3"]
+    assert generate(["--class", "hot_dog", "--seed", "5", "--model", str(model), *options]) == 0
+    chunks = pictures.read_chunks(here / "hot-dog-seed5.png")
+    assert chunks["Software"].startswith("cascade-diffusion ")
+    assert (chunks["Model"], chunks["Class"], chunks["Class index"], chunks["Seed"]) == ("tiny", "hot dog", "1", "5")
+    settings = json.loads(chunks["Settings"])
+    assert settings["stages"] == {
+        "base": {"num_inference_steps": 3, "guidance_scale": 1.0, "scheduler": "DDIMScheduler"},
+        "sr16": {"num_inference_steps": 2, "guidance_scale": 1.0, "aug_level": 0.3, "scheduler": "EulerDiscreteScheduler"},
+    }
+    assert settings["dtype"] == "float32"
+
+
+def test_size_stops_at_the_stage_that_makes_it(model, here):
+    assert generate(["--class", "cat", "--model", str(model), "--stages"]) == 0
+    assert names(here) == ["cat-seed0-base.png", "cat-seed0.png"]
+    base = pixels("cat-seed0-base.png")
+    assert generate(["--class", "cat", "--model", str(model), "--size", "8", "--out", "small"]) == 0
+    assert base.shape == (8, 8, 3) and np.array_equal(pixels("small/cat-seed0.png"), base)
+    assert pixels("cat-seed0.png").shape == (16, 16, 3)
+
+
+def test_a_grid_has_a_row_for_each_class(model, here, tmp_path, monkeypatch):
+    common = ["--class", "cat", "--class", "crêpe", "-n", "3", "--model", str(model)]
+    assert generate([*common, "--out", "single"]) == 0
+    assert generate([*common, "--grid", "--out", "sheets/grid.png"]) == 0
+    sheet = pixels("sheets/grid.png")
+    assert sheet.shape == (33, 50, 3), "2 rows and 3 columns of 16 px, with gaps of 1 px"
+    for row, stem in enumerate(["cat", "crêpe"]):
+        for column in range(3):
+            top, left = 17 * row, 17 * column
+            assert np.array_equal(sheet[top : top + 16, left : left + 16], pixels(f"single/{stem}-seed{column}.png"))
+    assert (sheet[16] == 255).all() and (sheet[:, [16, 33]] == 255).all()
+    grid = here / "sheets" / "grid.png"
+    assert run_again(grid, tmp_path / "again", monkeypatch) == ["cat-crêpe-seed0-grid.png"]
+    assert Path("cat-crêpe-seed0-grid.png").read_bytes() == grid.read_bytes()
+
+
+def test_many_pictures_of_one_class_make_a_square_grid(model, here):
+    assert generate(["--class", "cat", "-n", "5", "--grid", "--size", "8", "--model", str(model)]) == 0
+    assert pixels("cat-seed0-grid.png").shape[:2] == (2 * 8 + 1, 3 * 8 + 2)
+
+
+def test_json_tells_files_and_settings(model, here, capsys):
+    assert generate(["--class", "cat", "--model", str(model), "-n", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [file["path"] for file in told["files"]] == names(here)
+    assert told["files"][1]["seeds"] == [1] and told["files"][1]["class_indices"] == [0] and told["files"][1]["size"] == 16
+    assert told["settings"]["stages"]["sr16"]["num_inference_steps"] == 2
+    assert told["model"] == "tiny"
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_runs_and_is_named(model, here, name):
+    assert generate(["--class", "cat", "--size", "8", "--steps", "3", "--scheduler", name, "--model", str(model)]) == 0
+    told = json.loads(pictures.read_chunks(here / "cat-seed0.png")["Settings"])
+    assert told["stages"]["base"]["scheduler"] == SCHEDULERS[name]
+    assert np.isfinite(pixels("cat-seed0.png")).all()
+
+
+def test_cascade_generate_is_generate(model, here):
+    words = ["--class", "cat", "--size", "8", "--model", str(model)]
+    assert main(["generate", *words, "--out", "a"]) == generate([*words, "--out", "b"]) == 0
+    assert (here / "a/cat-seed0.png").read_bytes() == (here / "b/cat-seed0.png").read_bytes()
+
+
+def test_upscale_makes_of_a_base_picture_what_the_last_stage_makes(model, here, tmp_path, monkeypatch):
+    source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    source.save("photo.png")
+    assert main(["upscale", str(here / "photo.png"), "--class", "cat", "--seed", "4", "--model", str(model)]) == 0
+    cascade = CascadePipeline.from_pretrained(model)
+    expected = cascade.upscale(source, class_labels="cat", seeds=[4]).images[0]
+    assert names(here) == ["photo-16.png", "photo.png"]
+    assert np.array_equal(pixels("photo-16.png"), np.asarray(expected))
+    assert run_again(here / "photo-16.png", tmp_path / "again", monkeypatch) == ["photo-16.png"]
+    assert Path("photo-16.png").read_bytes() == (here / "photo-16.png").read_bytes()
+
+
+def test_upscale_gives_each_picture_its_class_whatever_the_others_are(model, here):
+    for place, name in enumerate("ab"):
+        Image.fromarray(np.random.default_rng(place).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(f"{name}.png")
+    common = ["--model", str(model), "--json", "--out"]
+    assert main(["upscale", "a.png", "b.png", "--class", "cat", "--class", "crêpe", *common, "both"]) == 0
+    assert main(["upscale", "b.png", "--class", "crêpe", *common, "alone.png"]) == 0
+    assert np.array_equal(pixels("both/b-16.png"), pixels("alone.png"))
+
+
+def test_a_transparent_picture_is_laid_on_white(model, here):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save("clear.png")
+    Image.new("RGB", (8, 8), "white").save("white.png")
+    assert main(["upscale", "clear.png", "white.png", "--class", "cat", "--model", str(model)]) == 0
+    assert np.array_equal(pixels("clear-16.png"), pixels("white-16.png"))
+
+
+def test_inspect_tells_what_lies_there(model, here, capsys):
+    assert main(["inspect", str(model)]) == 0
+    told = capsys.readouterr().out
+    cascade = CascadePipeline.from_pretrained(model)
+    for stage in cascade.stages.values():
+        assert f"{stage.unet.num_parameters():,} parameters in F32" in told
+    files = [path for path in model.rglob("*") if path.is_file()]
+    assert f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes" in told
+    assert "3 classes" in told and "8 -> 16 px" in told and "num_inference_steps 2" in told
+    assert main(["inspect", str(model / "sr16")]) == 0
+    assert "sees 8 px, makes 16 px" in capsys.readouterr().out
+    assert generate(["--class", "cat", "--size", "8", "--model", str(model)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "cat-seed0.png"]) == 0
+    assert "generate --class cat --seed 0 --size 8" in capsys.readouterr().out
+
+
+def test_classes_are_listed_and_searched(model, capsys):
+    assert main(["classes", "--model", str(model)]) == 0
+    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
+        ["0", "cat"],
+        ["1", "hot dog"],
+        ["2", "Crêpe"],
+    ]
+    assert main(["classes", "--imagenet", "--search", "n02123045"]) == 0
+    assert capsys.readouterr().out.startswith("281  n02123045  tabby cat")
+    assert main(["classes", "--imagenet", "--search", "CRANE"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2, "the bird and the machine"
+
+
+# Values
+
+
+def test_a_setting_is_for_all_stages_for_each_or_for_the_named():
+    stages = ["base", "sr256"]
+    assert per_stage("--steps", None, positive, stages) is None
+    assert per_stage("--steps", "8", positive, stages) == 8
+    assert per_stage("--steps", "20,8", positive, stages) == {"base": 20, "sr256": 8}
+    assert per_stage("--steps", "sr256=8", positive, stages) == {"sr256": 8}
+    assert per_stage("--aug-level", "sr256=0.5, base=0", level, stages) == {"base": 0.0, "sr256": 0.5}
+    for wrong in ("20,8,3", "sr64=8", "base=20,8", "base=x", "0", "", "8,"):
+        with pytest.raises(ValueError, match="--steps"):
+            per_stage("--steps", wrong, positive, stages)
+
+
+def test_the_name_of_a_file_tells_classes_of_one_name_apart():
+    classes = Vocabulary.from_names(["crane", "Grand Piano/Flügel", "crane", "Crane!"])
+    assert [pictures.stem(classes, index) for index in range(4)] == ["crane-0", "grand-piano-flügel", "crane-2", "crane-3"]
+    assert pictures.stem(None, 7) == "class-7" and pictures.stem(None, None) == "image"
+
+
+# Mistakes and failures
+
+
+def damaged(model: Path, folder: Path, change) -> str:
+    """A copy of the model with something wrong."""
+    shutil.copytree(model, folder)
+    change(folder)
+    return str(folder)
+
+
+def with_weight(name: str, value: float, shape: tuple[int, ...] | None = None):
+    def change(folder: Path) -> None:
+        path = folder / "base/unet/diffusion_pytorch_model.safetensors"
+        weights = load_file(path)
+        weights[name] = torch.full(shape or weights[name].shape, value)
+        save_file(weights, path, {"format": "pt"})
+
+    return change
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "base/unet/diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def misfit(folder: Path) -> None:
+    """The second stage refines larger images than the first makes."""
+    path = folder / "cascade.json"
+    values = json.loads(path.read_text())
+    config_path = folder / "sr16/unet/config.json"
+    config = json.loads(config_path.read_text())
+    values["stages"][1]["low_res_size"] = config["low_res_size"] = 12
+    path.write_text(json.dumps(values))
+    config_path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--class", "hotdog"], "unknown class 'hotdog' among 3 classes: the closest are 'hot dog' (1)"),
+        (["--class", "3"], "3"),
+        (["--class", "-1"], "-1"),
+        ([], "no class is given: 'tiny' makes 3 of them, as --class cat"),
+        (["--class", "cat", "--class", "0"], "class '0' is given twice"),
+        (["--class", "cat", "--size", "32"], "--size is 32, but the stages of 'tiny' make 8, 16 px"),
+        (["--class", "cat", "--size", "0"], "argument --size: '0' is not a whole number of at least 1"),
+        (["--class", "cat", "-n", "0"], "argument -n: '0' is not a whole number of at least 1"),
+        (["--class", "cat", "-n", "-2"], "argument -n: '-2'"),
+        (["--class", "cat", "-n", "two"], "argument -n: 'two'"),
+        (["--class", "cat", "--batch-size", "0"], "argument --batch-size"),
+        (["--class", "cat", "--seed", "-1"], "argument --seed"),
+        (["--class", "cat", "--seed", "1.5"], "argument --seed"),
+        (["--class", "cat", "--steps", "0"], "argument --steps: '0'"),
+        (["--class", "cat", "--steps", "1,2,3"], "has 3 values for 2 stages (base, sr16)"),
+        (["--class", "cat", "--steps", "sr32=2"], "'sr32', which is not one of the stages base, sr16"),
+        (["--class", "cat", "--aug-level", "1.5"], "argument --aug-level: '1.5' is not a number from 0 to 1"),
+        (["--class", "cat", "--aug-level", "base=0.5"], "'base', which is not one of the stages sr16"),
+        (["--class", "cat", "--guidance-scale", "nan"], "argument --guidance-scale: 'nan'"),
+        (["--class", "cat", "--scheduler", "dpm"], "argument --scheduler: 'dpm' is not one of ddpm, ddim"),
+        (["--class", "cat", "--device", "tpu9"], "--device is 'tpu9'"),
+        (["--class", "cat", "--device", "meta"], "--device is 'meta', but this machine has cpu"),
+        (["--class", "cat", "--dtype", "int8"], "argument --dtype"),
+        (["--class", "cat", "-n", "2", "--out", "one.png"], "2 pictures are asked for; give a folder, or --grid"),
+        (["--class", "cat", "--klass", "dog"], "unrecognized arguments: --klass"),
+        (["--class"], "argument --class: expected one argument"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_one_sentence_and_exit_code_2(model, here, capsys, words, problem):
+    assert generate([*words, "--model", str(model)]) == 2
+    out, err = capsys.readouterr()
+    assert problem in err and err.startswith("generate: ")
+    assert out == "" and len(err.splitlines()) == 1 and "Traceback" not in err
+    assert names(here) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (shutil.rmtree, "there is no model"),
+        (lambda folder: (folder / "cascade.json").unlink(), "cascade.json"),
+        (lambda folder: (folder / "cascade.json").write_text("{"), "cascade.json"),
+        (lambda folder: shutil.rmtree(folder / "sr16"), "sr16"),
+        (lambda folder: (folder / "base/unet/config.json").unlink(), "config.json"),
+        (
+            lambda folder: (folder / "base/unet/diffusion_pytorch_model.safetensors").unlink(),
+            "diffusion_pytorch_model.safetensors",
+        ),
+        (truncated, "diffusion_pytorch_model.safetensors"),
+        (with_weight("conv_in.weight", math.nan), "conv_in.weight"),
+        (with_weight("conv_in.weight", 0.0, (8, 4, 3, 3)), "conv_in.weight"),
+        (misfit, "refines 12 px images, but 'base' before it makes only 8 px"),
+    ],
+)
+def test_a_model_that_is_missing_damaged_or_misfit_is_named(model, here, tmp_path, capsys, change, problem):
+    folder = damaged(model, tmp_path / "other", change)
+    assert generate(["--class", "cat", "--model", folder]) == 2
+    out, err = capsys.readouterr()
+    assert problem in err and folder in err
+    assert out == "" and len(err.splitlines()) == 1 and "Traceback" not in err
+    assert names(here) == []
+
+
+def test_weights_that_overflow_are_a_failure(model, here, tmp_path, capsys):
+    folder = damaged(model, tmp_path / "other", with_weight("conv_out.weight", 1e38))
+    assert generate(["--class", "cat", "--model", folder]) == 1
+    assert "not numbers" in capsys.readouterr().err and names(here) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "words", "problem"),
+    [
+        ((8, 6), [], "photo.png is 8x6, expected a square picture; crop it first"),
+        ((16, 16), [], "photo.png is 16x16 already"),
+        (None, [], "photo.png can't be read as a picture"),
+        ((8, 8), ["nothing.png"], "there is no file nothing.png"),
+        ((8, 8), ["photo.png"], "two pictures would be written to photo-16.png"),
+        ((8, 8), ["--class", "dog", "--class", "cat"], "3 classes are given for 1 pictures"),
+        ((8, 8), ["--out", "photo.png"], "photo.png is one of the pictures to enlarge"),
+    ],
+)  # fmt: skip
+def test_a_picture_that_cannot_be_enlarged_is_named(model, here, capsys, size, words, problem):
+    if size is None:
+        Path("photo.png").write_text("this is no picture")
+    else:
+        Image.new("RGB", size, "red").save("photo.png")
+    before = Path("photo.png").read_bytes()
+    assert main(["upscale", "photo.png", "--class", "cat", "--model", str(model), *words]) == 2
+    out, err = capsys.readouterr()
+    assert problem in err and out == "" and len(err.splitlines()) == 1
+    assert names(here) == ["photo.png"] and Path("photo.png").read_bytes() == before
+
+
+def test_a_file_of_someone_else_is_never_replaced_and_an_own_one_is(model, here, capsys):
+    words = ["--class", "cat", "--size", "8", "--model", str(model)]
+    Image.new("RGB", (8, 8), "red").save("cat-seed0.png")
+    foreign = Path("cat-seed0.png").read_bytes()
+    assert generate(words) == 2
+    assert "cat-seed0.png exists and was not made by this program" in capsys.readouterr().err
+    assert Path("cat-seed0.png").read_bytes() == foreign
+    Path("cat-seed0.png").unlink()
+    assert generate([*words, "--steps", "1"]) == 0
+    first = Path("cat-seed0.png").read_bytes()
+    assert generate(words) == 0
+    assert Path("cat-seed0.png").read_bytes() != first
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_mistake(model, here, capsys):
+    Path("cats").write_text("")
+    assert generate(["--class", "cat", "--model", str(model), "--out", "cats"]) == 2
+    assert "cats is a file" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_a_failure_before_anything_is_computed(model, here, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(CascadePipeline, "from_pretrained", lambda *args, **options: pytest.fail("loaded"))
+    assert generate(["--class", "cat", "--model", str(model), "--out", "new/folder"]) == 1
+    assert "can't be written" in capsys.readouterr().err and names(here) == []
+
+
+def test_a_full_disk_is_a_failure_that_leaves_no_half_written_file(model, here, capsys, monkeypatch):
+    save = Image.Image.save
+
+    def full(image, file, **options):
+        file.write(b"\x89PNG half of a picture")
+        with open("/dev/full", "wb", buffering=0) as device:
+            save(image, device, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert generate(["--class", "cat", "--model", str(model)]) == 1
+    out, err = capsys.readouterr()
+    assert "cat-seed0.png could not be written: No space left on device" in err
+    assert out == "" and names(here) == []
+
+
+def test_ctrl_c_keeps_what_is_complete(model, here, capsys, monkeypatch):
+    write = pictures.write
+
+    def second_stops(path, *rest):
+        if path.name == "cat-seed1.png":
+            raise KeyboardInterrupt
+        write(path, *rest)
+
+    monkeypatch.setattr(pictures, "write", second_stops)
+    assert generate(["--class", "cat", "-n", "3", "--model", str(model)]) == 1
+    assert "stopped" in capsys.readouterr().err and names(here) == ["cat-seed0.png"]
+
+
+def test_a_defect_of_the_program_is_one_sentence_unless_asked_for(model, here, capsys, monkeypatch):
+    monkeypatch.setattr(CascadePipeline, "__call__", lambda self, **options: {}["missing"])
+    words = ["--class", "cat", "--model", str(model)]
+    assert generate(words) == 1
+    err = capsys.readouterr().err
+    assert "internal error, KeyError" in err and "CASCADE_TRACEBACK=1" in err
+    monkeypatch.setenv("CASCADE_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        generate(words)
+
+
+# A process of its own: start-up and pipes
+
+HEAVY = ("torch", "numpy", "diffusers", "PIL", "yaml", "safetensors")
+CALL = f"""
+import sys, time
+from cascade.cli.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as left:
+    code = left.code
+heavy = sorted(set({HEAVY}) & set(sys.modules))
+print(code, time.process_time(), *heavy, file=sys.stderr)
+"""
+
+
+def in_a_process(*words: str) -> tuple[str, int, float, list[str]]:
+    """Output, exit code, CPU seconds and heavy imports of `cascade ...`."""
+    done = subprocess.run([sys.executable, "-c", CALL, *words], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    code, seconds, *heavy = done.stderr.splitlines()[-1].split()
+    return done.stdout + done.stderr, int(code), float(seconds), heavy
+
+
+@pytest.mark.parametrize("words", [[], *([command.NAME] for command in COMMANDS)], ids=lambda words: " ".join(words) or "cascade")
+def test_help_comes_at_once(words):
+    told, code, seconds, heavy = in_a_process(*words, "--help")
+    assert code == 0 and told.startswith("usage: cascade") and heavy == []
+    assert seconds < 0.5, "the issue's bound, of CPU time, so that a busy machine doesn't fail it"
+
+
+def test_a_mistyped_class_is_answered_before_torch_is_imported(model):
+    told, code, _, heavy = in_a_process("generate", "--class", "catt", "--model", str(model))
+    assert code == 2 and "unknown class 'catt'" in told and heavy == []
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = "import sys; from cascade.cli.main import main; sys.exit(main(['classes', '--imagenet']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+    process.stderr.close()
