@@ -1,0 +1,72 @@
+"""The wheel: built, installed into a new environment, it generates outside the checkout."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def run(*command, cwd: Path) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_that_it_generates(python: Path, folder: Path) -> None:
+    run(python.parent / "generate", "--class", "cat", "--seed", 7, "--steps", "2,1", "--out", folder / "cat.png", cwd=folder)
+    with Image.open(folder / "cat.png") as image:
+        assert image.size == (256, 256)
+    home = Path(run(python, "-c", "import cascade; print(cascade.__file__)", cwd=folder).strip())
+    assert python.parents[1] in home.parents, f"cascade came from {home}, not from the wheel"
+
+
+def test_the_wheel_holds_rooms_recipes_model_and_licences(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for name in (
+        "stages/unet.py",
+        "eval/frechet.py",
+        "cascade/assets/drawings.tar.xz",
+        "cascade/assets/emoji/cascade.json",
+        "cascade/configs/emoji/base64.yaml",
+    ):
+        assert name in names, f"{name} is missing"
+    assert {Path(name).name for name in names if "dist-info/licenses" in name} == {"LICENSE", "NOTICE"}
+    assert not [name for name in names if name.startswith(("tests/", "runs/", "benchmarks/"))]
+
+
+def test_installed_elsewhere_it_generates_outside_the_checkout(wheel, tmp_path):
+    """The libraries are borrowed from this environment; ours come from the wheel alone."""
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--prefix", home, wheel, cwd=tmp_path)
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    python = home / "bin" / "python"
+    for script in ("generate", "cascade"):
+        path = home / "bin" / script
+        path.write_text(path.read_text().replace(sys.executable, str(python)))
+    check_that_it_generates(python, tmp_path)
+
+
+@pytest.mark.slow
+def test_installed_with_its_dependencies_it_generates(wheel, tmp_path):
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path)
+    check_that_it_generates(python, tmp_path)
