@@ -26,6 +26,7 @@ MANIFEST = "cascade.json"
 CARD = "README.md"
 SHIPPED = {"emoji": Path(__file__).parent / "assets" / "emoji"}
 
+_PLAIN = r"\w[\w.-]*"
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py")
 _IMAGENET = {"vocabulary": "imagenet"}
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -82,9 +83,13 @@ class Manifest:
         with _damaged(path):
             stages = tuple(StageEntry(**entry) for entry in values["stages"])
             manifest = cls(str(values["name"]), _classes_from_json(values["classes"]), stages)
+        if not stages:
+            raise ModelError(f"{path} has no stages")
         for stage in stages:
-            if not all(re.fullmatch(r"\w[\w.-]*", str(part)) for part in (stage.name, stage.folder)):
+            if not all(re.fullmatch(_PLAIN, str(part)) for part in (stage.name, stage.folder, stage.pipeline)):
                 raise ModelError(f"{path} has a stage {stage.name!r} in folder {stage.folder!r}, expected names without a path")
+            if type(stage.size) is not int or type(stage.low_res_size) not in (int, type(None)):
+                raise ModelError(f"{path} has a stage of size {stage.size!r} from {stage.low_res_size!r}, expected whole numbers")
         return manifest
 
     def write(self, folder: Path) -> None:
@@ -119,7 +124,7 @@ def resolve(name_or_path: str | Path) -> Path:
         return path
     if path.exists():
         raise ModelError(f"model {name!r} is a file, expected the folder of a cascade")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.parent.is_dir():
+    if re.fullmatch(f"{_PLAIN}/{_PLAIN}", name) and not path.parent.is_dir():
         return _download(name)
     raise ModelError(f"there is no model {name!r}: it is no folder, and the only shipped model is {', '.join(SHIPPED)}")
 
