@@ -20,6 +20,9 @@ from stages.training import Recipe
 from stages.unet import UNet
 
 _LAWS: dict[str, type] = {law.kind: law for law in (CosineLaw, SR3Law, LogNormalLaw)}
+_RECIPES = next(
+    folder for folder in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if folder.is_dir()
+)
 _FIXED_BY_DATA = ("self", "num_classes")
 _COMPONENTS = ("self", "unet", "scheduler", "guide_unet")
 
@@ -84,7 +87,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = _parsed(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"there is no recipe {path}; the repository's own are in configs/") from None
+        raise ValueError(f"there is no recipe {path}; those of the project are in {_RECIPES}") from None
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ValueError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -36,8 +36,11 @@ class Parser(ArgumentParser):
 def parsed(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     """The arguments, options and others in any order; None = those of the process.
 
-    `--help` and `--version` print and leave by SystemExit(0), mistakes raise ValueError.
+    `--help` and `--version` print and leave by SystemExit(0), mistakes raise ValueError. A parser with subcommands takes them in
+    argparse's own order, for it can't do otherwise.
     """
+    if parser._subparsers is not None:
+        return parser.parse_args(argv)
     return parser.parse_intermixed_args(argv)
 
 
@@ -98,6 +101,11 @@ def add_model_options(parser: ArgumentParser) -> None:
         metavar="M",
         help="a shipped model, a folder, or an id on the Hugging Face Hub (default emoji)",
     )
+    add_sampling_options(parser)
+
+
+def add_sampling_options(parser: ArgumentParser) -> None:
+    """Options of sampling and of the machine, for commands that name their model otherwise."""
     sampling = parser.add_argument_group(
         "sampling", "Each takes one value (8), one per stage (20,8), or named ones (base=20,sr256=8)."
     )

@@ -66,6 +66,10 @@ def read_chunks(path: Path) -> dict[str, str]:
             return {key: str(text) for key, text in image.text.items()}
     except (UnidentifiedImageError, SyntaxError, ValueError):  # SyntaxError is Pillow's word for a file that isn't a PNG
         return {}
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        return {}  # Pillow's word for a file that is cut short
 
 
 def is_ours(path: Path) -> bool:

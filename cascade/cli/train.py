@@ -33,7 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = _EXAMPLES
     parser.add_argument("config", type=Path, metavar="CONFIG", help="recipe, a YAML file")
-    parser.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots")
+    parser.add_argument(
+        "settings", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots"
+    )
     parser.add_argument(
         "--run", dest="folder", type=Path, metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)"
     )
@@ -101,7 +103,12 @@ def _train(recipe: Recipe, folder: Path, target: Path) -> None:
 
 
 def _keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """Lay the recipe into the run's folder; say where it differs from the one that the run was begun with."""
+    """Lay the recipe into the run's folder; say where it differs from the one that the run was begun with.
+
+    Raises:
+        ValueError: if data or network differ, so that the run can't go on.
+        Failure: if it can't be written.
+    """
     from cascade.config import load_recipe, recipe_to_dict, recipe_to_yaml
 
     path = folder / RECIPE
@@ -109,6 +116,10 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
         if path.is_file():
             before, now = _flat(recipe_to_dict(load_recipe(path))), _flat(recipe_to_dict(recipe))
             for key in sorted(before.keys() | now.keys()):
+                if key in before and key in now and before[key] != now[key] and key.partition(".")[0] in ("data", "network"):
+                    raise ValueError(
+                        f"{folder} holds a run with {key} {before[key]}, not {now[key]}; use another --run or remove it"
+                    )
                 if before.get(key) != now.get(key):
                     say(f"{path} is changed: {key} was {before.get(key)}, is now {now.get(key)}")
         folder.mkdir(parents=True, exist_ok=True)

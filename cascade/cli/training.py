@@ -120,6 +120,7 @@ def export(network: UNet, recipe: Recipe, folder: Path) -> None:
         ValueError: if something else is in its place.
         Failure: if it can't be written.
     """
+    folder = folder.absolute()
     check_export(folder)
     partial, old = folder.with_name(f".{folder.name}.{os.getpid()}"), folder.with_name(f".{folder.name}.old")
     try:

@@ -384,10 +384,12 @@ def test_a_picture_that_cannot_be_enlarged_is_named(model, here, capsys, size, w
 def test_a_file_of_someone_else_is_never_replaced_and_an_own_one_is(model, here, capsys):
     words = ["--class", "cat", "--size", "8", "--model", str(model)]
     Image.new("RGB", (8, 8), "red").save("cat-seed0.png")
-    foreign = Path("cat-seed0.png").read_bytes()
-    assert generate(words) == 2
-    assert "cat-seed0.png exists and was not made by this program" in capsys.readouterr().err
-    assert Path("cat-seed0.png").read_bytes() == foreign
+    whole = Path("cat-seed0.png").read_bytes()
+    for foreign in (whole, whole[:40], b"a text", b""):
+        Path("cat-seed0.png").write_bytes(foreign)
+        assert generate(words) == 2
+        assert "cat-seed0.png exists and was not made by this program" in capsys.readouterr().err
+        assert Path("cat-seed0.png").read_bytes() == foreign
     Path("cat-seed0.png").unlink()
     assert generate([*words, "--steps", "1"]) == 0
     first = Path("cat-seed0.png").read_bytes()
