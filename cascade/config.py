@@ -20,9 +20,8 @@ from stages.training import Recipe
 from stages.unet import UNet
 
 _LAWS: dict[str, type] = {law.kind: law for law in (CosineLaw, SR3Law, LogNormalLaw)}
-_RECIPES = next(
-    folder for folder in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs") if folder.is_dir()
-)
+_INSTALLED, _CHECKOUT = (Path(__file__).parents[level] / "configs" for level in (0, 1))
+_RECIPES = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 _FIXED_BY_DATA = ("self", "num_classes")
 _COMPONENTS = ("self", "unet", "scheduler", "guide_unet")
 

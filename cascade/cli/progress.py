@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,14 @@ SECONDS_BETWEEN_LINES = 10.0
 def say(message: str) -> None:
     """A remark beside the output proper."""
     print(message, file=sys.stderr, flush=True)
+
+
+def silence_libraries() -> None:
+    """Keep to ourselves what libraries remark on their own insides; errors are still raised."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
 
 
 def on_terminal() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade.cli.arguments import SCHEDULERS, level, per_stage, positive, scale, scheduler
-from cascade.cli.progress import on_terminal, say
+from cascade.cli.progress import on_terminal, say, silence_libraries
 from cascade.labels import Vocabulary
 from cascade.models import Manifest, StageEntry, resolve
 
@@ -137,13 +136,11 @@ def load(request: Request) -> CascadePipeline:
         ValueError: if there is no such device, or the model is incomplete or damaged.
     """
     import torch
-    from diffusers.utils import logging
 
     from cascade.pipeline import CascadePipeline
 
     device = _device(request.args.device)
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore")
+    silence_libraries()
     cascade = CascadePipeline.from_pretrained(
         request.folder, dtype=getattr(torch, request.args.dtype or "float32"), device=device
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade.cli.errors import Failure
-from cascade.cli.progress import Progress, say
+from cascade.cli.progress import Progress, say, silence_libraries
 
 if TYPE_CHECKING:
     from stages.training import Recipe
@@ -49,6 +49,7 @@ def run(args: Namespace) -> None:
     from cascade.cli.training import check_export, class_names
     from cascade.config import load_recipe, recipe_to_yaml
 
+    silence_libraries()
     recipe = load_recipe(args.config, args.settings)
     folder = args.folder or Path("runs") / recipe.name
     target = args.export or folder / "stage"
