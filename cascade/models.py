@@ -131,15 +131,16 @@ def resolve(name_or_path: str | Path) -> Path:
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except Exception as error:  # the Hub's own errors, those of the network library, and OSError
-        reason = next(iter(str(error).strip().splitlines()), "")
+    except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"model {hub_id!r} is no local folder and could not be downloaded from the Hugging Face Hub"
-            f" ({type(error).__name__}: {reason}); check the name and the connection"
+            f"model {hub_id!r} is no local folder, and the Hugging Face Hub can't be reached to look for it"
         ) from error
+    except Exception as error:  # the Hub's own errors, those of the network library, and OSError
+        raise ModelError(f"model {hub_id!r} could not be downloaded from the Hugging Face Hub ({_reason(error)})") from error
 
 
 def load_stage(folder: Path, entry: StageEntry, dtype: torch.dtype) -> DiffusionPipeline:
@@ -294,5 +295,8 @@ def _damaged(path: Path) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise ModelError(f"{path} is damaged or can't be used ({type(error).__name__}: {reason})") from error
+        raise ModelError(f"{path} is damaged or can't be used ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
