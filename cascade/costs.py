@@ -1,0 +1,89 @@
+"""What an image costs: evaluations of each network and multiply-adds, counted while an image is made without the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cascade.pipeline import CascadePipeline
+
+
+@dataclass
+class _Count:
+    """Evaluations of one network for one image, and the multiply-adds of each."""
+
+    evaluations: int = 0
+    multiply_adds: int = 0
+
+
+def cost_of(cascade: CascadePipeline, size: int, arguments: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """NFE and multiply-adds an image, by stage.
+
+    One image is made in which every network is really run once only; further calls are counted and answered with zeros. So
+    guidance, its interval, schedulers with two evaluations a step and autoguidance's second network are counted as they run.
+
+    Args:
+        cascade: Whose images.
+        size: Side of the images, of the last stage that runs.
+        arguments: Settings of the cascade's call.
+
+    Returns:
+        For each stage that runs `{"nfe": ..., "multiply_adds": ...}`. A guided step counts two evaluations. A foreign base
+        whose network can't be watched is left out. Multiply-adds are half of torch's count of floating-point operations.
+    """
+    counts: dict[str, list[_Count]] = {}
+    with ExitStack() as stack:
+        for name, stage in cascade.stages.items():
+            networks = [getattr(stage, part, None) for part in ("unet", "guide_unet")]
+            watched = [network for network in networks if isinstance(network, nn.Module)]
+            counts[name] = [stack.enter_context(_counted(network)) for network in watched]
+        label = None if cascade.num_classes is None else [0]
+        cascade(class_labels=label, seeds=[0], size=size, **{**arguments, "batch_size": 1, "output_type": "pt"})
+    used = {name: found for name, found in counts.items() if any(count.evaluations for count in found)}
+    return {
+        name: {
+            "nfe": sum(count.evaluations for count in found),
+            "multiply_adds": sum(count.evaluations * count.multiply_adds for count in found),
+        }
+        for name, found in used.items()
+    }
+
+
+@contextmanager
+def _counted(network: nn.Module) -> Iterator[_Count]:
+    """The network replaced by one that really runs at the first call only."""
+    count, real, kept = _Count(), network.forward, []
+    before = vars(network).get("forward")  # accelerate's hooks put one there
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        count.evaluations += len(x)
+        if not kept:
+            with FlopCounterMode(display=False) as counter:
+                kept.append(real(x, *args, **kwargs))
+            count.multiply_adds = counter.get_total_flops() // 2 // len(x)
+        return _zeros(kept[0], len(x))
+
+    network.forward = forward  # type: ignore[method-assign,assignment]
+    try:
+        with torch.no_grad():
+            yield count
+    finally:
+        del network.forward
+        if before is not None:
+            network.forward = before
+
+
+def _zeros(output: Any, rows: int) -> Any:
+    """Zeros of the output's kind for a batch of another size."""
+    kind: Callable[..., Any] = type(output)
+    if isinstance(output, Tensor):
+        return output.new_zeros((rows, *output.shape[1:]))
+    if isinstance(output, tuple):
+        return tuple(_zeros(part, rows) for part in output)
+    return kind(**{name: _zeros(part, rows) for name, part in output.items()})  # diffusers' BaseOutput
