@@ -135,7 +135,7 @@ def _download(hub_id: str) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except LocalEntryNotFoundError as e:
+    except LocalEntryNotFoundError as error:
         raise ModelError(
             f"model {hub_id!r} is no local folder, and the Hugging Face Hub can't be reached to look for it"
         ) from error
