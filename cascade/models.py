@@ -230,11 +230,10 @@ def _load_network(network: Any, folder: Path, dtype: torch.dtype) -> ModelMixin:
     weights: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder):
         with _damaged(path):
-            weights |= load_file(path)
+            # Copied even where the type is right: tensors in a file are not aligned in memory, and that changes rounding.
+            weights |= {name: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) for name, v in load_file(path).items()}
     _check_weights(folder, {name: tuple(value.shape) for name, value in model.state_dict().items()}, weights)
-    # Copied even where the type is right: tensors from a file are not aligned in memory, and round differently.
-    aligned = {name: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) for name, v in weights.items()}
-    model.load_state_dict(aligned, assign=True)
+    model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
@@ -252,12 +251,14 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_weights(folder: Path, expected: dict[str, tuple[int, ...]], weights: dict[str, torch.Tensor]) -> None:
+    import torch
+
     for name, shape in expected.items():
         if name not in weights:
             raise ModelError(f"the weights in {folder} are incomplete: {name} is missing")
         if (got := tuple(weights[name].shape)) != shape:
             raise ModelError(f"the weights in {folder} don't fit its config.json: {name} has shape {got}, expected {shape}")
-        if not weights[name].isfinite().all():
+        if not weights[name].sum(dtype=torch.float32).isfinite():
             raise ModelError(f"the weights in {folder} are damaged: {name} holds values that are not numbers (NaN or infinite)")
     if unexpected := sorted(weights.keys() - expected):
         raise ModelError(f"the weights in {folder} don't fit its config.json: it has no place for {unexpected[0]}")
