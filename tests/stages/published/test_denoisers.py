@@ -1,0 +1,236 @@
+"""Every published family speaks the project's language: log-SNR in, its own clock inside."""
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from stages.denoiser import Denoiser, to_x0
+from stages.noise import add_noise, log_snr_of_alpha_bar, log_snr_of_sigma
+from stages.published import catalogue, consistency, guided_diffusion, janspiry
+from stages.published.clock import STEP_TOLERANCE, steps_of
+from stages.published.openai import openai_table
+from stages.sampling import sample
+from tests.stages.published.references import FAMILIES, arrays, config_of, network_of, relative_error, stage_of
+
+STEPPED = ("guided-diffusion", "guided-diffusion-sr", "improved-diffusion", "improved-diffusion-sr", "sr3-ddpm")
+
+
+def inputs(denoiser: Any, count: int = 2) -> dict[str, Tensor | None]:
+    low_res_size = denoiser.config.low_res_size
+    return {
+        "class_labels": torch.arange(count) if denoiser.num_classes is not None else None,
+        "low_res": torch.rand(count, 3, low_res_size, low_res_size) * 2 - 1 if low_res_size else None,
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_is_a_denoiser(family: str) -> None:
+    denoiser = stage_of(family).unet
+    assert isinstance(denoiser, Denoiser)
+    size = denoiser.config.sample_size
+    out = denoiser(torch.randn(2, 3, size, size), torch.tensor([-2.0, 3.0]), **inputs(denoiser))
+    assert out.shape == (2, 6 if denoiser.learned_variance else 3, size, size)
+    assert out.isfinite().all()
+    assert denoiser.num_classes == (None if family.startswith("sr3") else 10)
+    assert denoiser.null_label is None
+
+
+@pytest.mark.parametrize("family", ["guided-diffusion", "guided-diffusion-sr", "improved-diffusion", "improved-diffusion-sr"])
+def test_openai_tables_are_those_of_the_original(family: str) -> None:
+    flags, expected = config_of(family)["flags"], arrays(family, "schedule")
+    table = openai_table(flags["noise_schedule"], flags["diffusion_steps"])
+    torch.testing.assert_close(torch.sigmoid(table)[expected["index"]], expected["alphas_cumprod"], rtol=1e-9, atol=0)
+
+
+def test_janspiry_schedule_is_that_of_the_original() -> None:
+    for family in ("sr3", "sr3-ddpm"):
+        expected = arrays(family, "schedule")["alphas_cumprod"].double()
+        table = janspiry.schedule(config_of(family)).table()
+        index = torch.tensor([int((torch.sigmoid(table) - value).abs().argmin()) for value in expected])
+        torch.testing.assert_close(torch.sigmoid(table)[index], expected, rtol=1e-5, atol=0)
+        assert (index[:5] == torch.arange(5)).all()
+
+
+def test_steps_invert_the_table() -> None:
+    table = openai_table("cosine", 1000)
+    steps = torch.tensor([0.0, 0.4, 1.0, 37.25, 500.0, 998.5, 999.0])
+    low = steps.floor().clamp(max=998).long()
+    log_snr = torch.lerp(table[low], table[low + 1], (steps - low).double())
+    torch.testing.assert_close(steps_of(log_snr, table), steps, rtol=0, atol=1e-4)
+
+
+def test_steps_are_held_at_the_ends_and_whole_despite_float32() -> None:
+    for schedule, count in (("linear", 1000), ("cosine", 1000), ("cosine", 4000)):
+        table = openai_table(schedule, count)
+        assert steps_of(torch.tensor([50.0, -50.0]), table).tolist() == [0, count - 1]
+        as_schedulers_keep_it = log_snr_of_alpha_bar(torch.sigmoid(table).float().double())
+        assert torch.equal(steps_of(as_schedulers_keep_it, table)[2:], torch.arange(2.0, count))
+    assert STEP_TOLERANCE < 0.1
+
+
+@pytest.mark.parametrize("family", STEPPED[:4])
+def test_denoiser_at_a_step_is_the_network_at_that_step(family: str) -> None:
+    io, denoiser = arrays(family), stage_of(family).unet
+    for case in range(3):
+        low_res = io["low_res"][case] if "low_res" in io else None
+        got = denoiser(io["x"][case], denoiser.table[io["t"][case]], io["y"][case], low_res)
+        assert relative_error(got, io["output"][case]) < 1e-5
+
+
+def test_sr3_denoiser_at_a_noise_level_is_the_network_at_that_level() -> None:
+    io, denoiser = arrays("sr3"), stage_of("sr3").unet
+    for case in range(3):
+        log_snr = log_snr_of_alpha_bar(io["noise_level"][case].flatten().double() ** 2)
+        assert relative_error(denoiser(io["x"][case], log_snr, low_res=io["cond"][case]), io["output"][case]) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["consistency", "edm", "edm2"])
+def test_sigma_denoisers_see_the_same_image_in_another_scale(family: str) -> None:
+    io, denoiser = arrays(family), stage_of(family).unet
+    for case in range(3):
+        sigma = io["sigma"][case].double()
+        x_t = io["x"][case] / (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
+        got = denoiser(x_t.float(), log_snr_of_sigma(sigma), io["y"][case])
+        assert denoiser.prediction_type == "sample"
+        expected = io["denoised_boundary" if family == "consistency" else "denoised"][case]
+        assert relative_error(got, expected) < 1e-5
+
+
+def test_sr3_upsamples_as_image_files_were() -> None:
+    picture = Image.effect_noise((16, 16), 20).convert("RGB").resize((16, 16))
+    as_tensor = lambda image: torch.tensor(list(image.getdata())).view(*image.size, 3).permute(2, 0, 1)[None] / 127.5 - 1  # noqa: E731
+    got = janspiry.upsampled(as_tensor(picture), 64, 16)
+    torch.testing.assert_close(got, as_tensor(picture.resize((64, 64), Image.Resampling.BICUBIC)), rtol=0, atol=2.01 / 127.5)
+
+
+def test_missing_inputs_are_named() -> None:
+    x, log_snr = torch.randn(1, 3, 32, 32), torch.zeros(1)
+    with pytest.raises(ValueError, match="refines 16 px images: low_res is missing"):
+        stage_of("guided-diffusion-sr").unet(x, log_snr, torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match="knows 10 classes: y is missing"):
+        stage_of("guided-diffusion").unet(x, log_snr)
+    with pytest.raises(ValueError, match="noise_level is missing"):
+        network_of("sr3")(x=x, cond=x)
+
+
+class Quadratic(torch.nn.Module):
+    """Classifier whose log p(class | x) is that of two unit Gaussians with means +1 and -1 in every pixel."""
+
+    arch = SimpleNamespace(out_channels=2)
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        return torch.stack([-((x - 1) ** 2).sum((1, 2, 3)) / 2, -((x + 1) ** 2).sum((1, 2, 3)) / 2], dim=1)
+
+
+class White:
+    """Ideal denoiser of the data N(0, 1) in every pixel, with a learned variance of zeros; knows no class."""
+
+    prediction_type, num_classes, null_label, learned_variance = "epsilon", None, None, True
+
+    def __call__(self, x_t: Tensor, log_snr: Tensor, *_: Any) -> Tensor:
+        return torch.cat([torch.sigmoid(-log_snr).sqrt().view(-1, 1, 1, 1) * x_t, torch.zeros_like(x_t)], dim=1)
+
+    def timesteps(self, log_snr: Tensor) -> Tensor:
+        return log_snr
+
+
+def test_classifier_guidance_moves_x0_along_the_gradient_of_log_p() -> None:
+    """Tweedie: x0_hat = (x_t + sigma^2 score) / alpha, so guidance adds scale * sigma^2 / alpha * grad log p(class | x_t)."""
+    x, log_snr, labels = torch.randn(2, 3, 4, 4), torch.tensor([-1.0, 1.5]), torch.tensor([0, 1])
+    guided = guided_diffusion.ClassifierGuidance(White(), Quadratic(), scale=0.7)  # type: ignore[arg-type]
+
+    with torch.no_grad():
+        got = guided(x, log_snr, labels)
+
+    p_first = torch.sigmoid(2 * x.sum((1, 2, 3)))
+    gradient = torch.stack([2 * (1 - p_first[0]), -2 * p_first[1]]).view(-1, 1, 1, 1).expand_as(x)  # d/dx log softmax
+    sigma2, alpha = torch.sigmoid(-log_snr).view(-1, 1, 1, 1), torch.sigmoid(log_snr).sqrt().view(-1, 1, 1, 1)
+    plain = to_x0(White()(x, log_snr)[:, :3], "epsilon", x, log_snr)
+    expected = plain + 0.7 * sigma2 / alpha * gradient
+    torch.testing.assert_close(to_x0(got[:, :3], "epsilon", x, log_snr), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(got[:, 3:], torch.zeros_like(x))
+    assert isinstance(guided, Denoiser) and guided.num_classes == 2 and guided.learned_variance
+
+
+def test_classifier_guidance_of_scale_zero_is_none_and_needs_labels_otherwise() -> None:
+    x, log_snr, labels = torch.randn(1, 3, 4, 4), torch.zeros(1), torch.tensor([1])
+    unguided = guided_diffusion.ClassifierGuidance(White(), Quadratic(), scale=0)  # type: ignore[arg-type]
+    torch.testing.assert_close(unguided(x, log_snr, labels), White()(x, log_snr))
+    with pytest.raises(ValueError, match="needs class_labels, indices from 0 to 1"):
+        guided_diffusion.ClassifierGuidance(White(), Quadratic(), scale=1)(x, log_snr)  # type: ignore[arg-type]
+
+
+def test_classifier_of_small_size_guides_a_reference_network() -> None:
+    flags = {**catalogue.CHECKPOINTS["64x64_classifier.pt"].config["flags"], "image_size": 16, "classifier_width": 32}
+    flags |= {"classifier_depth": 1, "classifier_attention_resolutions": "8"}
+    torch.manual_seed(0)
+    classifier = guided_diffusion.build_classifier({"flags": flags, "channel_mult": [1, 2], "num_classes": 10})
+    assert classifier(torch.randn(2, 3, 16, 16), torch.tensor([0.0, 999.0])).shape == (2, 10)
+    pipeline = stage_of("guided-diffusion")
+    guided = guided_diffusion.ClassifierGuidance(pipeline.unet, classifier, scale=5.0)
+    noise, labels = torch.randn(1, 3, 16, 16), torch.tensor([3])
+    images = [
+        sample(one, pipeline.scheduler, noise, 3, class_labels=labels, generator=torch.Generator().manual_seed(0))
+        for one in (pipeline.unet, guided)
+    ]
+    assert images[1].isfinite().all() and not torch.equal(*images)
+
+
+def test_consistency_scheduler_alternates_denoising_and_noise() -> None:
+    """Against Algorithm 1 of the paper written out, for the ideal consistency function of the data N(0, std^2)."""
+    std, scheduler = 0.3, consistency.ConsistencyScheduler()
+    kept = {"sigmas": [], "inputs": []}
+
+    class Ideal:
+        prediction_type, num_classes, null_label = "sample", None, None
+
+        def __call__(self, x_t: Tensor, log_snr: Tensor, *_: Any) -> Tensor:
+            sigma = math.exp(-float(log_snr[0]) / 2)
+            x = x_t * math.sqrt(1 + sigma**2)
+            kept["sigmas"].append(sigma)
+            kept["inputs"].append(x)
+            return x * std / math.sqrt(std**2 + sigma**2)
+
+    noise = torch.randn(1, 3, 8, 8)
+    got = sample(Ideal(), scheduler, noise, 2, generator=torch.Generator().manual_seed(5))
+
+    levels = [(80 ** (1 / 7) + place / 39 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for place in (0, 22)]
+    torch.testing.assert_close(torch.tensor(kept["sigmas"]), torch.tensor(levels), rtol=1e-4, atol=0)
+    x = noise * 80
+    first = (x * std / math.sqrt(std**2 + 80**2)).clamp(-1, 1)
+    x = first + math.sqrt(levels[1] ** 2 - 0.002**2) * torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(kept["inputs"][1], x, rtol=1e-3, atol=1e-4)
+    expected = (x * std / math.sqrt(std**2 + levels[1] ** 2)).clamp(-1, 1)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_consistency_scheduler_spreads_other_numbers_of_steps_evenly() -> None:
+    scheduler = consistency.ConsistencyScheduler()
+    for count in (1, 4):
+        scheduler.set_timesteps(count)
+        assert len(scheduler.timesteps) == count and len(scheduler.sigmas) == count + 1
+        torch.testing.assert_close(scheduler.sigmas[[0, -1]], torch.tensor([80.0, 0.002]))
+        places = scheduler.sigmas ** (1 / 7)
+        gaps = [float(a - b) for a, b in pairwise(places)]
+        assert max(gaps) - min(gaps) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["edm", "guided-diffusion"])
+def test_bfloat16_stays_close(family: str) -> None:
+    denoiser = stage_of(family).unet
+    x0, log_snr = torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([0.0, 2.0])
+    x_t = add_noise(x0, torch.randn_like(x0), log_snr)
+    exact = denoiser(x_t, log_snr, torch.tensor([1, 2]))
+    try:
+        rough = denoiser.to(torch.bfloat16)(x_t, log_snr, torch.tensor([1, 2]))
+    finally:
+        stage_of.cache_clear()
+    assert relative_error(rough.float(), exact) < 0.05
+    assert F.cosine_similarity(rough.float().flatten(), exact.flatten(), dim=0) > 0.99
