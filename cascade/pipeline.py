@@ -23,8 +23,8 @@ from cascade.foreign import ForeignBase
 from cascade.labels import Vocabulary
 from cascade.models import CARD, MANIFEST, Manifest, ModelError, StageEntry, load_stage, resolve
 from cascade.settings import Seeds, check_name, check_settings, generator_of, schedulers, seeds_of, settings_of
-from stages.pipeline import Generators, OnStepEnd, OutputType, StagePipeline, _as_output
-from stages.sr3 import Images, SR3Pipeline, _tensors
+from stages.pipeline import Generators, OnStepEnd, OutputType, StagePipeline, as_output
+from stages.sr3 import Images, SR3Pipeline, as_tensors
 
 OneClass = str | int
 Classes = OneClass | Sequence[OneClass] | Tensor
@@ -178,7 +178,7 @@ class CascadePipeline:
             ValueError: for arguments that don't fit the cascade, before any network is run.
             RuntimeError: if a network makes something that is no number.
         """
-        images = _tensors(image)
+        images = as_tensors(image)
         count = sum(len(one) for one in images)
         labels = self._indices(class_labels)
         labels = labels * count if labels is not None and len(labels) == 1 else labels
@@ -228,7 +228,7 @@ class CascadePipeline:
                     further |= {"class_labels": mine, "generator": generators, "output_type": "pt"}
                     images = stage(**further, **common, **own[name]).images
             made[name] = images
-        shown: dict[str, Any] = {name: _as_output(one, output_type) for name, one in made.items()}
+        shown: dict[str, Any] = {name: as_output(one, output_type) for name, one in made.items()}
         outputs = {name: ImagePipelineOutput(images=one) for name, one in shown.items()}
         return CascadeOutput(shown[names[-1]], outputs, seeds, labels)
 

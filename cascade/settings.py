@@ -14,7 +14,7 @@ from diffusers import SchedulerMixin
 
 from stages.pipeline import Generators, StagePipeline
 from stages.sampling import Run, generators_of
-from stages.sampling import _check as check_scheduler
+from stages.sampling import check_compatible
 from stages.sr3 import SR3Pipeline
 
 Seeds = int | Iterable[int]
@@ -97,9 +97,9 @@ def check_settings(name: str, stage: Any, settings: Mapping[str, Any]) -> None:
                 raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
             return
         denoiser = stage.guided(settings.get("guidance_scale"), settings.get("guidance_interval"))
-        check_scheduler(Run.of(stage.scheduler, stage.config["num_inference_steps"] if steps is None else steps), denoiser)
+        check_compatible(Run.of(stage.scheduler, stage.config["num_inference_steps"] if steps is None else steps), denoiser)
         if isinstance(stage, SR3Pipeline):
-            stage._check_aug_level(settings.get("aug_level", stage.config["aug_level"]))
+            stage.check_aug_level(settings.get("aug_level", stage.config["aug_level"]))
     except ValueError as error:
         raise ValueError(f"stage {name!r}: {error}") from error
 

@@ -168,9 +168,7 @@ class Autoguidance(_Guidance):
         ValueError: if the two models know different numbers of classes, or the interval is empty.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, weak: Denoiser, scale: float, interval: tuple[float, float] | None = None
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, weak: Denoiser, scale: float, interval: tuple[float, float] | None = None) -> None:
         if weak.num_classes not in (None, denoiser.num_classes):
             raise ValueError(
                 f"the guiding model knows {weak.num_classes} classes and the main one {denoiser.num_classes};"

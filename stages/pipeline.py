@@ -147,7 +147,7 @@ class StagePipeline(DiffusionPipeline):
                 )
                 made.append(self._check_finite(images).clamp(-1, 1))
         self.maybe_free_model_hooks()
-        output: Any = _as_output(torch.cat(made), output_type)
+        output: Any = as_output(torch.cat(made), output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
     def _default_batch_size(self) -> int:
@@ -181,7 +181,8 @@ def _micro_batches(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _as_output(images: Tensor, output_type: OutputType) -> Tensor | np.ndarray | list[Image.Image]:
+def as_output(images: Tensor, output_type: OutputType) -> Tensor | np.ndarray | list[Image.Image]:
+    """Images [B, C, H, W] in [-1, 1] as they are ("pt"), as arrays [B, H, W, C] in [0, 1] ("np"), or as PIL images ("pil")."""
     if output_type == "pt":
         return images
     array = (images / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()

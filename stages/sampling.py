@@ -145,7 +145,7 @@ def sample(
         ValueError: before the denoiser is called, if the scheduler isn't understood or doesn't go together with the denoiser.
     """
     run = Run.of(scheduler, num_inference_steps)
-    _check(run, denoiser)
+    check_compatible(run, denoiser)
     takes_generator = "generator" in inspect.signature(run.scheduler.step).parameters
     options = {"generator": generator} if takes_generator else {}
     x = noise * run.scale[0].item()
@@ -210,8 +210,12 @@ def _not_understood(scheduler: Any, why: str) -> ValueError:
     )
 
 
-def _check(run: Run, denoiser: Denoiser) -> None:
-    """Whether denoiser and scheduler go together, before the denoiser is called."""
+def check_compatible(run: Run, denoiser: Denoiser) -> None:
+    """Whether denoiser and scheduler go together, before the denoiser is called.
+
+    Raises:
+        ValueError: if they don't, saying what to change.
+    """
     name, step = type(run.scheduler).__name__, inspect.signature(run.scheduler.step).parameters
     foreign = [p.name for p in list(step.values())[3:] if p.default is p.empty or p.name == "prev_timestep"]
     if foreign:

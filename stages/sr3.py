@@ -100,8 +100,8 @@ class SR3Pipeline(StagePipeline):
             ValueError: for arguments that don't fit the model, before the network is run.
             RuntimeError: if the network makes something that is no number.
         """
-        low_res = torch.cat([resize(self._check_size(one), self.low_res_size) for one in _tensors(image)])
-        level = self._check_aug_level(self.config["aug_level"] if aug_level is None else aug_level)
+        low_res = torch.cat([resize(self._check_size(one), self.low_res_size) for one in as_tensors(image)])
+        level = self.check_aug_level(self.config["aug_level"] if aug_level is None else aug_level)
 
         def condition(part: slice, generators: list[torch.Generator]) -> dict[str, Tensor | None]:
             small = low_res[part].to(self._execution_device)
@@ -127,7 +127,12 @@ class SR3Pipeline(StagePipeline):
     def _sees_aug_level(self) -> bool:
         return bool(getattr(self.unet.config, "aug_level", False))
 
-    def _check_aug_level(self, level: float) -> float:
+    def check_aug_level(self, level: float) -> float:
+        """The level, if this stage can work at it.
+
+        Raises:
+            ValueError: if it lies outside [0, 1], or is above 0 for a network trained without augmentation.
+        """
         if not 0 <= level <= 1:
             raise ValueError(f"aug_level must lie in [0, 1], got {level}")
         if level > 0 and not self._sees_aug_level:
@@ -144,7 +149,7 @@ class SR3Pipeline(StagePipeline):
         return images
 
 
-def _tensors(image: Images) -> list[Tensor]:
+def as_tensors(image: Images) -> list[Tensor]:
     """Every image or batch of images as float32 [B, 3, H, W] in [-1, 1], sizes as given."""
     if isinstance(image, Sequence):
         if not image:

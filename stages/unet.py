@@ -6,7 +6,7 @@ One network for SR3's published architectures and for efficient ones:
   appendix A): every encoder feature has a skip, up- and downsampling blocks keep their width and resample before their first
   convolution.
 * `layout="efficient"`: one skip a level, the first block of a level takes over the downsampling, and upsampling comes after the
-  block's first convolution (Saharia et al. 2022, arXiv:2205.11487, appendix B.1), so nearly all the work is done at low resolution.
+  block's first convolution (Saharia et al. 2022, arXiv:2205.11487, appendix B.1), so most work is done at low resolution.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def sinusoidal_embedding(values: Tensor, width: int) -> Tensor:
 
 
 class PixelNorm(nn.LayerNorm):
-    """Layer normalisation of every pixel over its channels, as in ConvNeXt (arXiv:2201.03545); fused and fast on channels_last images."""
+    """Layer normalisation of every pixel over its channels, as in ConvNeXt (arXiv:2201.03545); fast on channels_last images."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -61,7 +61,7 @@ class ResidualBlock(nn.Module):
     """BigGAN residual block with scale and shift by the embedding; the sum with its skip is scaled by 1/sqrt(2).
 
     Args:
-        factor: 1, 0.5 (average pool before the first convolution) or 2 (nearest neighbours, before or after the first convolution).
+        factor: 1, 0.5 (average pool before the first convolution) or 2 (nearest neighbours, before or after it).
         upsample_late: Upsample after the first convolution, at a quarter of its cost.
         attention_heads: Heads of the self-attention after the block; 0 = none.
         gives_skip: Whether its output is kept for the decoder.
@@ -146,8 +146,8 @@ class UNet(ModelMixin, ConfigMixin):
         layout: "sr3" or "efficient", see the module's text.
         norm: "group" (32 groups) or "pixel" (every pixel over its channels, much faster on a CPU).
         dropout: Inside residual blocks, in training.
-        low_res_skip: Add the upsampled low-resolution image to the output, so that a network that predicts "sample" starts as bicubic
-            interpolation and learns what that lacks.
+        low_res_skip: Add the upsampled low-resolution image to the output, so that a network that predicts "sample" starts as
+            bicubic interpolation and learns what that lacks.
 
     Raises:
         ValueError: for settings that don't describe a network.
@@ -326,7 +326,9 @@ def _check_config(config: Any) -> None:
         if not condition:
             raise ValueError(f"this U-Net can't be built: {problem}")
 
-    require(config.prediction_type in PREDICTION_TYPES, f"prediction_type {config.prediction_type!r} is none of {PREDICTION_TYPES}")
+    require(
+        config.prediction_type in PREDICTION_TYPES, f"prediction_type {config.prediction_type!r} is none of {PREDICTION_TYPES}"
+    )
     require(config.layout in ("sr3", "efficient"), f"layout is {config.layout!r}, expected 'sr3' or 'efficient'")
     require(config.norm in ("group", "pixel"), f"norm is {config.norm!r}, expected 'group' or 'pixel'")
     require(

@@ -56,7 +56,9 @@ def test_inside_stages_imports_point_down():
             assert {module, parts[-1]} != {"base", "sr3"} or parts[0] != "stages", "base and sr3 may not import each other"
 
 
-@pytest.mark.parametrize("forbidden", ["pickle.load", "yaml.load(", "trust_remote_code=True", "allow_pickle=True", "weights_only=False"])
+@pytest.mark.parametrize(
+    "forbidden", ["pickle.load", "yaml.load(", "trust_remote_code=True", "allow_pickle=True", "weights_only=False"]
+)
 def test_nothing_executes_what_a_file_says(forbidden):
     for path in modules():
         code = ast.unparse(ast.parse(path.read_text()))

@@ -17,7 +17,9 @@ from torch import Tensor
 PREFIX = "checkpoint-"
 
 
-def save(run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2) -> Path:
+def save(
+    run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
+) -> Path:
     """Write one checkpoint whole or not at all, then remove all but the `keep` newest.
 
     Args:
@@ -39,7 +41,9 @@ def save(run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]
     partial.mkdir(parents=True)
     try:
         for group, values in tensors.items():
-            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, partial / f"{group}.safetensors")
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in values.items()}, partial / f"{group}.safetensors"
+            )
         sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
         (partial / "state.json").write_text(json.dumps({**state, "images_seen": images_seen, "sha256": sums}, indent=1))
         _flush(partial)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Exponential moving average of a network's weights, its length counted in images (Karras et al. 2022, arXiv:2206.00364, F.2).
+    """Exponential moving average of a network's weights, its length counted in images (EDM, arXiv:2206.00364, F.2).
 
     Args:
         network: Whose weights are followed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -49,8 +50,8 @@ def train(
 ) -> UNet:
     """Train a stage, or continue where its newest whole checkpoint left it.
 
-    Every random choice is a function of the recipe's seed and the number of images seen, so a run that was stopped at any moment and
-    started again ends with the weights of an uninterrupted one, to the bit on a CPU.
+    Every random choice is a function of the recipe's seed and the number of images seen, so a run that was stopped at any moment
+    and started again ends with the weights of an uninterrupted one, to the bit on a CPU.
 
     Args:
         recipe: What is trained.
@@ -101,7 +102,9 @@ class _TrainingState:
         self.recipe, self.run, self.images_seen, self.bad_steps = recipe, run, 0, 0
         self.network: Any = UNet(**recipe.network, num_classes=num_classes).to(memory_format=torch.channels_last)
         o = recipe.optimization
-        self.optimizer: Any = torch.optim.AdamW(self.network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=o.weight_decay, fused=True)
+        self.optimizer: Any = torch.optim.AdamW(
+            self.network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=o.weight_decay, fused=True
+        )
         self.ema = EMA(self.network, o.ema_half_life, o.ema_ramp)
 
     @classmethod
@@ -114,7 +117,12 @@ class _TrainingState:
         tensors, facts, problems = found
         for problem in problems:
             on_message(problem)
-        if facts["network"] != _plain(state.network.config):
+        added_since = {key: value for key, value in _plain(state.network.config).items() if key not in facts["network"]}
+        defaults = {key: value.default for key, value in inspect.signature(UNet.__init__).parameters.items()}
+        known = all(
+            defaults[key] == value for key, value in added_since.items()
+        )  # an option that came later stands at its default
+        if not known or {**facts["network"], **added_since} != _plain(state.network.config):
             raise ValueError(f"{run} holds a run of another network; use another folder, or remove it to train anew")
         state.network.load_state_dict(tensors["network"])
         state.ema.weights = {name: tensors["ema"][name] for name in state.ema.weights}
@@ -178,9 +186,13 @@ def _step(
     else:
         state.bad_steps += 1
         levels = ", ".join(f"{value:.1f}" for value in batch["log_snr"][~torch.isfinite(losses)].tolist())
-        on_message(f"skipped a step at {state.images_seen} images: the gradient is not a number (log-SNR {levels or 'all finite'})")
+        on_message(
+            f"skipped a step at {state.images_seen} images: the gradient is not a number (log-SNR {levels or 'all finite'})"
+        )
         if state.bad_steps >= MAX_BAD_STEPS:
-            raise FloatingPointError(f"{MAX_BAD_STEPS} steps in a row had no finite gradient; lower the learning rate or use float32")
+            raise FloatingPointError(
+                f"{MAX_BAD_STEPS} steps in a row had no finite gradient; lower the learning rate or use float32"
+            )
     state.optimizer.zero_grad()
     return losses.detach().mean(), norm
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from stages.denoiser import Denoiser, from_x0
 from stages.noise import add_noise
 
-
 MIN_SNR_GAMMA = 5.0
 """The value that Hang et al. use throughout."""
 
@@ -19,8 +18,8 @@ def weight(weighting: str, prediction_type: str, log_snr: Tensor) -> Tensor:
     """Weight of the error of a prediction at a noise level.
 
     Args:
-        weighting: "none" = 1, or "min_snr": errors of x0 count min(SNR, gamma) + 1, so that all targets share one loss and little noise
-            gets no more weight than SNR = gamma does (Hang et al. 2023, arXiv:2303.09556, in its form for v).
+        weighting: "none" = 1, or "min_snr": errors of x0 count min(SNR, gamma) + 1, so that all targets share one loss and
+            little noise gets no more weight than SNR = gamma does (Hang et al. 2023, arXiv:2303.09556, in its form for v).
         prediction_type: What is predicted.
         log_snr: [B].
 
@@ -35,7 +34,7 @@ def weight(weighting: str, prediction_type: str, log_snr: Tensor) -> Tensor:
 
 
 def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], loss: str, weighting: str = "none") -> Tensor:
-    """Weighted error of each image's prediction (Ho et al. 2020, arXiv:2006.11239, Eq. 14; SR3's Algorithm 1 with `SR3Law` and "l1").
+    """Weighted error of each image's prediction (DDPM, arXiv:2006.11239, Eq. 14; SR3's Algorithm 1 with `SR3Law` and "l1").
 
     Args:
         denoiser: Called once; its own `prediction_type` is the target.

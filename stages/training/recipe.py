@@ -14,7 +14,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A stretch of training at one image size. Early phases at smaller sizes are cheaper: a convolutional network moves on unchanged.
+    """A stretch of training at one image size. Small sizes are cheap, and a convolutional network moves on unchanged.
 
     size: Side of the training images: whole ones, reduced by area average, for a base stage; random crops for an SR3 stage.
     images: Training images seen when the phase ends, counted from the start of training.

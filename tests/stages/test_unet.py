@@ -70,7 +70,9 @@ def test_pixel_norm_equals_its_definition():
 def test_attention_equals_explicit_softmax():
     attention = randomise(Attention(32, heads=2, norm="pixel"))
     x = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(0))
-    q, k, v = attention.qkv(attention.norm(x)).flatten(2).view(2, 3, 2, 16, 16).unbind(dim=1)  # batch, q/k/v, head, channel, place
+    q, k, v = (
+        attention.qkv(attention.norm(x)).flatten(2).view(2, 3, 2, 16, 16).unbind(dim=1)
+    )  # batch, q/k/v, head, channel, place
     weights = torch.softmax(q.transpose(-1, -2) @ k / 4, dim=-1)
     mixed = (v @ weights.transpose(-1, -2)).reshape(2, 32, 4, 4)
     torch.testing.assert_close(attention(x), (x + attention.out(mixed)) / 2**0.5)

@@ -9,13 +9,23 @@ import torch
 from stages.training import Objective, Optimization, Phase, PictureSet, Recipe, checkpoint, train
 from stages.training import loop as loop_module
 
-NETWORK = {"sample_size": 8, "channels": [16], "blocks": [1], "attention_sizes": [], "head_channels": 16, "layout": "efficient", "dropout": 0.1}
+NETWORK = {
+    "sample_size": 8,
+    "channels": [16],
+    "blocks": [1],
+    "attention_sizes": [],
+    "head_channels": 16,
+    "layout": "efficient",
+    "dropout": 0.1,
+}
 
 
 def pictures() -> PictureSet:
     """Two classes: black and white."""
     values = np.array([0, 255] * 8, dtype=np.uint8)
-    return PictureSet(np.broadcast_to(values[:, None, None, None], (16, 8, 8, 3)).copy(), np.array([0, 1] * 8), ("black", "white"), (True, True))
+    return PictureSet(
+        np.broadcast_to(values[:, None, None, None], (16, 8, 8, 3)).copy(), np.array([0, 1] * 8), ("black", "white"), (True, True)
+    )
 
 
 def recipe(images: int = 240, **changes) -> Recipe:

@@ -18,7 +18,12 @@ def picture_set(size: int = 16, count: int = 10) -> PictureSet:
 
 
 def recipe(**changes) -> Recipe:
-    settings = {"name": "test", "data": "none", "network": {"sample_size": 16}, "phases": (Phase(size=16, images=100, batch_size=4),)}
+    settings = {
+        "name": "test",
+        "data": "none",
+        "network": {"sample_size": 16},
+        "phases": (Phase(size=16, images=100, batch_size=4),),
+    }
     return Recipe(**{**settings, **changes})
 
 
@@ -100,7 +105,9 @@ def test_label_dropout_and_flips_come_at_their_rate_and_flags_stay():
 
 
 def test_noise_levels_of_any_stretch_follow_the_law():
-    examples = TrainingExamples(picture_set(), recipe(objective=Objective(law=LogNormalLaw(mean=-1, std=2))), Phase(size=16, images=9), 2)
+    examples = TrainingExamples(
+        picture_set(), recipe(objective=Objective(law=LogNormalLaw(mean=-1, std=2))), Phase(size=16, images=9), 2
+    )
     log_sigma = torch.stack([-examples[n]["log_snr"] / 2 for n in range(1000, 1300)])
     assert log_sigma.mean() == pytest.approx(-1, abs=0.05) and log_sigma.std() == pytest.approx(2, abs=0.1)
 
