@@ -43,8 +43,8 @@ class PictureSet:
 class TrainingExamples(Dataset):
     """The endless sequence of training examples of one phase of a recipe.
 
-    Indexing with the example's number gives a dictionary: `x0` [3, size, size] in [-1, 1], `eps` of its shape, `log_snr`, `label`,
-    and for an SR3 stage `low_res` [3, h, h], augmented, and `aug_level`. `index` is the place of its picture in the set.
+    Indexing with the example's number gives a dictionary: `x0` [3, size, size] in [-1, 1], `eps` of its shape, `log_snr`,
+    `label`, and for an SR3 stage `low_res` [3, h, h], augmented, and `aug_level`. `index` is its picture's place in the set.
 
     Args:
         pictures: The set, at least as large as the phase's images (SR3: exactly the stage's size, crops are taken from it).
@@ -85,7 +85,7 @@ class TrainingExamples(Dataset):
         return example
 
     def _log_snr(self, number: int) -> Tensor:
-        """The law at the golden-ratio sequence: any stretch of examples covers the noise levels evenly (VDM, arXiv:2107.00630, I.1)."""
+        """The law at the golden-ratio sequence: any stretch covers the noise levels evenly (VDM, arXiv:2107.00630, I.1)."""
         u = torch.tensor((number * GOLDEN_RATIO) % 1.0, dtype=torch.float64)
         log_snr = self.recipe.objective.law.log_snr(u)
         size = self.sample_size if self.low_res_size else self.phase.size
