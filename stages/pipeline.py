@@ -50,7 +50,8 @@ class StagePipeline(DiffusionPipeline):
         self, unet: ModelMixin, scheduler: SchedulerMixin, guide_unet: ModelMixin | None = None, **defaults: Any
     ) -> None:
         super().__init__()
-        for network in (unet, guide_unet):
+        networks: tuple[Any, ...] = (unet, guide_unet)
+        for network in networks:
             if network is not None:
                 network.to(memory_format=torch.channels_last)  # convolutions of a CPU take half the time
         self.register_modules(unet=unet, scheduler=scheduler, guide_unet=guide_unet)

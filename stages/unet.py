@@ -48,8 +48,8 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
@@ -153,6 +153,7 @@ class UNet(ModelMixin, ConfigMixin):
         ValueError: for settings that don't describe a network.
     """
 
+    config: Any
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResidualBlock"]
 

@@ -205,8 +205,15 @@ class _Joint:
         self.prediction_type, self.num_classes, self.null_label = inner.prediction_type, inner.num_classes, inner.null_label
         self.network = network
 
-    def __call__(self, *args: Tensor | None) -> Tensor:
-        return self.network(*args)
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        return self.network(x_t, log_snr, class_labels, low_res, aug_level)
 
 
 class _Meter:

@@ -30,7 +30,8 @@ def weight(weighting: str, prediction_type: str, log_snr: Tensor) -> Tensor:
         return torch.ones_like(log_snr)
     snr = log_snr.exp()
     of_x0 = snr.clamp(max=MIN_SNR_GAMMA) + 1
-    return of_x0 / {"sample": 1, "v_prediction": snr + 1, "epsilon": snr}[prediction_type]
+    x0_per_target = {"sample": torch.ones_like(snr), "v_prediction": snr + 1, "epsilon": snr}  # target error of a unit x0 error
+    return of_x0 / x0_per_target[prediction_type]
 
 
 def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], loss: str, weighting: str = "none") -> Tensor:
