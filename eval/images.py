@@ -45,6 +45,19 @@ class ImageSet:
             part = self._items[start : start + batch_size]
             yield part if isinstance(part, np.ndarray) else np.stack([_read_image(path, self.size) for path in part])
 
+    @property
+    def paths(self) -> tuple[Path, ...] | None:
+        """Their files, in order; None where the images don't lie in files of their own."""
+        return None if isinstance(self._items, np.ndarray) else self._items
+
+    def first(self, count: int) -> "ImageSet":
+        """The first `count` of them; all if there are fewer."""
+        return ImageSet(self.name, self.size, self._items[:count])
+
+    def array(self) -> Images:
+        """All of them in memory, uint8 [N, size, size, 3]; 10,000 images of 256 px take 2 GB."""
+        return np.concatenate(list(self.batches()))
+
     def source_hash(self) -> str:
         """SHA-256 over size and pixels in order: equal for a folder of PNG files and an archive of the same images."""
         digest = hashlib.sha256(f"{self.size}x{self.size}".encode())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cascade.cli import classes, data, generate, inspect, sample, train, upscale
+from cascade.cli import benchmark, classes, convert, data, evaluate, generate, inspect, sample, train, upscale
 from cascade.cli.arguments import Parser, parsed, version
 from cascade.cli.errors import guarded
 
-COMMANDS = (generate, classes, upscale, inspect, data, train, sample)
+COMMANDS = (generate, classes, upscale, inspect, data, train, sample, evaluate, benchmark, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

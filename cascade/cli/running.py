@@ -25,7 +25,7 @@ MOST_PROCESSES = 8
 
 def add_process_options(parser: ArgumentParser) -> None:
     """How a run is spread over a machine."""
-    group = parser.add_argument_group("processes", "Under torchrun or accelerate their processes share the run, whatever stands here.")
+    group = parser.add_argument_group("processes", "Under torchrun or accelerate, their processes share the run.")
     group.add_argument(
         "--processes",
         type=positive,

@@ -1,0 +1,88 @@
+"""`cascade benchmark`: sample by a protocol, score, and print the table beside published figures."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from cascade.cli.arguments import DEFAULT_MODEL, add_sampling_options, positive, seed
+from cascade.cli.errors import Failure
+from cascade.cli.progress import say
+from cascade.cli.running import add_process_options
+from cascade.cli.sampling import Request
+from cascade.protocols import protocol_names, protocol_path
+from cascade.runs import check_folder
+
+NAME = "benchmark"
+HELP = "Sample a model by a protocol, score it, and print the table beside published figures."
+
+_TEXT = """
+examples:
+  cascade benchmark emoji --protocol emoji-256 --out bench/
+  torchrun --nproc-per-node 8 -m cascade benchmark my-imagenet --protocol imagenet-256 \\
+      --reference VIRTUAL_imagenet256_labeled.npz --out bench/
+
+The same command goes on where a run was stopped. Report: report.md, report.json and report.html in the folder.
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = _TEXT
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
+    parser.add_argument(
+        "--protocol", required=True, metavar="NAME", help=f"{', '.join(protocol_names())}; or a YAML file of your own"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
+    parser.add_argument("--num-images", type=positive, metavar="N", help="samples (default: the protocol's)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the first sample (default 0)")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="real pictures or statistics, where a protocol needs them")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="of the feature network (default: downloaded once, checked)")
+    add_sampling_options(parser)
+    add_process_options(parser)
+    parser.set_defaults(size=None)
+
+
+def run(args: Namespace) -> None:
+    protocol_path(args.protocol)
+    request = Request.of(args)
+    from cascade.protocols import load_protocol
+
+    protocol = load_protocol(args.protocol)
+    count = args.num_images or protocol.num_images
+    if protocol.kind == "samples":
+        args.size = protocol.size
+        request = Request.of(args)
+        check_folder(args.out / "samples")
+    from cascade.cli.measuring import samples_report, sr_report
+    from eval.report import table, write_report
+
+    if protocol.kind == "super-resolution":
+        source = protocol.reference if args.reference is None else str(args.reference)
+        if source is None:
+            raise ValueError(f"protocol {protocol.name} needs --reference: {protocol.reference_file}")
+        report = sr_report(
+            request, source, args.out, stage=None, num_images=count, first_seed=args.seed, with_distance=True, protocol=protocol
+        )
+    else:
+        made = samples_report(
+            protocol,
+            request,
+            args.out,
+            num_images=count,
+            first_seed=args.seed,
+            reference=args.reference,
+            weights=args.weights,
+        )
+        if made is None:
+            say("the share of this process is done; the last process to end scores all samples")
+            return
+        report = made
+    try:
+        write_report(report, args.out)
+    except OSError as error:
+        raise Failure(f"the report could not be written to {args.out}: {error.strerror or error}") from error
+    print(table(report))
+    for note in report.notes:
+        print(f"- {note}")
+    print(args.out / "report.html")

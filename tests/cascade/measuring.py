@@ -1,0 +1,42 @@
+"""What the tests of measuring share: a cascade of the drawings' classes, drawings made of noise, and a quick extractor."""
+
+import numpy as np
+from tiny import SMALL, base, cascade, sr3
+
+from cascade.labels import EMOJI
+
+SIZE = 64
+
+
+class Pooled:
+    """Means over a grid of 3x3 places in place of a network."""
+
+    name, resize_mode, weights_hash, dimension = "efficientnet-lite0", "none", "0" * 64, 27
+
+    def __call__(self, images):
+        side = images.shape[1] // 3
+        part = images[:, : 3 * side, : 3 * side].astype(np.float32)
+        return part.reshape(len(images), 3, side, 3, side, 3).mean(axis=(2, 4)).reshape(len(images), -1)
+
+
+def model(folder):
+    """A saved cascade 16 -> 64 of the drawings' 75 classes."""
+    small = SMALL | {"num_classes": len(EMOJI)}
+    made = cascade(EMOJI, base=base(sample_size=16, **small), sr64=sr3(64, 16, **small))
+    made.save_pretrained(folder)
+    return folder
+
+
+def drawings(size, split, cache_dir=None, progress=None):
+    """As `cascade.drawings.cached_array`, a few pictures of noise."""
+    count = 24 if split == "train" else 12
+    rng = np.random.default_rng(count)
+    return rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.arange(count) * 5 % len(EMOJI)
+
+
+def quick(monkeypatch, tmp_path):
+    """Replace drawings and networks by quick ones, and the user's cache by an empty folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("cascade.sources.cached_array", drawings)
+    for module in ("cascade.sources", "cascade.cli.measuring"):
+        monkeypatch.setattr(f"{module}.extractor_of", lambda *args: Pooled())

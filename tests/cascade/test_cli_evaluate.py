@@ -1,0 +1,171 @@
+"""`cascade evaluate`: scores that are known beforehand, references, SR3 stages, and how mistakes are answered."""
+
+import json
+import sys
+
+import measuring
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cascade.cli.main import main
+from cascade.superres import bicubic, low_resolution
+from eval.paired import psnr
+from eval.report import Report, Row, contact_sheet, table
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    measuring.quick(monkeypatch, tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def folder(path, count=12, size=32, seed=0):
+    path.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(path / f"{i:03d}.png")
+    return path
+
+
+def one_sentence(capsys, code, *words):
+    assert main(["evaluate", *words]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and len([line for line in err.splitlines() if line.startswith("cascade evaluate: ")]) == 1
+    return err
+
+
+def test_a_set_against_itself_has_distance_zero_and_full_overlap(tmp_path, capsys):
+    images = str(folder(tmp_path / "a"))
+    assert main(["evaluate", "images", images, "--reference", images, "--json"]) == 0
+    out, err = capsys.readouterr()
+    scores = json.loads(out)
+    assert scores["frechet"]["distance"] == pytest.approx(0, abs=1e-6)
+    assert scores["manifold"]["precision"] == scores["manifold"]["recall"] == scores["manifold"]["coverage"] == 1
+    assert scores["distance_name"] == "EfficientNet-Lite Frechet distance"
+    assert "12 pictures are fewer than 10,000" in err
+
+
+def test_a_kept_reference_gives_the_distance_of_its_pictures(tmp_path, capsys):
+    a, b = (str(folder(tmp_path / name, seed=seed)) for seed, name in enumerate("ab"))
+    kept = str(tmp_path / "b.npz")
+    assert main(["evaluate", "reference", b, "--out", kept]) == 0
+    assert "12 pictures of 32 px, efficientnet-lite0" in capsys.readouterr().out
+    found = []
+    for reference in (b, kept):
+        assert main(["evaluate", "images", a, "--reference", reference, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["frechet"]["distance"])
+    assert found[0] > 0 and found[1] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_an_archive_scores_as_its_pictures(tmp_path, capsys):
+    a, b = folder(tmp_path / "a"), str(folder(tmp_path / "b", seed=1))
+    np.savez(tmp_path / "a.npz", arr_0=np.stack([np.asarray(Image.open(path)) for path in sorted(a.iterdir())]))
+    found = []
+    for images in (str(a), str(tmp_path / "a.npz")):
+        assert main(["evaluate", "images", images, "--reference", b]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1] and found[0].startswith("EfficientNet-Lite Frechet distance: ")
+
+
+def test_an_sr3_stage_stands_beside_bicubic(tmp_path, capsys):
+    model = str(measuring.model(tmp_path / "tiny"))
+    words = ["evaluate", "sr", model, "-n", "3", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "sr")]
+    assert main(words) == 0
+    report = json.loads((tmp_path / "sr" / "report.json").read_text())
+    ours, other = report["rows"]
+    assert ours["name"] == "tiny, sr64" and other["name"] == "bicubic"
+    originals = measuring.drawings(64, "heldout")[0][:3]
+    small = low_resolution(originals, 16)
+    assert other["values"]["PSNR"] == pytest.approx(psnr(bicubic(small, 64), originals).mean(), rel=1e-12)
+    assert other["values"]["PSNR"] > ours["values"]["PSNR"] > 0, "an untrained stage makes noise"
+    assert len(list((tmp_path / "sr" / "outputs").iterdir())) == 3
+    assert "| bicubic" not in capsys.readouterr().out, "both rows are measured here"
+    kept = (tmp_path / "sr" / "report.json").read_bytes()
+    (tmp_path / "sr" / "outputs" / "000001.png").unlink()
+    assert main(words) == 0 and (tmp_path / "sr" / "report.json").read_bytes() == kept
+
+
+def test_low_resolution_of_even_blocks_is_their_mean():
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    image[0, :2, :2] = [[[10] * 3, [20] * 3], [[30] * 3, [40] * 3]]
+    assert low_resolution(image, 2)[0, :, :, 0].tolist() == [[25, 0], [0, 0]]
+    assert (bicubic(np.full((1, 2, 2, 3), 77, np.uint8), 8) == 77).all()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "problem"),
+    [
+        (lambda p: (p / "a").mkdir(), [], "a holds no images"),
+        (lambda p: None, [], "there is no "),
+        (lambda p: folder(p / "a", count=1), [], "but at least 2 are needed"),
+        (lambda p: (folder(p / "a") / "000.png").write_text("no picture"), [], "000.png is not an image"),
+        (lambda p: (folder(p / "a") / "notes.txt").touch(), [], "notes.txt is not an image"),
+        (lambda p: folder(p / "a", size=16), [], "is 32x32, expected 16x16"),
+        (lambda p: folder(p / "a"), ["--extractor", "vgg"], "argument --extractor"),
+    ],
+)
+def test_pictures_that_cannot_be_scored_are_named(tmp_path, capsys, prepare, words, problem):
+    prepare(tmp_path)
+    reference = str(folder(tmp_path / "b", seed=1))
+    assert problem in one_sentence(capsys, 2, "images", str(tmp_path / "a"), "--reference", reference, *words)
+
+
+def test_a_reference_of_another_crop_rule_is_refused(tmp_path, capsys):
+    a, kept = str(folder(tmp_path / "a")), str(tmp_path / "kept.npz")
+    assert main(["evaluate", "reference", a, "--out", kept, "--crop-rule", "lanczos"]) == 0
+    capsys.readouterr()
+    err = one_sentence(capsys, 2, "images", a, "--reference", kept, "--crop-rule", "box")
+    assert "the reference has crop rule lanczos but the samples box" in err
+
+
+def test_a_classifier_of_samples_needs_a_run(tmp_path, capsys):
+    assert "holds no run.json" in one_sentence(capsys, 2, "classifier", "--samples", str(folder(tmp_path / "a")))
+
+
+@pytest.mark.parametrize("words", [[], ["images"], ["pictures"]])
+def test_what_to_evaluate_must_be_said(capsys, words):
+    assert "--help" in one_sentence(capsys, 2, *words)
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()  # the real extractor
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    a = str(folder(tmp_path / "a"))
+    assert "pip install 'cascade-diffusion[eval]'" in one_sentence(capsys, 2, "images", a, "--reference", a)
+
+
+def test_weights_of_a_wrong_hash_and_no_network_are_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()  # the real extractor
+    a, weights = str(folder(tmp_path / "a")), tmp_path / "inception.pt"
+    weights.write_bytes(b"something else")
+    words = ["images", a, "--reference", a, "--extractor", "inception-tensorflow"]
+    assert "has SHA-256" in one_sentence(capsys, 2, *words, "--weights", str(weights))
+
+    def offline(*args, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert "could not be downloaded" in one_sentence(capsys, 1, *words)
+
+
+def test_a_table_can_be_read_as_plain_text():
+    rows = (
+        Row(name="ours", values={"FID": 3.94159, "IS": None}, note="now", ours=True),
+        Row(name="theirs", values={"FID": 11.3, "IS": 215.84}, note="paper", comparable=False),
+    )
+    lines = table(Report(title="t", facts={}, columns=("FID", "IS"), rows=rows)).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["**ours**", "3.942", "-", "now"]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["theirs", "11.3", "215.8", "not comparable: paper"]
+
+
+def test_a_contact_sheet_puts_every_picture_in_its_place():
+    rows = [np.full((2, 4, 4, 3), 10, np.uint8), np.full((1, 2, 2, 3), 20, np.uint8)]
+    sheet = contact_sheet(rows, gap=1)
+    assert sheet.shape == (7, 9, 3)
+    assert (sheet[:4, :4] == 10).all() and (sheet[:4, 5:] == 10).all() and (sheet[5:, :2] == 20).all()
+    assert (sheet[4] == 255).all() and (sheet[:4, 4] == 255).all() and (sheet[5:, 2:] == 255).all()
