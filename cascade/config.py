@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from cascade.places import CONFIGS
 from stages.base import BasePipeline
 from stages.noise import CosineLaw, LogNormalLaw, NoiseLaw, SR3Law, law_to_dict
 from stages.sr3 import SR3Pipeline
@@ -20,8 +21,6 @@ from stages.training import Recipe
 from stages.unet import UNet
 
 _LAWS: dict[str, type] = {law.kind: law for law in (CosineLaw, SR3Law, LogNormalLaw)}
-_INSTALLED, _CHECKOUT = (Path(__file__).parents[level] / "configs" for level in (0, 1))
-_RECIPES = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 _FIXED_BY_DATA = ("self", "num_classes")
 _COMPONENTS = ("self", "unet", "scheduler", "guide_unet")
 
@@ -86,7 +85,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = _parsed(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"there is no recipe {path}; those of the project are in {_RECIPES}") from None
+        raise ValueError(f"there is no recipe {path}; those of the project are in {CONFIGS}") from None
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ValueError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -27,6 +27,7 @@ import resvg_py
 from PIL import Image
 
 from cascade.labels import EMOJI
+from cascade.places import cache_folder
 
 SPLITS = ("train", "heldout")
 RENDER_SIZE = 256  # pixels
@@ -252,9 +253,7 @@ def _rendering() -> str:
 
 
 def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade-diffusion"
-    return Path(cache_dir) / f"drawings-{_rendering()}"
+    return Path(cache_folder() if cache_dir is None else cache_dir) / f"drawings-{_rendering()}"
 
 
 def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap | None:

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cascade import presets
 from cascade.labels import Vocabulary, imagenet
 
 if TYPE_CHECKING:
@@ -107,11 +108,12 @@ def resolve(name_or_path: str | Path) -> Path:
     """The folder of a model.
 
     Args:
-        name_or_path: The name of a shipped model ("emoji"), a folder (./emoji for one of a shipped model's name), or the id of a
+        name_or_path: The name of a shipped model ("emoji") or a preset, a folder (./emoji for one of a shipped model's name), or the id of a
             model on the Hugging Face Hub ("someone/something"), of which only json, safetensors and md files are downloaded.
 
     Raises:
         ModelError: if there is no such model, or it can't be downloaded.
+        ValueError: if files of a preset are missing.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in SHIPPED:
@@ -124,9 +126,14 @@ def resolve(name_or_path: str | Path) -> Path:
         return path
     if path.exists():
         raise ModelError(f"model {name!r} is a file, expected the folder of a cascade")
+    if name in presets.names():
+        return presets.assembled(name)
     if re.fullmatch(f"{_PLAIN}/{_PLAIN}", name) and not path.parent.is_dir():
         return _download(name)
-    raise ModelError(f"there is no model {name!r}: it is no folder, and the only shipped model is {', '.join(SHIPPED)}")
+    raise ModelError(
+        f"there is no model {name!r}: it is no folder, and the models known by name are"
+        f" {', '.join([*SHIPPED, *presets.names()])}"
+    )
 
 
 def _download(hub_id: str) -> Path:

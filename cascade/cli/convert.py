@@ -1,0 +1,53 @@
+"""`cascade convert`: a published checkpoint becomes a stage."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any
+
+NAME = "convert"
+HELP = "Turn a published checkpoint (ADM, consistency models, EDM, EDM2, unofficial SR3 ...) into a stage."
+
+_EPILOG = """
+families:
+  guided-diffusion, guided-diffusion-sr, improved-diffusion, improved-diffusion-sr, consistency, edm, edm2, sr3, sr3-ddpm
+
+examples:
+  cascade convert guided-diffusion-sr 64_256_upsampler.pt --out upsampler/
+  cascade convert sr3 mine_gen.pth --config mine.json --out sr3/
+
+Nothing in the file is executed: .pt and .pth are read as tensors only, the pickles of EDM by a reader that refuses all else.
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("family", metavar="FAMILY", help="which project's network it is, see below")
+    parser.add_argument("weights", type=Path, metavar="FILE", help=".pt, .pth, .safetensors, or .pkl of EDM and EDM2")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder of the stage")
+    parser.add_argument(
+        "--config", type=Path, metavar="JSON", help="the family's own options; not needed for a published file under its own name"
+    )
+
+
+def run(args: Namespace) -> None:
+    config = None if args.config is None else _read(args.config)
+
+    from stages.published import convert
+
+    print(convert(args.family, args.weights, config, args.out))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no config {path}") from None
+    except ValueError as error:
+        raise ValueError(f"config {path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"config {path} holds a {type(values).__name__}, expected the family's options by name")
+    return values
