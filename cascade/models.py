@@ -108,8 +108,9 @@ def resolve(name_or_path: str | Path) -> Path:
     """The folder of a model.
 
     Args:
-        name_or_path: The name of a shipped model ("emoji") or a preset, a folder (./emoji for one of a shipped model's name), or the id of a
-            model on the Hugging Face Hub ("someone/something"), of which only json, safetensors and md files are downloaded.
+        name_or_path: The name of a shipped model ("emoji") or a preset, a folder (./emoji for one of a shipped model's name), or
+            the id of a model on the Hugging Face Hub ("someone/something"), of which only json, safetensors and md files are
+            downloaded.
 
     Raises:
         ModelError: if there is no such model, or it can't be downloaded.

@@ -85,7 +85,7 @@ def _assemble(name: str, stages: Mapping[str, PresetStage]) -> Any:
     from cascade.pipeline import CascadePipeline
     from stages.published.loading import as_stage
 
-    pipelines = {}
+    pipelines: dict[str, Any] = {}
     for stage_name, stage in stages.items():
         pipeline = as_stage(stage.network.family, stage.network.path, None, dtype=None)
         if stage.guide is not None:

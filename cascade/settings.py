@@ -13,8 +13,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from stages.pipeline import Generators, StagePipeline
-from stages.sampling import Run, generators_of
-from stages.sampling import check_compatible
+from stages.sampling import Run, check_compatible, generators_of
 from stages.sr3 import SR3Pipeline
 
 Seeds = int | Iterable[int]
