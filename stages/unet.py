@@ -22,6 +22,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from stages.denoiser import PREDICTION_TYPES
+from stages.noise import resolution_shift, signal_and_noise
 
 LOG_SNR_SCALE = 12.5
 AUG_LEVEL_SCALE = 250.0
@@ -149,6 +150,9 @@ class UNet(ModelMixin, ConfigMixin):
         low_res_skip: Add the upsampled low-resolution image to the output, so that a network that predicts "sample" starts as
             bicubic interpolation and learns what that lacks.
 
+        coarse_below: Images noisier than this log-SNR are denoised at half their size, at a quarter of the cost: such noise hides
+            what is finer. Only images of `sample_size` are; None = none.
+
     Raises:
         ValueError: for settings that don't describe a network.
     """
@@ -175,6 +179,7 @@ class UNet(ModelMixin, ConfigMixin):
         norm: str = "group",
         dropout: float = 0.0,
         low_res_skip: bool = False,
+        coarse_below: float | None = None,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -214,6 +219,33 @@ class UNet(ModelMixin, ConfigMixin):
 
         `low_res` [B, 3, h, w] is upsampled to H x W by bicubic interpolation and concatenated. `aug_level` None means 0.
         """
+        inputs = (x_t, log_snr, class_labels, low_res, aug_level)
+        if self.config.coarse_below is None or x_t.shape[-1] != self.config.sample_size:
+            return self._predict(*inputs)
+        coarse = log_snr < self.config.coarse_below
+        if coarse.all() or not coarse.any():
+            return self._predict_coarsely(*inputs) if coarse.all() else self._predict(*inputs)
+        output = torch.empty_like(x_t)
+        for chosen, predict in ((coarse, self._predict_coarsely), (~coarse, self._predict)):
+            output[chosen] = predict(*(None if value is None else value[chosen] for value in inputs))
+        return output
+
+    def _predict_coarsely(self, x_t: Tensor, log_snr: Tensor, *others: Tensor | None) -> Tensor:
+        """x0 from the image averaged over 2x2 pixels. That halves the noise's std, so the smaller image has 2 ln 2 more log-SNR."""
+        half = x_t.shape[-1] // 2
+        shifted = resolution_shift(log_snr, half, x_t.shape[-1])
+        scale = (signal_and_noise(shifted)[0] / signal_and_noise(log_snr)[0])[:, None, None, None]
+        x0 = self._predict((F.avg_pool2d(x_t, 2) * scale).to(x_t.dtype), shifted, *others)
+        return F.interpolate(x0.float(), scale_factor=2, mode="bicubic", align_corners=False).to(x_t.dtype)
+
+    def _predict(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None,
+        low_res: Tensor | None,
+        aug_level: Tensor | None,
+    ) -> Tensor:
         embedding = self._embedding(log_snr, class_labels, aug_level)
         x, upsampled = x_t.to(embedding.dtype), None
         if self.config.low_res_size is not None:
@@ -336,7 +368,11 @@ def _check_config(config: Any) -> None:
         len(config.channels) == len(config.blocks) > 0 and min(config.blocks) > 0,
         f"channels {config.channels} and blocks {config.blocks} must name the same levels, with at least one block each",
     )
-    step = config.patch_size * 2 ** (len(config.channels) - 1)
+    require(
+        config.coarse_below is None or (config.prediction_type == "sample" and config.low_res_size is None),
+        "coarse_below needs prediction_type 'sample' and no low_res_size",
+    )
+    step = config.patch_size * 2 ** bool(config.coarse_below is not None) * 2 ** (len(config.channels) - 1)
     require(config.sample_size % step == 0, f"sample_size {config.sample_size} is not divisible by {step} (patches and levels)")
     uneven = [c for c in config.channels if c % 2 or (c > config.head_channels and c % config.head_channels)]
     require(not uneven, f"channels {uneven} are not even multiples of head_channels {config.head_channels}")

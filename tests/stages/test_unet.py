@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stages.denoiser import Denoiser
+from stages.noise import add_noise
 from stages.unet import Attention, PixelNorm, ResidualBlock, UNet, sinusoidal_embedding
 
 TINY = {"sample_size": 16, "channels": [32, 64], "blocks": [1, 2], "attention_sizes": [8], "head_channels": 32, "num_classes": 5}
@@ -120,6 +121,34 @@ def test_a_new_network_with_low_res_skip_is_bicubic_interpolation():
     torch.testing.assert_close(network(x, log_snr, labels, low_res), want)
 
 
+def test_noisy_images_are_denoised_at_half_size_at_their_true_noise_level(monkeypatch):
+    """Where x0 is constant over 2x2 pixels, the small noisy image is exactly that of the small x0."""
+    network = randomise(UNet(**TINY, prediction_type="sample", coarse_below=-1.0))
+    seen = []
+    monkeypatch.setattr(network, "_predict", lambda x_t, log_snr, *_: seen.append((x_t, log_snr)) or x_t)
+    generator = torch.Generator().manual_seed(3)
+    small, eps = torch.randn(3, 3, 8, 8, generator=generator), torch.randn(3, 3, 16, 16, generator=generator)
+    log_snr = torch.tensor([-1.5, -3.0, -6.0])
+    x0 = small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    network(add_noise(x0, eps, log_snr), log_snr, torch.arange(3))
+    ((x_t, level),) = seen
+    noise = torch.nn.functional.avg_pool2d(eps, 2) * 2  # unit variance again
+    torch.testing.assert_close(level, log_snr + 2 * torch.log(torch.tensor(2.0)))
+    torch.testing.assert_close(x_t, add_noise(small, noise, level))
+
+
+def test_mixed_noise_levels_are_each_denoised_as_alone():
+    network = randomise(UNet(**TINY, prediction_type="sample", coarse_below=0.0))
+    x, _, labels = inputs()
+    log_snr = torch.tensor([-3.0, 2.0, -0.5])
+    with torch.no_grad():
+        alone = torch.cat([network(x[i : i + 1], log_snr[i : i + 1], labels[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(network(x, log_snr, labels), alone, rtol=1e-4, atol=1e-4)
+        plain = UNet(**TINY, prediction_type="sample")
+        plain.load_state_dict(network.state_dict())
+        torch.testing.assert_close(plain.eval()(x, log_snr, labels)[1], alone[1], rtol=1e-4, atol=1e-4)
+
+
 def test_missing_aug_level_means_zero():
     network = randomise(UNet(**TINY, low_res_size=8, aug_level=True))
     x, log_snr, labels = inputs()
@@ -171,6 +200,7 @@ def test_saved_and_loaded_it_computes_the_same(tmp_path):
         ({"low_res_size": 64}, "low_res_size 64 exceeds 16"),
         ({"layout": "unet"}, "expected 'sr3' or 'efficient'"),
         ({"low_res_skip": True}, "low_res_skip needs a low_res_size"),
+        ({"coarse_below": 0.0}, "coarse_below needs prediction_type 'sample'"),
         ({"norm": "batch"}, "expected 'group' or 'pixel'"),
     ],
 )
