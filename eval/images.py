@@ -50,13 +50,15 @@ class ImageSet:
         """Their files, in order; None where the images don't lie in files of their own."""
         return None if isinstance(self._items, np.ndarray) else self._items
 
-    def first(self, count: int) -> "ImageSet":
-        """The first `count` of them; all if there are fewer."""
-        return ImageSet(self.name, self.size, self._items[:count])
+    def take(self, indices: NDArray[np.integer]) -> "ImageSet":
+        """The images at these places, in this order."""
+        if isinstance(self._items, np.ndarray):
+            return ImageSet(self.name, self.size, self._items[indices])
+        return ImageSet(self.name, self.size, tuple(self._items[int(i)] for i in indices))
 
     def array(self) -> Images:
         """All of them in memory, uint8 [N, size, size, 3]; 10,000 images of 256 px take 2 GB."""
-        return np.concatenate(list(self.batches()))
+        return self._items if isinstance(self._items, np.ndarray) else np.concatenate(list(self.batches()))
 
     def source_hash(self) -> str:
         """SHA-256 over size and pixels in order: equal for a folder of PNG files and an archive of the same images."""

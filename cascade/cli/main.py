@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cascade.cli import benchmark, classes, convert, data, evaluate, generate, inspect, sample, train, upscale
+from cascade.cli import benchmark, classes, convert, data, evaluate, generate, inspect, sample, search_schedule, train, upscale
 from cascade.cli.arguments import Parser, parsed, version
 from cascade.cli.errors import guarded
 
-COMMANDS = (generate, classes, upscale, inspect, data, train, sample, evaluate, benchmark, convert)
+COMMANDS = (generate, classes, upscale, inspect, data, train, sample, evaluate, benchmark, convert, search_schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

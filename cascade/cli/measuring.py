@@ -17,7 +17,7 @@ from cascade.runs import begin, model_hash, read_record
 from cascade.sources import DRAWINGS_CROP_RULE, extractor_of, feature_cache, image_source, reference_file
 from cascade.superres import PairedScores, bicubic, enlarge, low_resolution, paired_scores, sr_stage
 from eval.features import FeatureExtractor
-from eval.images import Images, ImageSet, image_array, image_folder
+from eval.images import ImageSet, image_folder
 from eval.report import Picture, Report, Row, contact_sheet
 from eval.scoring import FEWEST, Measured, Scores, measured, score, score_against
 
@@ -109,7 +109,7 @@ def sr_report(
         raise ValueError(f"stage {name!r} makes {size} px from {small} px, but protocol {protocol.name} is {wanted} px")
     extractor = extractor_of("efficientnet-lite0") if with_distance else None
     every, found = image_source(source, size=size)
-    images = every.first(num_images)
+    images = every.take(np.arange(min(num_images, len(every))))
     labels = None if cascade.num_classes is None else _classes(request, images, found)
     originals = images.array()
     low_res = low_resolution(originals, small)
@@ -177,7 +177,7 @@ def _heldout(protocol: Protocol, num_images: int) -> tuple[ImageSet | None, np.n
             f"--num-images is {num_images}, but there are only {len(every)} held-out drawings for the floor of {protocol.name}"
         )
     chosen = np.sort(np.random.default_rng(FLOOR_SEED).permutation(len(every))[:num_images])
-    return image_array(every.array()[chosen], name="drawings:heldout"), labels[chosen]
+    return every.take(chosen), labels[chosen]
 
 
 def _features(images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None, title: str, kept: bool = False) -> Measured:
@@ -214,7 +214,7 @@ def _compared(
     rows = [Row(name=request.manifest.name, values=_values(protocol, scores), note=count, ours=True)]
     details: dict[str, Any] = {"scores": {"samples": asdict(scores)}}
     columns: tuple[str, ...] = (protocol.distance, "kernel distance x 1000", *overlap)
-    pictures = [_neighbours(images.array(), samples, real, theirs)]
+    pictures = [_neighbours(images, samples, real, theirs)]
     if heldout is not None:
         floor = _features(heldout, extractor, protocol.crop_rule, "features of held-out drawings")
         floor_scores = score(floor, theirs)
@@ -277,14 +277,17 @@ def _agreement(model: DrawingClassifier, images: ImageSet, asked: np.ndarray) ->
     return {"class agreement": f"{100 * agreement.top1:.1f} %", "among five": f"{100 * agreement.top5:.1f} %"}
 
 
-def _neighbours(images: Images, samples: Measured, real: ImageSet, theirs: Measured) -> Picture:
-    from eval.memorisation import nearest_in_features, picture_of_closest
+def _neighbours(images: ImageSet, samples: Measured, real: ImageSet, theirs: Measured) -> Picture:
+    from eval.memorisation import Neighbours, nearest_in_features, picture_of_closest
 
     near = nearest_in_features(samples.features, theirs.features)
+    closest = np.argsort(near.distance, kind="stable")[:SHOWN]
+    theirs_of = real.take(near.index[closest]).array()
+    pairs = Neighbours(near.distance[closest], np.arange(len(closest)))
     return Picture(
         title="Closest to training pictures",
         caption="The samples nearest to a training picture by features, above; below each, that picture.",
-        image=picture_of_closest(images, real.array(), near, SHOWN),
+        image=picture_of_closest(images.take(closest).array(), theirs_of, pairs),
     )
 
 
@@ -292,12 +295,10 @@ def _by_class(images: ImageSet, asked: np.ndarray, request: Request) -> Picture:
     """The first samples of the classes that have most."""
     labels, counts = np.unique(asked, return_counts=True)
     chosen = sorted(labels[np.argsort(-counts, kind="stable")][:12])
-    pixels = images.first(4096).array()
-    rows = [pixels[np.flatnonzero(asked[: len(pixels)] == label)[:SHOWN]] for label in chosen]
+    rows = [images.take(np.flatnonzero(asked == label)[:SHOWN]).array() for label in chosen]
     names = [request.classes.names[label] if request.classes is not None else str(label) for label in chosen]
-    kept = [(row, name) for row, name in zip(rows, names, strict=True) if len(row)]
-    caption = "The first samples of each class, not chosen; a row for each of " + ", ".join(name for _, name in kept) + "."
-    return Picture(title="Samples", caption=caption, image=contact_sheet([row for row, _ in kept]))
+    caption = f"The first samples of each class, not chosen; a row for each of {', '.join(names)}."
+    return Picture(title="Samples", caption=caption, image=contact_sheet(rows))
 
 
 def _with_cost(row: Row, cost: dict[str, dict[str, int]]) -> Row:

@@ -59,9 +59,12 @@ def run_images(request: Request, out: Path, what: str = "sampling", **plan_optio
         ValueError: if the folder holds another run, or the model can't do what is asked.
         Failure: if another process of the run failed.
     """
+    import torch
+
     check_folder(out)
     place, args = Place.from_environment(), request.args
     _choose_device(args)
+    before = torch.get_num_threads()
     cascade = load(request)
     on_cpu = next(iter(cascade.stages.values())).device.type == "cpu"
     batch_size = args.batch_size or (CPU_BATCH_SIZE if on_cpu else ACCELERATOR_BATCH_SIZE)
@@ -72,6 +75,7 @@ def run_images(request: Request, out: Path, what: str = "sampling", **plan_optio
     with _others(request, plan, out, what, count):
         share = place if count == 1 else Place(0, count)
         ended = _share(cascade, plan, out, arguments, share, what)
+    torch.set_num_threads(before)
     return plan, ended or count > 1
 
 

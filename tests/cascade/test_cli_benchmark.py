@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cascade.cli.main import main
-from cascade.protocols import Protocol, load_protocol, protocol_names
+from cascade.protocols import load_protocol, protocol_names
 
 PROTOCOL = """
 name: mine

@@ -1,0 +1,175 @@
+"""`cascade search-schedule`: which steps and scheduler of a stage give the least distance for their work."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cascade.cli.arguments import DEFAULT_MODEL, SCHEDULERS, add_sampling_options, positive, scheduler, seed
+from cascade.cli.running import add_process_options, run_images
+from cascade.cli.sampling import Request, load
+from cascade.runs import read_record
+
+if TYPE_CHECKING:
+    from eval.report import Report
+
+NAME = "search-schedule"
+HELP = "Search steps and scheduler of a stage by the distance of its samples; keep the choice in a model of its own."
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
+    parser.add_argument("--stage", metavar="NAME", help="whose schedule is searched (default: the last)")
+    parser.add_argument("--try-steps", default="4,8,16,32", metavar="N,N", help="steps to try (default 4,8,16,32)")
+    parser.add_argument("--try-schedulers", metavar="NAME,NAME", help="schedulers to try (default: the model's own)")
+    parser.add_argument("--num-images", type=positive, default=100, metavar="N", help="samples of each (default 100)")
+    parser.add_argument(
+        "--reference",
+        default="drawings:heldout",
+        metavar="IMAGES",
+        help="real pictures that the model has not seen: a folder, an .npz, or drawings:heldout (default)",
+    )
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the first sample (default 0)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
+    parser.add_argument("--max-steps", type=positive, metavar="N", help="most steps that the kept schedule may have")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write the model with the chosen schedule as its default here")
+    add_sampling_options(parser)
+    add_process_options(parser)
+    parser.set_defaults(size=None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule and what its samples score; `scheduler` None = the stage's own."""
+
+    steps: int
+    scheduler: str | None
+    nfe: int
+    multiply_adds: int
+    distance: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.steps} steps, {self.scheduler or 'own scheduler'}"
+
+
+def front(candidates: list[Candidate]) -> list[Candidate]:
+    """Those that no other beats in evaluations and in distance, the cheapest first."""
+    kept: list[Candidate] = []
+    for one in sorted(candidates, key=lambda c: (c.nfe, c.distance)):
+        if not kept or one.distance < kept[-1].distance:
+            kept.append(one)
+    return kept
+
+
+def run(args: Namespace) -> None:
+    request = Request.of(args)
+    stages = [stage.name for stage in request.manifest.stages]
+    stage = args.stage or stages[-1]
+    if stage not in stages:
+        raise ValueError(f"--stage is {stage!r}, expected one of {', '.join(stages)}")
+    if args.steps or args.scheduler:
+        raise ValueError("--steps and --scheduler are what is searched; give --try-steps and --try-schedulers")
+    steps = [_steps(text) for text in args.try_steps.split(",")]
+    kinds = [_kind(text) for text in args.try_schedulers.split(",")] if args.try_schedulers else [None]
+    if args.max_steps is not None and min(steps) > args.max_steps:
+        raise ValueError(f"--max-steps is {args.max_steps}, but --try-steps begins with {min(steps)}")
+    if args.save is not None and args.save.exists():
+        raise ValueError(f"--save is {args.save}, which is there already; choose a new folder")
+    args.size = next(entry.size for entry in request.manifest.stages if entry.name == stage)
+    found = _measured(args, stage, [(count, kind) for kind in kinds for count in steps])
+    allowed = [one for one in found if args.max_steps is None or one.steps <= args.max_steps]
+    chosen = min(allowed, key=lambda one: (one.distance, one.nfe))
+    report = _report(args, stage, found, chosen)
+    from eval.report import table, write_report
+
+    write_report(report, args.out)
+    print(table(report))
+    print(args.out / "report.html")
+    if args.save is not None:
+        _save(request, stage, chosen, args.save)
+        print(args.save)
+
+
+def _steps(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError(f"--try-steps has {text!r}, expected whole numbers of at least 1, as 4,8,16")
+    return int(text)
+
+
+def _kind(text: str) -> str:
+    if text.strip() not in SCHEDULERS:
+        raise ValueError(f"--try-schedulers has {text!r}, expected some of {', '.join(SCHEDULERS)}")
+    return scheduler(text.strip())
+
+
+def _measured(args: Namespace, stage: str, wanted: list[tuple[int, str | None]]) -> list[Candidate]:
+    """Sample and score every candidate, each in a folder of its own, so that a stopped search goes on."""
+    from cascade.sources import extractor_of, feature_cache, image_source
+    from eval.images import image_folder
+    from eval.scoring import measured, score
+
+    extractor = extractor_of("efficientnet-lite0")
+    images, _ = image_source(args.reference, size=args.size, minimum=2)
+    real = measured(images, extractor, crop_rule=None, cache=feature_cache())
+    found = []
+    for steps, kind in wanted:
+        tried = Namespace(**vars(args))
+        tried.steps, tried.scheduler = f"{stage}={steps}", f"{stage}={kind}" if kind else None
+        out = args.out / f"{steps:04d}-{kind or 'own'}"
+        _, ended = run_images(
+            Request.of(tried), out, out.name, num_images=args.num_images, seed=args.seed, labels="balanced", format="png"
+        )
+        if not ended:
+            raise ValueError("a search runs in one process group of its own; use --processes instead of torchrun")
+        samples = measured(image_folder(out, size=args.size, minimum=2), extractor, crop_rule=None)
+        cost = (read_record(out) or {})["cost"]
+        found.append(
+            Candidate(
+                steps,
+                kind,
+                sum(one["nfe"] for one in cost.values()),
+                sum(one["multiply_adds"] for one in cost.values()),
+                score(samples, real).frechet.distance,
+            )
+        )
+    return found
+
+
+def _report(args: Namespace, stage: str, found: list[Candidate], chosen: Candidate) -> Report:
+    from eval.report import Report, Row
+
+    on_front = front(found)
+    rows = tuple(
+        Row(
+            name=one.name,
+            values={"NFE": one.nfe, "G multiply-adds": one.multiply_adds / 1e9, "distance": one.distance},
+            note="chosen" if one == chosen else "on the front" if one in on_front else "",
+            ours=one == chosen,
+        )
+        for one in sorted(found, key=lambda c: (c.nfe, c.distance))
+    )
+    return Report(
+        title=f"Schedules of {stage}",
+        facts={"model": str(args.model), "reference": args.reference, "samples": f"{args.num_images} of each, balanced"},
+        columns=("NFE", "G multiply-adds", "distance"),
+        rows=rows,
+        notes=(
+            "The distance is EfficientNet-Lite's, not FID; with few samples it is large, and only rows of this table compare.",
+            "On the front: no other has both fewer evaluations and a smaller distance.",
+        ),
+    )
+
+
+def _save(request: Request, stage: str, chosen: Candidate, folder: Path) -> None:
+    """The model with the schedule as the stage's default."""
+    import diffusers
+
+    cascade = load(request)
+    pipeline = cascade.stages[stage]
+    if chosen.scheduler is not None:
+        pipeline.scheduler = getattr(diffusers, SCHEDULERS[chosen.scheduler]).from_config(pipeline.scheduler.config)
+    pipeline.register_to_config(num_inference_steps=chosen.steps)
+    cascade.save_pretrained(folder)
