@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,16 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Named lines through points, (x, y), from left to right."""
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a measurement gave.
 
@@ -71,6 +82,7 @@ class Report:
         rows: of the table, ours first.
         notes: what a reader must know, one sentence or two each.
         pictures: what it looks like.
+        curve: what the HTML page draws beside the table; None = nothing.
         details: everything measured, for JSON alone.
     """
 
@@ -80,6 +92,7 @@ class Report:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    curve: Curve | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -149,6 +162,7 @@ def page(report: Report) -> str:
     facts = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in report.facts.items())
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
     figures = "".join(_figure(picture) for picture in report.pictures)
+    figures = (_drawing(report.curve) if report.curve is not None else "") + figures
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(report.title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>\n'
@@ -200,6 +214,40 @@ def _figure(picture: Picture) -> str:
     title, caption = html.escape(picture.title), html.escape(picture.caption)
     image = f'<img alt="{title}" src="data:image/png;base64,{data}">'
     return f"<h2>{title}</h2><figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _drawing(curve: Curve) -> str:
+    """The curve as SVG, x by its logarithm, since steps double."""
+    width, height, left, bottom = 640, 360, 70, 50
+    points = [point for line in curve.lines.values() for point in line]
+    xs, ys = [math.log(max(x, 1e-9)) for x, _ in points], [y for _, y in points]
+    low, high = min(xs), max(xs)
+    top = max(*ys, 1e-9) * 1.05
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (math.log(max(x, 1e-9)) - low) / (high - low or 1)
+        return left + across * (width - left - 150), (height - bottom) * (1 - y / top)
+
+    parts = [f'<path d="M{left} 0V{height - bottom}H{width - 130}" fill="none" stroke="currentColor"/>']
+    for x in sorted({x for x, _ in points}):
+        parts.append(f'<text x="{at(x, 0)[0]:.1f}" y="{height - bottom + 18}" text-anchor="middle">{shown(x)}</text>')
+    for share in (0, 0.5, 1):
+        y = top / 1.05 * share
+        parts.append(f'<text x="{left - 8}" y="{at(1, y)[1] + 4:.1f}" text-anchor="end">{shown(y)}</text>')
+    for number, (name, line) in enumerate(curve.lines.items()):
+        colour = f"hsl({(205 + 137 * number) % 360} 65% 50%)"
+        places = [at(x, y) for x, y in sorted(line)]
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in places]
+        x, y = places[-1]
+        parts.append(f'<text x="{x + 10:.1f}" y="{y + 4:.1f}" fill="{colour}">{html.escape(name)}</text>')
+    middle = (left + width - 150) / 2
+    parts.append(f'<text x="{middle}" y="{height - 8}" text-anchor="middle">{html.escape(curve.x)}</text>')
+    parts.append(f'<text transform="translate(16 {height / 2}) rotate(-90)" text-anchor="middle">{html.escape(curve.y)}</text>')
+    style = "font: 13px system-ui, sans-serif; fill: currentColor; max-width: 100%"
+    svg = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" style="{style}">{"".join(parts)}</svg>'
+    return f"<h2>{html.escape(curve.title)}</h2><figure>{svg}</figure>"
 
 
 def _png(image: Images) -> bytes:

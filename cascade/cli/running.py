@@ -86,7 +86,7 @@ def _choose_device(args: Namespace) -> None:
         import torch
 
         if torch.accelerator.is_available() and torch.accelerator.device_count() > 1:
-            args.device = f"{torch.accelerator.current_accelerator()}:{local}"
+            args.device = f"{torch.accelerator.current_accelerator().type}:{local}"
 
 
 @contextmanager

@@ -139,8 +139,10 @@ def _measured(args: Namespace, stage: str, wanted: list[tuple[int, str | None]])
 
 
 def _report(args: Namespace, stage: str, found: list[Candidate], chosen: Candidate) -> Report:
-    from eval.report import Report, Row
+    from eval.report import Curve, Report, Row
 
+    kinds = dict.fromkeys(one.scheduler for one in found)
+    lines = {kind or "own": [(one.nfe, one.distance) for one in found if one.scheduler == kind] for kind in kinds}
     on_front = front(found)
     rows = tuple(
         Row(
@@ -156,6 +158,7 @@ def _report(args: Namespace, stage: str, found: list[Candidate], chosen: Candida
         facts={"model": str(args.model), "reference": args.reference, "samples": f"{args.num_images} of each, balanced"},
         columns=("NFE", "G multiply-adds", "distance"),
         rows=rows,
+        curve=Curve(title="Distance against evaluations", x="NFE an image, all stages", y="distance", lines=lines),
         notes=(
             "The distance is EfficientNet-Lite's, not FID; with few samples it is large, and only rows of this table compare.",
             "On the front: no other has both fewer evaluations and a smaller distance.",

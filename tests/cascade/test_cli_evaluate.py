@@ -1,7 +1,9 @@
 """`cascade evaluate`: scores that are known beforehand, references, SR3 stages, and how mistakes are answered."""
 
 import json
+import re
 import sys
+from html.parser import HTMLParser
 
 import measuring
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from cascade.cli.main import main
 from cascade.superres import bicubic, low_resolution
 from eval.paired import psnr
-from eval.report import Report, Row, contact_sheet, table
+from eval.report import Curve, Picture, Report, Row, contact_sheet, page, table
 
 
 @pytest.fixture(autouse=True)
@@ -169,3 +171,33 @@ def test_a_contact_sheet_puts_every_picture_in_its_place():
     assert sheet.shape == (7, 9, 3)
     assert (sheet[:4, :4] == 10).all() and (sheet[:4, 5:] == 10).all() and (sheet[5:, :2] == 20).all()
     assert (sheet[4] == 255).all() and (sheet[:4, 4] == 255).all() and (sheet[5:, 2:] == 255).all()
+
+
+class Balance(HTMLParser):
+    """Whether every element that is opened is closed, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_page_is_sound_and_says_what_it_is_given_as_text():
+    curve = Curve(title="curve", x="NFE", y="distance", lines={"a<b": [(4, 9.0), (8, 5.0)], "one": [(4, 1.0)]})
+    picture = Picture(title="p", caption="c & d", image=np.zeros((2, 2, 3), np.uint8))
+    rows = (Row(name="<script>", values={"FID": 1.0}),)
+    text = page(Report(title="t", facts={"k": "v"}, columns=("FID",), rows=rows, pictures=(picture,), curve=curve))
+    checked = Balance()
+    checked.feed(text)
+    assert checked.open == [] and "<script>" not in text and "a&lt;b" in text and "c &amp; d" in text
+    assert len(checked.sources) == 1 and checked.sources[0].startswith("data:image/png;base64,")
+    xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
+    ys = [float(y) for y in re.findall(r'cy="([\d.]+)"', text)]
+    assert xs[0] == xs[2] < xs[1] and ys[0] < ys[1] < ys[2], "more steps to the right, less distance below"

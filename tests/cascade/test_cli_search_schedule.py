@@ -30,7 +30,8 @@ def search(model, out, *words):
 
 
 def test_the_front_holds_what_nothing_beats():
-    made = {name: Candidate(nfe, name, nfe, 0, d) for name, nfe, d in [("a", 4, 9.0), ("b", 8, 5.0), ("c", 8, 6.0), ("d", 16, 5.0)]}
+    facts = [("a", 4, 9.0), ("b", 8, 5.0), ("c", 8, 6.0), ("d", 16, 5.0)]
+    made = {name: Candidate(nfe, name, nfe, 0, distance) for name, nfe, distance in facts}
     assert front(list(made.values())) == [made["a"], made["b"]]
 
 
