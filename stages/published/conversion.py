@@ -10,8 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from stages.base import BasePipeline
 from stages.published import catalogue
-from stages.published.loading import as_stage
+from stages.published.clock import PublishedDenoiser
+from stages.published.loading import empty_denoiser, pipeline_of, read, stage_family
+from stages.sr3 import SR3Pipeline
 
 
 def convert(family: str, weights: str | PathLike[str], config: Mapping[str, Any] | None, out: str | PathLike[str]) -> Path:
@@ -34,35 +37,38 @@ def convert(family: str, weights: str | PathLike[str], config: Mapping[str, Any]
     source, out = Path(weights), Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already; give another folder, or remove it first")
-    pipeline = as_stage(family, source, config, dtype=None)
+    network, config = read(stage_family(family), source, config, dtype=None)
+    denoiser = empty_denoiser(family, config)
+    pipeline = pipeline_of(family, config, denoiser)  # of empty weights: a pipeline rearranges those that it is given in memory
+    denoiser.network = network
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / "stage"
-        pipeline.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(family, source, pipeline), encoding="utf-8")
+        pipeline.save_config(folder)
+        pipeline.scheduler.save_pretrained(folder / "scheduler")
+        denoiser.save_pretrained(folder / "unet")
+        (folder / "README.md").write_text(model_card(family, source, denoiser), encoding="utf-8")
         folder.chmod(0o755)
+        for file in folder.glob("unet/*.safetensors"):
+            file.chmod(0o644)  # safetensors writes them for their owner only
         shutil.move(folder, out)
     return out
 
 
-def model_card(family: str, source: Path, pipeline: Any) -> str:
+def model_card(family: str, source: Path, denoiser: PublishedDenoiser) -> str:
     """What a converted stage is, where it comes from, and under which licence; with the hash of its source."""
-    denoiser, checkpoint = pipeline.unet, catalogue.known(source.name)
-    licence = catalogue.LICENCES[family]
-    size, low_res_size = denoiser.config.sample_size, denoiser.config.low_res_size
+    checkpoint, licence = catalogue.known(source.name), catalogue.LICENCES[family]
+    size, low_res_size = denoiser.config["sample_size"], denoiser.config["low_res_size"]
     task = (
         f"makes {size}x{size} images"
         if low_res_size is None
         else f"refines {low_res_size}x{low_res_size} images to {size}x{size}"
     )
-    classes = "no classes" if denoiser.num_classes is None else f"{denoiser.num_classes} classes"
-    guidance = (
-        "It was trained without dropping labels, so classifier-free guidance is impossible."
-        if denoiser.null_label is None
-        else "Classifier-free guidance is possible."
-    )
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    classes = "It knows no classes."
+    if denoiser.num_classes is not None:
+        possible = "possible" if denoiser.null_label is not None else "impossible: it was trained without dropping labels"
+        classes = f"It knows {denoiser.num_classes} classes; classifier-free guidance is {possible}."
+    pipeline = BasePipeline if low_res_size is None else SR3Pipeline
     restricted = (
         "\n**Non-commercial: these weights may not be used, or passed on, for commercial purposes.**\n"
         if licence == catalogue.NON_COMMERCIAL
@@ -73,15 +79,31 @@ license: {"cc-by-nc-sa-4.0" if licence == catalogue.NON_COMMERCIAL else licence.
 ---
 # {source.stem}
 
-A stage converted from a published `{family}` checkpoint. It {task}, {classes}, with {denoiser.num_parameters():,} parameters.
-{guidance}
+A stage converted from a published `{family}` checkpoint. It {task}, with {denoiser.num_parameters():,} parameters.
+{classes}
+
+```python
+import stages.published  # so that diffusers finds the network's class
+from {pipeline.__module__} import {pipeline.__name__}
+
+stage = {pipeline.__name__}.from_pretrained("path/to/this/folder")
+```
 
 Licence of the published weights: {licence}.
 {restricted}
 | source | |
 |---|---|
 | file | `{source.name}` |
-| SHA-256 | `{digest}` |
+| SHA-256 | `{sha256_of(source)}` |
 | published at | {checkpoint.url if checkpoint else catalogue.SOURCES[family]} |
 | project | {catalogue.SOURCES[family]} |
 """
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -74,31 +74,46 @@ def stage(family: str, weights: str | PathLike[str], config: Mapping[str, Any] |
     Raises:
         ValueError: as `load`; and for a classifier, which is no stage.
     """
-    return as_stage(family, Path(weights), config, torch.float32)
+    network, config = read(stage_family(family), Path(weights), config, torch.float32)
+    denoiser = empty_denoiser(family, config)
+    denoiser.network = network
+    return pipeline_of(family, config, denoiser)
 
 
-def as_stage(
-    family: str, weights: Path, config: Mapping[str, Any] | None, dtype: torch.dtype | None
-) -> BasePipeline | SR3Pipeline:
-    """As `stage`, with weights of number type `dtype`; None = as stored in the file, which then stays memory-mapped."""
+def stage_family(family: str) -> str:
+    """`family`, if its networks make images.
+
+    Raises:
+        ValueError: if they are classifiers.
+    """
     if family in BUILDERS and family not in DENOISERS:
         raise ValueError(
             f"a {family} network makes no images: load it with stages.published.load and give it to ClassifierGuidance"
         )
-    network, config = read(family, weights, config, dtype)
+    return family
+
+
+def empty_denoiser(family: str, config: Mapping[str, Any]) -> PublishedDenoiser:
+    """The denoiser of a configuration, for evaluation, without weights (on the meta device)."""
     with init_empty_weights():  # leaves the tables of noise levels alone, as torch.device("meta") would not
         denoiser = DENOISERS[family](published=config)
-    denoiser.network = network
-    denoiser.eval()
+    return denoiser.eval()
+
+
+def pipeline_of(family: str, config: Mapping[str, Any], denoiser: PublishedDenoiser) -> BasePipeline | SR3Pipeline:
+    """The stage of a denoiser, with the scheduler and number of steps that its family was published with."""
     scheduler, num_inference_steps = samplers.scheduler_of(family, config)
-    pipeline = BasePipeline if denoiser.config.low_res_size is None else SR3Pipeline
+    pipeline = BasePipeline if denoiser.config["low_res_size"] is None else SR3Pipeline
     return pipeline(denoiser, scheduler, num_inference_steps=num_inference_steps)
 
 
 def read(
     family: str, path: Path, config: Mapping[str, Any] | None, dtype: torch.dtype | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The raw network of a file, and the configuration that it was built by; arguments as for `as_stage`."""
+    """The raw network of a file, for evaluation, and the configuration that it was built by.
+
+    Arguments as for `load`; `dtype` is the number type of the weights, None = as stored in the file, which stays memory-mapped.
+    """
     if family not in BUILDERS:
         raise ValueError(f"family is {family!r}, expected one of {', '.join(BUILDERS)}")
     if config is not None and not isinstance(config, Mapping):
