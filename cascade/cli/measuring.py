@@ -50,7 +50,7 @@ def samples_report(
         reference: File of the reference, where the protocol has none of its own.
         weights: Of the feature network; None = its own, or downloaded once.
     """
-    extractor = extractor_of(protocol.extractor, weights, request.args.device or "cpu")
+    extractor = extractor_of(protocol.extractor, weights, _device(request))
     real = _real_images(protocol, reference)
     heldout, chosen = _heldout(protocol, num_images)
     labels: Any = protocol.labels if chosen is None else tuple(int(label) for label in chosen)
@@ -153,6 +153,14 @@ def _classes(request: Request, images: ImageSet, found: np.ndarray | None) -> li
     if images.paths is None:
         raise ValueError(f"{images.name} doesn't say what its images show, which {request.manifest.name!r} must know")
     return [request.label(path.parent.name) for path in images.paths]
+
+
+def _device(request: Request) -> str:
+    """Where features are computed: on the device that is asked for, else on an accelerator if there is one."""
+    import torch
+
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return request.args.device or (here.type if here is not None else "cpu")
 
 
 def _real_images(protocol: Protocol, reference: Path | None) -> ImageSet | Reference:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cascade.cli.main import main
 from cascade.superres import bicubic, low_resolution
+from eval.classifier import load_classifier
 from eval.paired import psnr
 from eval.report import Curve, Picture, Report, Row, contact_sheet, page, table
 
@@ -201,3 +202,19 @@ def test_a_page_is_sound_and_says_what_it_is_given_as_text():
     xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
     ys = [float(y) for y in re.findall(r'cy="([\d.]+)"', text)]
     assert xs[0] == xs[2] < xs[1] and ys[0] < ys[1] < ys[2], "more steps to the right, less distance below"
+
+
+def test_a_classifier_is_trained_on_drawings_or_on_samples_alone_and_kept(tmp_path, capsys):
+    kept, run = tmp_path / "kept.safetensors", tmp_path / "run"
+    assert main(["evaluate", "classifier", "--epochs", "1", "--out", str(kept)]) == 0
+    told = capsys.readouterr().out
+    assert "trained on 24 training drawings" in told and "of 12 held-out drawings" in told
+    _, facts = load_classifier(kept)
+    assert f"top-1 {facts['heldout_top1']}" in told
+    words = ["--num-images", "3", "--steps", "1", "--device", "cpu", "--processes", "1", "--out", str(run)]
+    assert main(["sample", str(measuring.model(tmp_path / "tiny")), *words]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "classifier", "--epochs", "1", "--samples", str(run)]) == 0
+    assert "trained on 3 samples" in capsys.readouterr().out
+    (run / "000001.png").unlink()
+    assert "holds no complete run" in one_sentence(capsys, 2, "classifier", "--samples", str(run))
