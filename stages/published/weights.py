@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,10 +47,21 @@ def read(path: Path, family: str) -> tuple[dict[str, Tensor], dict[str, Any] | N
     if path.suffix == ".pkl" and family in PICKLED_CLASSES:
         network = pickles.read(path)
         tensors = pickles.tensors_of(network, PICKLED_CLASSES[family])
-        recorded = network.state.get("_init_kwargs") if isinstance(network.state, dict) else None
-        return tensors, {"family": family, "init_kwargs": recorded} if isinstance(recorded, dict) else None
+        return tensors, _recorded(network, family, path)
     kinds = ".pt, .pth or .safetensors" + (" or .pkl" if family in PICKLED_CLASSES else "")
     raise ValueError(f"{path.name} is no weight file of {family}: expected {kinds}")
+
+
+def _recorded(network: pickles.Module, family: str, path: Path) -> dict[str, Any] | None:
+    """The constructor's arguments that a pickle keeps, as a configuration; an infinite bound is no bound."""
+    options = network.state.get("_init_kwargs") if isinstance(network.state, dict) else None
+    if not isinstance(options, dict):
+        return None
+    options = {name: value for name, value in options.items() if value != math.inf}
+    try:
+        return {"family": family, "init_kwargs": json.loads(json.dumps(options))}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} records arguments of its network that are no plain values ({error})") from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Files that should not be trusted, and files that do not fit: one sentence each, and nothing of them is run."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -46,6 +47,12 @@ def test_pickle_of_the_published_layout_is_read(family: str, given_config: bool,
 
 def test_pickle_says_its_own_configuration(tmp_path: Path) -> None:
     path = tmp_path / "mine.pkl"
+    tensors = mock_pickle.as_published(load_file(weights_of("edm2")), "edm2")
+    mock_pickle.write(path, tensors, "edm2", {"init_kwargs": {**config_of("edm2")["init_kwargs"], "dropout": float("inf")}})
+    folder = published.convert("edm2", path, None, tmp_path / "stage")
+    kept = json.loads((folder / "unet" / "config.json").read_text())["published"]["init_kwargs"]
+    assert kept == {name: value for name, value in config_of("edm2")["init_kwargs"].items() if name != "dropout"}
+
     tensors = mock_pickle.as_published(load_file(weights_of("edm")), "edm")
     mock_pickle.write(path, tensors, "edm", {"init_kwargs": {**config_of("edm")["init_kwargs"], "model_type": "SongUNet"}})
     with pytest.raises(ValueError, match="model_type is 'SongUNet'"):
