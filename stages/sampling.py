@@ -146,12 +146,11 @@ def sample(
     """
     run = Run.of(scheduler, num_inference_steps)
     check_compatible(run, denoiser)
-    takes_generator = "generator" in inspect.signature(run.scheduler.step).parameters
-    options = {"generator": generator} if takes_generator else {}
+    options = _step_options(run.scheduler, generator)
     x = noise * run.scale[0].item()
     for i, t in enumerate(run.scheduler.timesteps):
         x_t = x / run.scale[i].item()
-        level = run.log_snr[i].clamp(-MAX_LOG_SNR, MAX_LOG_SNR).item()
+        level = run.log_snr[i].nan_to_num(posinf=MAX_LOG_SNR, neginf=-MAX_LOG_SNR).item()
         log_snr = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
         prediction = denoiser(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
         _scale_model_input(run.scheduler, x, t)  # some count their steps by it
@@ -159,6 +158,15 @@ def sample(
         changed = callback(i, t, x) if callback is not None else None
         x = (x if changed is None else changed).to(noise.dtype)
     return x
+
+
+def _step_options(scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
+    """What a scheduler's `step` takes beside prediction, timestep and image; DDIM derives eps anew from a clipped x0, as published."""
+    takes = inspect.signature(scheduler.step).parameters
+    options: dict[str, Any] = {"generator": generator} if "generator" in takes else {}
+    if "use_clipped_model_output" in takes:
+        options["use_clipped_model_output"] = bool(scheduler.config.clip_sample or scheduler.config.thresholding)
+    return options
 
 
 def _amplitudes(scheduler: Any) -> tuple[Tensor, Tensor]:
@@ -220,7 +228,7 @@ def check_compatible(run: Run, denoiser: Denoiser) -> None:
     foreign = [p.name for p in list(step.values())[3:] if p.default is p.empty or p.name == "prev_timestep"]
     if foreign:
         raise _not_understood(run.scheduler, f"its step needs {', '.join(foreign)}")
-    if run.log_snr[0] < -MAX_LOG_SNR - 1 and "epsilon" in (denoiser.prediction_type, run.target):
+    if run.log_snr[0].isinf() and "epsilon" in (denoiser.prediction_type, run.target):
         who = "the model" if denoiser.prediction_type == "epsilon" else name
         raise ValueError(
             f"{name} starts from pure noise, where {who}'s prediction_type 'epsilon' says nothing of the image; use a schedule"

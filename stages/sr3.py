@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
 
 from stages.conditioning import augment, resize
 from stages.pipeline import ClassLabels, Generators, OnStepEnd, OutputType, StagePipeline, low_res_size_of
 from stages.sampling import draw_noise
+
+logger = logging.get_logger(__name__)
 
 OneImage = Image.Image | np.ndarray | Tensor
 Images = OneImage | Sequence[OneImage]
@@ -128,15 +131,16 @@ class SR3Pipeline(StagePipeline):
         return bool(getattr(self.unet.config, "aug_level", False))
 
     def check_aug_level(self, level: float) -> float:
-        """The level, if this stage can work at it.
+        """The level; 0, with a remark in the log, for a network that was trained without augmentation.
 
         Raises:
-            ValueError: if it lies outside [0, 1], or is above 0 for a network trained without augmentation.
+            ValueError: if it lies outside [0, 1].
         """
         if not 0 <= level <= 1:
             raise ValueError(f"aug_level must lie in [0, 1], got {level}")
         if level > 0 and not self._sees_aug_level:
-            raise ValueError(f"aug_level is {level}, but this stage was trained without augmentation; use aug_level=0")
+            logger.warning(f"aug_level {level} is ignored: this stage was trained without augmentation")
+            return 0.0
         return float(level)
 
     def _check_size(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
+from stages import sr3
 from stages.conditioning import resize
 from stages.sr3 import SR3Pipeline
 from stages.unet import UNet
@@ -154,8 +155,17 @@ def test_wrong_arguments_are_refused_before_the_network_runs(image, call, messag
 def test_stages_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="takes no low-resolution image"):
         pipeline(network(low_res_size=None))
-    with pytest.raises(ValueError, match="trained without augmentation"):
-        pipeline(network(aug_level=False))(PHOTO, 0, aug_level=0.1)
+
+
+def test_a_network_without_augmentation_ignores_its_level_and_says_so(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(sr3.logger, "warning", said.append)
+    pipe = pipeline(network(aug_level=False))
+    level, none = (
+        pipe(PHOTO, 0, aug_level=s, output_type="pt", generator=torch.Generator().manual_seed(0)).images for s in (0.1, 0.0)
+    )
+    assert said == ["aug_level 0.1 is ignored: this stage was trained without augmentation"]
+    torch.testing.assert_close(level, none, rtol=0, atol=0)
 
 
 def test_damaged_weights_are_named_with_their_stage():
