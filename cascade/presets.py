@@ -83,13 +83,13 @@ def assembled(name: str) -> Path:
 def _assemble(name: str, stages: Mapping[str, PresetStage]) -> Any:
     from cascade.labels import imagenet
     from cascade.pipeline import CascadePipeline
-    from stages.published.loading import as_stage
+    from stages import published
 
     pipelines: dict[str, Any] = {}
     for stage_name, stage in stages.items():
-        pipeline = as_stage(stage.network.family, stage.network.path, None, dtype=None)
+        pipeline = published.stage(stage.network.family, stage.network.path)
         if stage.guide is not None:
-            pipeline.register_modules(guide_unet=as_stage(stage.guide.family, stage.guide.path, None, dtype=None).unet)
+            pipeline.register_modules(guide_unet=published.stage(stage.guide.family, stage.guide.path).unet)
         pipeline.register_to_config(**stage.sampling)
         pipelines[stage_name] = pipeline
     licences = sorted({f"{file.name}: {file.licence}, from {file.address}" for file in _files(stages)})

@@ -161,7 +161,7 @@ def sample(
 
 
 def _step_options(scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
-    """What a scheduler's `step` takes beside prediction, timestep and image; DDIM derives eps anew from a clipped x0, as published."""
+    """What a scheduler's `step` takes beside prediction, timestep and image; DDIM derives eps anew from a clipped x0 (ADM)."""
     takes = inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"generator": generator} if "generator" in takes else {}
     if "use_clipped_model_output" in takes:

@@ -227,11 +227,12 @@ class UNet(ModelMixin, ConfigMixin):
             return self._predict_coarsely(*inputs) if coarse.all() else self._predict(*inputs)
         output = torch.empty_like(x_t)
         for chosen, predict in ((coarse, self._predict_coarsely), (~coarse, self._predict)):
-            output[chosen] = predict(*(None if value is None else value[chosen] for value in inputs))
+            others = [None if value is None else value[chosen] for value in (class_labels, low_res, aug_level)]
+            output[chosen] = predict(x_t[chosen], log_snr[chosen], *others)
         return output
 
     def _predict_coarsely(self, x_t: Tensor, log_snr: Tensor, *others: Tensor | None) -> Tensor:
-        """x0 from the image averaged over 2x2 pixels. That halves the noise's std, so the smaller image has 2 ln 2 more log-SNR."""
+        """x0 from the image averaged over 2x2 pixels. That halves the noise's std: the small image has 2 ln 2 more log-SNR."""
         half = x_t.shape[-1] // 2
         shifted = resolution_shift(log_snr, half, x_t.shape[-1])
         scale = (signal_and_noise(shifted)[0] / signal_and_noise(log_snr)[0])[:, None, None, None]

@@ -85,8 +85,9 @@ def _choose_device(args: Namespace) -> None:
     if args.device is None and local is not None:
         import torch
 
-        if torch.accelerator.is_available() and torch.accelerator.device_count() > 1:
-            args.device = f"{torch.accelerator.current_accelerator().type}:{local}"
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None and torch.accelerator.device_count() > 1:
+            args.device = f"{accelerator.type}:{local}"
 
 
 @contextmanager
