@@ -10,7 +10,7 @@ from stages.noise import CosineLaw, LogNormalLaw, SR3Law
 from stages.training import Recipe
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("presets", "protocols"))
 
 MINIMAL = {
     "name": "tiny",
