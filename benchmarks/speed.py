@@ -46,9 +46,9 @@ def convolution_rate(dtype: torch.dtype) -> float:
         return flop / median_seconds(lambda: F.conv2d(x, weight, padding=1)) / 1e9
 
 
-def step_of(stage: Any, dtype: torch.dtype, compiled: bool) -> tuple[Callable[[], Any], float]:
-    """One guided evaluation for one image, and its GFLOP."""
-    unet = stage.unet.to(dtype)
+def step_of(stage: Any, dtype: torch.dtype, compiled: bool, log_snr: float) -> tuple[Callable[[], Any], float]:
+    """One guided evaluation for one image at a noise level, and its GFLOP."""
+    unet = stage.unet.to(dtype).to(memory_format=torch.channels_last)  # as a pipeline runs it
     config = unet.config
     network = torch.compile(unet) if compiled else unet
     joint = _Joint(network, unet)
@@ -56,7 +56,7 @@ def step_of(stage: Any, dtype: torch.dtype, compiled: bool) -> tuple[Callable[[]
     size, small = config.sample_size, config.low_res_size
     inputs = {
         "x_t": torch.randn(1, 3, size, size),
-        "log_snr": torch.zeros(1),
+        "log_snr": torch.full((1,), log_snr),
         "class_labels": torch.zeros(1, dtype=torch.long),
         "low_res": None if small is None else torch.randn(1, 3, small, small),
         "aug_level": torch.zeros(1) if config.aug_level else None,
@@ -83,15 +83,23 @@ class _Joint:
 
 
 def steps_table(model: str, compile_too: bool) -> None:
-    print("| stage | precision | mode | GMAC a step | ms a step | GFLOP/s | plain convolution | share |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| stage | log-SNR | precision | mode | GMAC a step | ms a step | GFLOP/s | plain convolution | share |")
+    print("| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     pipeline = CascadePipeline.from_pretrained(model)
     for name, stage in pipeline.stages.items():
+        levels = (4.0,) if stage.unet.config.coarse_below is None else (4.0, -4.0)  # the latter is denoised at half size
+        modes = [(level, compiled) for level in levels for compiled in ((False, True) if compile_too else (False,))]
         for dtype in (torch.float32, torch.bfloat16):
-            for compiled in (False, True) if compile_too else (False,):
-                step, gflop = step_of(stage, dtype, compiled)
+            for level, compiled in modes:
+                step, gflop = step_of(stage, dtype, compiled, level)
                 seconds, rate = median_seconds(step), convolution_rate(dtype)
-                cells = [name, str(dtype).removeprefix("torch."), "compiled" if compiled else "eager", f"{gflop / 2:.2f}"]
+                cells = [
+                    name,
+                    f"{level:g}",
+                    str(dtype).removeprefix("torch."),
+                    "compiled" if compiled else "eager",
+                    f"{gflop / 2:.2f}",
+                ]
                 cells += [f"{seconds * 1e3:.0f}", f"{gflop / seconds:.0f}", f"{rate:.0f}", f"{gflop / seconds / rate:.0%}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -114,7 +122,8 @@ def whole_process_table(model: str, repeats: int = 3) -> None:
                 seconds.append(time.perf_counter() - start)
                 memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
             shown = " ".join(word for word in words if word not in ("--out", out, "--model", model))
-            print(f"| `generate {shown}` | {statistics.median(seconds):.2f} | {memory} MB |", flush=True)
+            peak = "" if words == ["--help"] else f"{memory} MB"  # a short process is shown with this one's memory
+            print(f"| `generate {shown}` | {statistics.median(seconds):.2f} | {peak} |", flush=True)
 
 
 def main() -> None:
