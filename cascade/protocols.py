@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cascade.places import CONFIGS
+
 KINDS = ("samples", "super-resolution")
 LABELS = ("balanced", "random", "heldout")
 
@@ -86,9 +88,8 @@ class Protocol:
 
 
 def protocol_folder() -> Path:
-    """Where the protocols lie: in an installed package, or in a checkout."""
-    installed = Path(__file__).parent / "configs" / "protocols"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs" / "protocols"
+    """Where the protocols lie that come with the package."""
+    return CONFIGS / "protocols"
 
 
 def protocol_names() -> list[str]:
