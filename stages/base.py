@@ -86,7 +86,6 @@ class BasePipeline(StagePipeline):
         return self.run(
             count,
             labels,
-            condition=None,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,

@@ -73,12 +73,14 @@ def resolution_shift(log_snr: Tensor, size: int, reference_size: int = 64) -> Te
 class LinearSchedule:
     """DDPM's schedule: `num_steps` variances beta rising linearly (Ho et al. 2020, arXiv:2006.11239, section 4).
 
-    Time u in [0, 1] indexes the table of alpha_bar, linear in log-SNR between entries; u = 0 is the least noisy step.
+    Time u in [0, 1] indexes the table of alpha_bar, linear in log-SNR between entries; u = 0 is the least noisy step. `size` > 64
+    lowers the log-SNR as `resolution_shift` says; 64 leaves the table as published.
     """
 
     beta_start: float = 1e-4
     beta_end: float = 0.02
     num_steps: int = 1000
+    size: int = 64
 
     def __post_init__(self) -> None:
         if not (0 < self.beta_start <= self.beta_end < 1 and self.num_steps > 1):
@@ -90,7 +92,7 @@ class LinearSchedule:
     def table(self) -> Tensor:
         """Log-SNR of every step, float64 [num_steps], falling."""
         betas = torch.linspace(self.beta_start, self.beta_end, self.num_steps, dtype=torch.float64)
-        return log_snr_of_alpha_bar(torch.cumprod(1 - betas, dim=0))
+        return resolution_shift(log_snr_of_alpha_bar(torch.cumprod(1 - betas, dim=0)), self.size)
 
     def log_snr(self, u: Tensor) -> Tensor:
         """Log-SNR at time `u` in [0, 1], same shape, float64."""
@@ -142,20 +144,25 @@ class SR3Law:
     """SR3's training law (Saharia et al. 2021, arXiv:2104.07636, section 2.4): a bin of the schedule, uniform alpha_bar in it.
 
     With `t ~ U{1..T}`, alpha_bar is uniform between `alpha_bar_{t-1}` and `alpha_bar_t` (`alpha_bar_0 = 1`), so the network meets
-    every noise level and the steps at sampling time are free.
+    every noise level and the steps at sampling time are free. `size` shifts it for images larger than 64; SR3 does not.
     """
 
     kind: ClassVar[str] = "sr3"
     beta_start: float = 1e-6
     beta_end: float = 0.01
     num_steps: int = 2000
+    size: int = 64
 
     def log_snr(self, u: Tensor) -> Tensor:
         """Log-SNR drawn by uniform numbers `u` in [0, 1), same shape, float64: integer part = the bin, rest = the place in it."""
         schedule = LinearSchedule(beta_start=self.beta_start, beta_end=self.beta_end, num_steps=self.num_steps)
         edges = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar_of(schedule.table())])
         alpha_bar = interpolate(edges, _check_time(u).double() * self.num_steps)
-        return log_snr_of_alpha_bar(alpha_bar).clamp(-MAX_LOG_SNR, MAX_LOG_SNR)
+        return resolution_shift(log_snr_of_alpha_bar(alpha_bar), self.size).clamp(-MAX_LOG_SNR, MAX_LOG_SNR)
+
+    def schedule(self) -> Schedule:
+        """The schedule that a stage trained under this law is sampled with by default: the same table."""
+        return LinearSchedule(**asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,16 +174,27 @@ class CosineLaw:
 
     def log_snr(self, u: Tensor) -> Tensor:
         """Log-SNR drawn by uniform numbers `u` in [0, 1), same shape, float64."""
-        return CosineSchedule(size=self.size).log_snr(u)
+        return self.schedule().log_snr(u)
+
+    def schedule(self) -> Schedule:
+        """The schedule that a stage trained under this law is sampled with by default: the same one."""
+        return CosineSchedule(size=self.size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogNormalLaw:
-    """`ln sigma ~ N(mean, std^2)` (Karras et al. 2022, arXiv:2206.00364, table 1: P_mean, P_std), for data of any scale."""
+    """`ln sigma ~ N(mean, std^2)` (Karras et al. 2022, arXiv:2206.00364, table 1: P_mean, P_std), for data of any scale.
+
+    It is the logit-normal law of flow matching too: where `z_t = (1 - t) x0 + t eps`, sigma is `t / (1 - t)`, so `ln sigma` is
+    `logit t`, and `t = sigmoid(N(mean, std^2))` (Esser et al. 2024, arXiv:2403.03206, section 3.1) draws the same noise by the
+    same two numbers. Where t runs from noise to image (JiT, arXiv:2511.13720), `mean` has the other sign. `size` shifts the law
+    for images larger than 64 (`resolution_shift`).
+    """
 
     kind: ClassVar[str] = "log_normal"
     mean: float = -0.8
     std: float = 1.6
+    size: int = 64
 
     def __post_init__(self) -> None:
         if self.std <= 0:
@@ -185,10 +203,17 @@ class LogNormalLaw:
     def log_snr(self, u: Tensor) -> Tensor:
         """Log-SNR drawn by uniform numbers `u` in [0, 1), same shape, float64: the normal quantile of `u`."""
         normal = torch.special.ndtri(_check_time(u).double().clamp(1e-9, 1 - 1e-9))
-        return (-2 * (self.mean + self.std * normal)).clamp(-MAX_LOG_SNR, MAX_LOG_SNR)
+        return resolution_shift(-2 * (self.mean + self.std * normal), self.size).clamp(-MAX_LOG_SNR, MAX_LOG_SNR)
+
+    def schedule(self) -> Schedule:
+        """The schedule that a stage trained under this law is sampled with by default, as the law itself has no ends: cosine."""
+        return CosineSchedule(size=self.size)
 
 
 NoiseLaw = SR3Law | CosineLaw | LogNormalLaw
+
+LAWS: dict[str, type[NoiseLaw]] = {law.kind: law for law in (CosineLaw, SR3Law, LogNormalLaw)} | {"logit_normal": LogNormalLaw}
+"""Laws by the `kind` that a recipe names; two names of one law are the same numbers."""
 
 
 def law_to_dict(law: NoiseLaw) -> dict[str, Any]:

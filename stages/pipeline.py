@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser
+from stages.projection import Consistent, project
 from stages.sampling import StepCallback, draw_noise, generators_of, nfe, sample
+from stages.tiling import Tiled
 
 ClassLabels = int | Sequence[int] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -25,32 +28,46 @@ CPU_BATCH_SIZE = 1
 ACCELERATOR_BATCH_SIZE = 8
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What a micro-batch is made from, beside noise and class.
+
+    low_res, aug_level: Further inputs of the denoiser.
+    consistent_with: Small images [B, C, h, h] that the large ones must average to; None = they need not.
+    """
+
+    low_res: Tensor | None = None
+    aug_level: Tensor | None = None
+    consistent_with: Tensor | None = None
+
+
 def low_res_size_of(unet: Any) -> int | None:
     """Side of the images that a network refines; None for that of a base stage."""
     return getattr(unet.config, "low_res_size", None)
 
 
 class StagePipeline(DiffusionPipeline):
-    """One stage of a cascade as a diffusers pipeline. `BasePipeline` and `SR3Pipeline` say what goes in.
+    """One stage of a cascade as a diffusers pipeline. `BasePipeline`, `SR3Pipeline` and `RegressionPipeline` say what goes in.
 
     Args:
         unet: The network, a `Denoiser` with `config.sample_size`.
-        scheduler: Any diffusers scheduler from noise to image.
+        scheduler: Any diffusers scheduler from noise to image; None for a stage that doesn't sample.
         guide_unet: A weaker network for autoguidance; None = classifier-free guidance.
         **defaults: Values of call arguments that are used where a call gives None; kept in the pipeline's config.
     """
 
     unet: Any
-    scheduler: Any
-    guide_unet: Any
+    scheduler: Any = None
+    guide_unet: Any = None
     _optional_components = ["guide_unet"]
     model_cpu_offload_seq = "guide_unet->unet"  # type: ignore[assignment]
 
     def __init__(
-        self, unet: ModelMixin, scheduler: SchedulerMixin, guide_unet: ModelMixin | None = None, **defaults: Any
+        self, unet: ModelMixin, scheduler: SchedulerMixin | None, guide_unet: ModelMixin | None = None, **defaults: Any
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, guide_unet=guide_unet)
+        sampler = {} if scheduler is None else {"scheduler": scheduler, "guide_unet": guide_unet}
+        self.register_modules(unet=unet, **sampler)
         self.register_to_config(**defaults)
 
     @property
@@ -102,7 +119,7 @@ class StagePipeline(DiffusionPipeline):
         count: int,
         labels: Tensor | None,
         *,
-        condition: Callable[[slice, list[torch.Generator]], dict[str, Tensor | None]] | None,
+        condition: Callable[[slice, list[torch.Generator]], Condition] = lambda part, generators: Condition(),
         num_inference_steps: int | None,
         guidance_scale: float | None,
         guidance_interval: Sequence[float] | None,
@@ -111,39 +128,43 @@ class StagePipeline(DiffusionPipeline):
         batch_size: int | None,
         output_type: OutputType,
         return_dict: bool,
+        tile_size: int | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Sample `count` images in micro-batches; the arguments are those of a pipeline's call.
 
-        `condition` gives the denoiser's further inputs (low_res, aug_level) for a slice of the images and its generators.
+        `condition` says for a slice of the images and its generators what they are made from. With a `tile_size`, images go one
+        by one, and `batch_size` is the number of tiles at once.
 
         Raises:
             ValueError: for settings that can't be run, before the first evaluation of the network.
             RuntimeError: if the network makes something that is no number.
         """
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'pt'")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_way_out(output_type, batch_size)
         steps = self.config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
         denoiser, generators = self.guided(guidance_scale, guidance_interval), generators_of(generator, count)
         self._lay_out()
-        batches = list(_micro_batches(count, batch_size or self._default_batch_size()))
+        if tile_size is not None and tile_size < self.size:
+            denoiser, batch_size = Tiled(denoiser, tile_size, batch_size or self._default_batch_size), 1
+        batches = self._micro_batches(count, batch_size)
         made = []
         with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress:
             for part in batches:
                 mine = generators[part]
-                further = {} if condition is None else condition(part, mine)
+                given = condition(part, mine)
+                target = given.consistent_with
                 images = sample(
-                    denoiser,
+                    denoiser if target is None else Consistent(denoiser, target),
                     self.scheduler,
                     draw_noise((len(mine), 3, self.size, self.size), mine, self._execution_device),
                     steps,
                     class_labels=None if labels is None else labels[part].to(self._execution_device),
                     generator=mine,
                     callback=self._step_callback(progress, callback_on_step_end),
-                    **further,
+                    low_res=given.low_res,
+                    aug_level=given.aug_level,
                 )
-                made.append(self._check_finite(images).clamp(-1, 1))
+                images = self._check_finite(images).clamp(-1, 1)
+                made.append(images if target is None else project(images, target))
         self.maybe_free_model_hooks()
         output: Any = as_output(torch.cat(made), output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
@@ -154,8 +175,14 @@ class StagePipeline(DiffusionPipeline):
             if network is not None:
                 network.to(memory_format=torch.channels_last)
 
+    @property
     def _default_batch_size(self) -> int:
         return CPU_BATCH_SIZE if self._execution_device.type == "cpu" else ACCELERATOR_BATCH_SIZE
+
+    def _micro_batches(self, count: int, size: int | None) -> list[slice]:
+        """The images that go through the network at once: `size` of them, or the device's default."""
+        size = size or self._default_batch_size
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def _step_callback(self, progress: Any, on_step_end: OnStepEnd | None) -> StepCallback:
         def callback(step: int, timestep: Tensor, x: Tensor) -> Tensor | None:
@@ -166,9 +193,10 @@ class StagePipeline(DiffusionPipeline):
 
     def _check_finite(self, images: Tensor) -> Tensor:
         if not torch.isfinite(images).all():
+            how = "" if self.scheduler is None else f" with {type(self.scheduler).__name__}"
             raise RuntimeError(
-                f"{type(self).__name__} at {self.size} px made values that are not numbers (NaN or infinite) with"
-                f" {type(self.scheduler).__name__} in {self.unet.dtype}; its weights are damaged or this number type is too small"
+                f"{type(self).__name__} at {self.size} px made values that are not numbers (NaN or infinite){how}"
+                f" in {self.unet.dtype}; its weights are damaged or this number type is too small"
             )
         return images
 
@@ -181,8 +209,12 @@ def _as_tensor(values: Any) -> Tensor:
         return torch.tensor(torch.nan)
 
 
-def _micro_batches(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+def check_way_out(output_type: str, batch_size: int | None) -> None:
+    """ValueError for an output type that there is not, or micro-batches of no images."""
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'pt'")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def as_output(images: Tensor, output_type: OutputType) -> Tensor | np.ndarray | list[Image.Image]:

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from stages.conditioning import augment, resize
-from stages.pipeline import ClassLabels, Generators, OnStepEnd, OutputType, StagePipeline, low_res_size_of
+from stages.pipeline import ClassLabels, Condition, Generators, OnStepEnd, OutputType, StagePipeline, low_res_size_of
 from stages.sampling import draw_noise
+from stages.tiling import tile_starts
 
 logger = logging.get_logger(__name__)
 
@@ -23,17 +24,45 @@ OneImage = Image.Image | np.ndarray | Tensor
 Images = OneImage | Sequence[OneImage]
 
 
-class SR3Pipeline(StagePipeline):
+class RefiningPipeline(StagePipeline):
+    """A stage whose network sees a small image and makes a large one of it: `SR3Pipeline` and `RegressionPipeline`."""
+
+    @property
+    def low_res_size(self) -> int:
+        """Side of the images that its network sees."""
+        return int(self.unet.config.low_res_size)
+
+    def low_res_of(self, image: Images) -> Tensor:
+        """The images as the network sees them, [B, 3, low_res_size, low_res_size] in [-1, 1].
+
+        Raises:
+            ValueError: if they are none, not square, or larger than those that this stage makes.
+        """
+        return torch.cat([resize(self._check_size(one), self.low_res_size) for one in as_tensors(image)])
+
+    def _check_size(self, images: Tensor) -> Tensor:
+        """The images [B, 3, H, W] if this stage can enlarge them."""
+        height, width = images.shape[-2:]
+        if height != width:
+            raise ValueError(f"image is {width}x{height}, but a stage needs a square one; crop it first")
+        if height > self.size:
+            raise ValueError(f"image is {width}x{height}, larger than the {self.size}x{self.size} that this stage makes")
+        return images
+
+
+class SR3Pipeline(RefiningPipeline):
     """Enlarges images by a diffusion model that sees the small one (Saharia et al. 2021, arXiv:2104.07636).
 
     Args:
         unet: The network, a `Denoiser` with `config.low_res_size`; `config.aug_level` true if it was trained with augmentation.
         scheduler: Any diffusers scheduler from noise to image.
         guide_unet: A weaker network for autoguidance; None = classifier-free guidance.
-        num_inference_steps: Used where a call gives None; so are the next three.
+        num_inference_steps: Used where a call gives None; so are the next five.
         guidance_scale: 1 = no guidance.
         guidance_interval: Lowest and highest EDM sigma that is guided; None = all.
         aug_level: Noise added to the small image, see `conditioning.augment`.
+        consistency: Whether the large images must average to the small ones, see `projection.project`.
+        tile_size: Side of the tiles that the network sees at once, see `tiling.Tiled`; None = the whole image.
     """
 
     def __init__(
@@ -45,6 +74,8 @@ class SR3Pipeline(StagePipeline):
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
         aug_level: float = 0.0,
+        consistency: bool = False,
+        tile_size: int | None = None,
     ) -> None:
         if low_res_size_of(unet) is None:
             raise ValueError("this network takes no low-resolution image, so it can't be an SR3 stage; use BasePipeline")
@@ -56,12 +87,9 @@ class SR3Pipeline(StagePipeline):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             aug_level=aug_level,
+            consistency=consistency,
+            tile_size=tile_size,
         )
-
-    @property
-    def low_res_size(self) -> int:
-        """Side of the images that its network sees."""
-        return int(self.unet.config.low_res_size)
 
     def __call__(
         self,
@@ -71,6 +99,8 @@ class SR3Pipeline(StagePipeline):
         guidance_scale: float | None = None,
         guidance_interval: Sequence[float] | None = None,
         aug_level: float | None = None,
+        consistency: bool | None = None,
+        tile_size: int | None = None,
         generator: Generators | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -88,13 +118,16 @@ class SR3Pipeline(StagePipeline):
             guidance_scale: 1 = no guidance; any other value doubles the evaluations.
             guidance_interval: Lowest and highest EDM sigma that is guided; (0, math.inf) = all.
             aug_level: Noise added to the small image, in [0, 1]; 0 = none.
+            consistency: Whether the large image must average to the small one, without its noise. Right where the small image is
+                real; where a stage made it, its flaws are kept too.
+            tile_size: Side of the tiles that the network sees at once, which bounds its memory; the stage's own size = no tiles.
             generator: One an image, or a single one from which each image's seed is drawn; None = torch's own.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32).
             return_dict: False returns `(images,)`.
             callback_on_step_end: `callback(pipeline, step, timestep, {"latents": noisy images}) -> dict`, after every step of
                 every micro-batch; "latents" in its answer replaces them.
-            batch_size: Images that go through the network at once; None = 1 on a CPU, so that no byte of an image depends on the
-                others, and 8 elsewhere.
+            batch_size: Images, or tiles of one, that go through the network at once; None = 1 on a CPU, so that no byte of an
+                image depends on the others, and 8 elsewhere.
 
         Returns:
             `ImagePipelineOutput` with `images`.
@@ -103,14 +136,16 @@ class SR3Pipeline(StagePipeline):
             ValueError: for arguments that don't fit the model, before the network is run.
             RuntimeError: if the network makes something that is no number.
         """
-        low_res = torch.cat([resize(self._check_size(one), self.low_res_size) for one in as_tensors(image)])
+        low_res = self.low_res_of(image)
+        consistent = self.check_consistency(self.config["consistency"] if consistency is None else consistency)
+        tile_size = self.check_tile_size(self.config["tile_size"] if tile_size is None else tile_size)
         level = self.check_aug_level(self.config["aug_level"] if aug_level is None else aug_level)
 
-        def condition(part: slice, generators: list[torch.Generator]) -> dict[str, Tensor | None]:
+        def condition(part: slice, generators: list[torch.Generator]) -> Condition:
             small = low_res[part].to(self._execution_device)
             eps = draw_noise(tuple(small.shape), generators, small.device)  # at level 0 too: the other noise stays the same
             levels = torch.full((len(small),), level, device=small.device)
-            return {"low_res": augment(small, levels, eps), "aug_level": levels if self._sees_aug_level else None}
+            return Condition(augment(small, levels, eps), levels if self._sees_aug_level else None, small if consistent else None)
 
         return self.run(
             len(low_res),
@@ -124,6 +159,7 @@ class SR3Pipeline(StagePipeline):
             batch_size=batch_size,
             output_type=output_type,
             return_dict=return_dict,
+            tile_size=tile_size,
         )
 
     @property
@@ -143,14 +179,38 @@ class SR3Pipeline(StagePipeline):
             return 0.0
         return float(level)
 
-    def _check_size(self, images: Tensor) -> Tensor:
-        """The images [B, 3, H, W] if this stage can enlarge them."""
-        height, width = images.shape[-2:]
-        if height != width:
-            raise ValueError(f"image is {width}x{height}, but a stage needs a square one; crop it first")
-        if height > self.size:
-            raise ValueError(f"image is {width}x{height}, larger than the {self.size}x{self.size} that this stage makes")
-        return images
+    def check_consistency(self, consistency: bool) -> bool:
+        """The setting.
+
+        Raises:
+            ValueError: if it is true, and a pixel of the small images is no whole number of pixels of the large ones.
+        """
+        if consistency:
+            self._check_whole_pixels("consistency")
+        return consistency
+
+    def check_tile_size(self, tile_size: int | None) -> int | None:
+        """The setting; None where the whole image is one tile.
+
+        Raises:
+            ValueError: if the image can't be covered by such tiles, or the network can't run on them.
+        """
+        if tile_size is None or tile_size >= self.size:
+            return None
+        multiple = getattr(self.unet, "size_multiple", 1)
+        if tile_size < 1 or tile_size % multiple:
+            raise ValueError(f"tile_size is {tile_size}, but this network runs on sizes divisible by {multiple}")
+        tile_starts(self.size, tile_size, self._check_whole_pixels("tile_size"))
+        return tile_size
+
+    def _check_whole_pixels(self, setting: str) -> int:
+        """Pixels of the large image beside each other in one of the small image; ValueError if that is no whole number."""
+        factor, rest = divmod(self.size, self.low_res_size)
+        if rest:
+            raise ValueError(
+                f"{setting} is for whole enlargements, and this stage makes {self.size} px of {self.low_res_size} px"
+            )
+        return factor
 
 
 def as_tensors(image: Images) -> list[Tensor]:

@@ -200,6 +200,11 @@ class UNet(ModelMixin, ConfigMixin):
         return str(self.config.prediction_type)
 
     @property
+    def size_multiple(self) -> int:
+        """It runs on images whose side this divides."""
+        return int(self.config.patch_size * 2 ** (len(self.config.channels) - 1))
+
+    @property
     def num_classes(self) -> int | None:
         return self.config.num_classes
 

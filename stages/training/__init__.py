@@ -2,6 +2,18 @@
 
 from stages.training.data import PictureSet, TrainingExamples
 from stages.training.loop import train
-from stages.training.recipe import Augmentation, Objective, Optimization, Phase, Recipe
+from stages.training.recipe import Augmentation, Data, Objective, Optimization, Phase, Recipe, Snapshots, Validation
 
-__all__ = ["Augmentation", "Objective", "Optimization", "Phase", "PictureSet", "Recipe", "TrainingExamples", "train"]
+__all__ = [
+    "Augmentation",
+    "Data",
+    "Objective",
+    "Optimization",
+    "Phase",
+    "PictureSet",
+    "Recipe",
+    "Snapshots",
+    "TrainingExamples",
+    "Validation",
+    "train",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,23 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PREFIX = "checkpoint-"
+STATE = "state.json"
+PARTIAL = ".partial"
+LOSS = "validation_loss"
+"""Key of a checkpoint's state: the loss by which the best one is known; absent or None where it was not measured."""
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a damaged checkpoint raises."""
+
+Tensors = dict[str, dict[str, Tensor]]
+State = dict[str, Any]
 
 
-def save(
-    run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
-) -> Path:
-    """Write one checkpoint whole or not at all, then remove all but the `keep` newest.
+def save(run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int) -> Path:
+    """Write one checkpoint whole or not at all, then remove all but the `keep` newest and the one of the least validation loss.
 
     Args:
         run: The run's folder.
         images_seen: Names the checkpoint.
         tensors: Groups of named tensors, one file each.
-        state: Plain values.
-        keep: How many checkpoints remain.
+        state: Plain values; under "validation_loss" what the best checkpoint is known by.
+        keep: How many of the newest remain.
 
     Returns:
         The checkpoint's folder.
@@ -36,33 +46,86 @@ def save(
         OSError: if it can't be written; older checkpoints are untouched then.
     """
     target = run / f"{PREFIX}{images_seen:012d}"
-    partial = target.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        write(target, tensors, {**state, "images_seen": images_seen})
+    except OSError as error:
+        older = next(iter(folders(run)), None)
+        kept = f"{older.name} is whole" if older else "there is none before it"
+        raise OSError(
+            f"the checkpoint of {images_seen} images could not be written to {run} ({error}), and {kept};"
+            " make room, then run the same command again"
+        ) from error
+    best = best_folder(run)
+    for old in folders(run)[keep:]:
+        if old != best:
+            _remove(old)
+    return target
+
+
+def write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Write groups of named tensors and plain values as a folder that `load` reads: whole or not at all.
+
+    One that is there already, a damaged one or one of the same content, is replaced.
+
+    Raises:
+        OSError: if it can't be written; the message is the reason alone.
+    """
+    partial = target.with_suffix(PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
         for group, values in tensors.items():
             save_file(
                 {name: value.detach().cpu().contiguous() for name, value in values.items()}, partial / f"{group}.safetensors"
             )
         sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
-        (partial / "state.json").write_text(json.dumps({**state, "images_seen": images_seen, "sha256": sums}, indent=1))
-        _flush(partial)
-        shutil.rmtree(target, ignore_errors=True)
+        (partial / STATE).write_text(json.dumps({**state, "sha256": sums}, indent=1))
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+        _remove(target)
         partial.rename(target)
-    except OSError:
+        _flush(target.parent)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for old in folders(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
+        raise OSError(_reason(error)) from error
 
 
 def folders(run: Path) -> list[Path]:
     """The run's finished checkpoints, newest first."""
-    return sorted((path for path in run.glob(f"{PREFIX}*") if path.suffix != ".partial"), reverse=True)
+    return sorted((path for path in run.glob(f"{PREFIX}*") if path.suffix != PARTIAL), reverse=True)
 
 
-def load_newest(run: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], list[str]] | None:
+def best_folder(run: Path) -> Path | None:
+    """The checkpoint of the least validation loss, the newer of two equal ones; None where none was measured."""
+    losses: dict[Path, float] = {}
+    for folder in folders(run):
+        with contextlib.suppress(*DAMAGED):
+            loss = json.loads((folder / STATE).read_text()).get(LOSS)
+            if loss is not None:
+                losses[folder] = loss
+    return min(losses, key=lambda folder: losses[folder], default=None)
+
+
+def clean(run: Path) -> None:
+    """Remove what a killed run left of checkpoints that it was writing or removing."""
+    for path in run.glob(f"{PREFIX}*{PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load(folder: Path) -> tuple[Tensors, State]:
+    """A checkpoint's tensors by group and its state.
+
+    Raises:
+        DAMAGED: one of them, if it is not what was written.
+    """
+    state = json.loads((folder / STATE).read_text())
+    for name, expected in state["sha256"].items():
+        if _sha256(folder / name) != expected:
+            raise ValueError(f"{name} is not what was written")
+    return {Path(name).stem: load_file(folder / name) for name in state["sha256"]}, state
+
+
+def load_newest(run: Path) -> tuple[Tensors, State, list[str]] | None:
     """The newest checkpoint that is whole: its tensors by group, its state, and a line on every damaged one that was passed over.
 
     None where the run has none. A run whose every checkpoint is damaged raises ValueError, lest it silently start anew.
@@ -70,15 +133,9 @@ def load_newest(run: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     problems: list[str] = []
     for folder in folders(run):
         try:
-            state = json.loads((folder / "state.json").read_text())
-            for name, expected in state["sha256"].items():
-                if _sha256(folder / name) != expected:
-                    raise ValueError(f"{name} is not what was written")
-            tensors = {Path(name).stem: load_file(folder / name) for name in state["sha256"]}
-        except (OSError, ValueError, KeyError) as error:
+            return *load(folder), problems
+        except DAMAGED as error:
             problems.append(f"{folder.name} is damaged and was passed over: {error}")
-            continue
-        return tensors, state, problems
     if problems:
         raise ValueError(f"no checkpoint in {run} can be read ({'; '.join(problems)}); remove the folder to train anew")
     return None
@@ -110,8 +167,23 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush(folder: Path) -> None:
-    """Make sure that the folder's files are on the disk before it gets its final name."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+def _flush(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that none is ever half there under its own name."""
+    if folder.exists():
+        doomed = folder.with_name(f"{folder.name}.old{PARTIAL}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,12 +1,14 @@
 """Training examples as a pure function of (seed, number): image, noise and every other draw.
 
 Example `n` is the same whatever the batch size, the number of processes or workers and the moment of a resume: to resume is
-to go on counting, and one process or many see the same sequence.
+to go on counting, and one process or many see the same sequence. A damaged picture is replaced by the next usable one in the
+order of its epoch, which is the same picture each time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,15 +16,58 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from stages.conditioning import augment, gaussian_blur, resize
-from stages.noise import resolution_shift
-from stages.training.recipe import Phase, Recipe
+from stages.noise import MAX_LOG_SNR, resolution_shift
+from stages.training.damage import TRIES, DamagedPicture, Oddity, mask_of
+from stages.training.recipe import REGRESSION, Phase, Recipe
 
 GOLDEN_RATIO = 0.6180339887498949
 
 
+class Picture(NamedTuple):
+    """A picture as it was read: uint8 [S, S, 3], and what was odd about it."""
+
+    pixels: np.ndarray
+    oddities: tuple[Oddity, ...] = ()
+
+
+class PictureSource(Protocol):
+    """Labelled square pictures of one size, read one by one; data workers get a copy of it each.
+
+    size: Side of the pictures in pixels.
+    class_names: The name of each label.
+    may_flip: For each label, whether a mirrored picture is still of its class.
+    """
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def may_flip(self) -> tuple[bool, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Picture:
+        """The picture in this place. Raises DamagedPicture if it can't be used."""
+
+    def label(self, index: int) -> int:
+        """Its class."""
+
+    def name(self, index: int) -> str:
+        """What a person finds it by, as its path."""
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """The places in the order of an epoch: a permutation, a function of the arguments alone, int64 [N]."""
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """All of `count` places in an order of the epoch's own, int64 [count]."""
+    return np.random.default_rng([seed, 1, epoch]).permutation(count)
+
+
 @dataclass(frozen=True, slots=True)
 class PictureSet:
-    """Labelled square pictures of one size, in memory or mapped from a file.
+    """Pictures in memory, or mapped from a file.
 
     pictures: uint8 [N, S, S, 3].
     labels: int64 [N].
@@ -39,6 +84,21 @@ class PictureSet:
     def size(self) -> int:
         return int(self.pictures.shape[1])
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Picture:
+        return Picture(np.asarray(self.pictures[index]))
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        return epoch_order(seed, epoch, len(self))
+
 
 class TrainingExamples(Dataset):
     """The endless sequence of training examples of one phase of a recipe.
@@ -46,14 +106,18 @@ class TrainingExamples(Dataset):
     Indexing with the example's number gives a dictionary: `x0` [3, size, size] in [-1, 1], `eps` of its shape, `log_snr`,
     `label`, and for an SR3 stage `low_res` [3, h, h], augmented, and `aug_level`. `index` is its picture's place in the set.
 
+    What `DamageLog` counts: `oddities`, a bit for each kind that the picture is of, and `damaged` [TRIES, 2], place and kind of
+    each damaged picture that was passed over, filled up with -1. If none of TRIES pictures is usable, `damaged` is full and the
+    example is black: the log then raises the error, in the main process, where it stays one sentence.
+
     Args:
-        pictures: The set, at least as large as the phase's images (SR3: exactly the stage's size, crops are taken from it).
+        pictures: Their size is at least that of the phase's images; for an SR3 stage it is the stage's, crops are taken from it.
         recipe: What is trained.
         phase: Which size.
         null_label: Replaces a dropped label.
     """
 
-    def __init__(self, pictures: PictureSet, recipe: Recipe, phase: Phase, null_label: int) -> None:
+    def __init__(self, pictures: PictureSource, recipe: Recipe, phase: Phase, null_label: int) -> None:
         self.pictures, self.recipe, self.phase, self.null_label = pictures, recipe, phase, null_label
         self.sample_size, self.low_res_size = recipe.network["sample_size"], recipe.network.get("low_res_size")
         needed = self.sample_size if self.low_res_size else phase.size
@@ -63,33 +127,49 @@ class TrainingExamples(Dataset):
             )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def picture_index(self, number: int) -> int:
-        """Place of example `number`'s picture: every epoch goes once through the set in an order of its own."""
-        epoch, place = divmod(number, len(self.pictures.labels))
+    def picture_index(self, number: int, further: int = 0) -> int:
+        """Place of example `number`'s picture: every epoch goes once through the set in an order of its own.
+
+        `further` pictures on in that order is the one that replaces it.
+        """
+        epoch, place = divmod(number, len(self.pictures))
         if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.recipe.seed, 1, epoch]).permutation(len(self.pictures.labels))
-        return int(self._order[place])
+            self._epoch, self._order = epoch, self.pictures.order(self.recipe.seed, epoch)
+        return int(self._order[(place + further) % len(self._order)])
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.recipe.seed, 2, number])
-        index = self.picture_index(number)
-        label = int(self.pictures.labels[index])
-        flip = rng.random() < 0.5 and self.recipe.flip and self.pictures.may_flip[label]
+        index, picture, damaged = self._usable(number)
+        label = self.pictures.label(index)
+        flip = rng.random() < 0.5 and self.recipe.data.flip and self.pictures.may_flip[label]
         dropped = rng.random() < self.recipe.objective.label_dropout
-        example = self._images(np.asarray(self.pictures.pictures[index]), flip, rng)
+        example = self._images(picture.pixels, flip, rng)
         example["eps"] = _normal(rng, example["x0"].shape)
-        example["log_snr"] = self._log_snr(number)
+        # the golden-ratio sequence: any stretch covers the noise levels evenly (VDM, arXiv:2107.00630, I.1)
+        example["log_snr"] = self.log_snr(torch.tensor((number * GOLDEN_RATIO) % 1.0, dtype=torch.float64)).float()
         example["label"] = torch.tensor(self.null_label if dropped else label)
         example["index"] = torch.tensor(index)
+        example["oddities"] = torch.tensor(mask_of(picture.oddities))
+        example["damaged"] = torch.tensor(damaged + [(-1, -1)] * (TRIES - len(damaged)))
         return example
 
-    def _log_snr(self, number: int) -> Tensor:
-        """The law at the golden-ratio sequence: any stretch covers the noise levels evenly (VDM, arXiv:2107.00630, I.1)."""
-        u = torch.tensor((number * GOLDEN_RATIO) % 1.0, dtype=torch.float64)
-        log_snr = self.recipe.objective.law.log_snr(u)
+    def _usable(self, number: int) -> tuple[int, Picture, list[tuple[int, int]]]:
+        """The first usable picture from the example's own place on: its place, itself, and those before it with their kinds."""
+        damaged: list[tuple[int, int]] = []
+        while len(damaged) < TRIES:
+            index = self.picture_index(number, len(damaged))
+            try:
+                return index, self.pictures.read(index), damaged
+            except DamagedPicture as error:
+                damaged.append((index, error.oddity.code))
+        return index, Picture(np.zeros((self.pictures.size, self.pictures.size, 3), np.uint8)), damaged
+
+    def log_snr(self, u: Tensor) -> Tensor:
+        """Log-SNR at shares `u` in [0, 1] of the recipe's law, shifted to the phase's size; shape of `u`, float64."""
         size = self.sample_size if self.low_res_size else self.phase.size
-        return resolution_shift(log_snr, size, self.sample_size).float()
+        if self.recipe.objective.kind == REGRESSION:
+            return torch.full_like(u, -MAX_LOG_SNR)
+        return resolution_shift(self.recipe.objective.law.log_snr(u), size, self.sample_size)
 
     def _images(self, picture: np.ndarray, flip: bool, rng: np.random.Generator) -> dict[str, Tensor]:
         if flip:

@@ -2,257 +2,218 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.state import AcceleratorState
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from stages.training import checkpoint
-from stages.training.data import Numbers, PictureSet, TrainingExamples
-from stages.training.ema import EMA
-from stages.training.objective import denoising_loss
+from stages.training.damage import DamageLog
+from stages.training.data import Numbers, PictureSource, TrainingExamples
+from stages.training.processes import sole_training, this_process
 from stages.training.recipe import Phase, Recipe
+from stages.training.report import Meter, Report
+from stages.training.state import TrainingState
+from stages.training.step import Batch, Outcome, step
+from stages.training.stopping import StopSignals, leave_signals_to_the_trainer
+from stages.training.tracking import Journal
+from stages.training.validation import ValidationReport, Validator
 from stages.unet import UNet
 
-LOG_EVERY = 100
-MAX_BAD_STEPS = 5
+MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+"""accelerate's names of the precisions."""
 
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a run says of its progress: averages since the report before."""
-
-    images_seen: int
-    total_images: int
-    size: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    images_per_second: float
+SampleGrid = Callable[[UNet, int], Image.Image | None]
 
 
 def train(
     recipe: Recipe,
-    pictures: PictureSet,
+    pictures: PictureSource,
     run: Path,
     *,
+    held_out: PictureSource | None = None,
+    on_step: Callable[[int], None] = lambda images_seen: None,
     on_report: Callable[[Report], None] = lambda report: None,
+    on_validation: Callable[[ValidationReport], None] = lambda validation: None,
     on_message: Callable[[str], None] = lambda message: None,
+    sample_grid: SampleGrid | None = None,
+    trackers: Sequence[str] = (),
     workers: int = 0,
 ) -> UNet:
     """Train a stage, or continue where its newest whole checkpoint left it.
 
     Every random choice is a function of the recipe's seed and the number of images seen, so a run that was stopped at any moment
-    and started again ends with the weights of an uninterrupted one, to the bit on a CPU.
+    and started again ends with the weights of an uninterrupted one: to the bit on CPUs, in one process or two. Three or more sum
+    their gradients in an order of their own, so that rounding may differ.
 
     Args:
         recipe: What is trained.
         pictures: The data, of the size that `TrainingExamples` asks for.
         run: The run's folder; made if missing. Holds checkpoints and `log.jsonl`.
+        on_step: Called after every step with the number of images seen.
+        held_out: The pictures for the recipe's validation, if it has one: of the same size and classes.
         on_report: Called every few steps.
+        on_validation: Called after every validation.
         on_message: Called with a sentence on anything out of the ordinary.
+        sample_grid: Makes a picture of what the network makes after so many images, as often as `recipe.samples` says; the
+            weights that it meets are the averaged ones. None = no samples.
+        trackers: Where the curves are shown beside `log.jsonl`, by accelerate's names; see `tracking.check_trackers`.
         workers: Processes that prepare the data; 0 = this one.
 
     Returns:
         The network with its averaged weights, in evaluation mode.
 
     Raises:
-        ValueError: if recipe and data, or recipe and run folder, don't belong together.
+        ValueError: if recipe and data, or recipe and run folder, don't belong together, another training is running in the
+            folder, or too many pictures are damaged.
         FloatingPointError: if several steps in a row have a loss that is not a number; the last checkpoint is whole then.
+        OSError: if a checkpoint can't be written, as on a full disk; the last one is whole then.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and a checkpoint written; a second signal acts at
+            once, as it would without us.
     """
+    if (held_out is None) != (recipe.validation is None):
+        raise ValueError("held_out pictures and the recipe's validation go together; one of the two is missing")
     run.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16" if recipe.optimization.precision == "bfloat16" else "no")
-    state = _TrainingState.begin(recipe, len(pictures.class_names), run, on_message)
-    state.prepare(accelerator)
-    meter = _Meter(recipe, state.images_seen)
-    checkpoint_due = _next_multiple(state.images_seen, recipe.checkpoint_every)
+    accelerator = _accelerator(recipe.optimization.precision, on_message)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(sole_training(run))
+        state = TrainingState.begin(recipe, len(pictures.class_names), run, accelerator, on_message)
+        meter = Meter(recipe, state.images_seen, lambda values: accelerator.gather(values[None]))
+        validate = Validator(recipe, held_out, state.null_label) if held_out is not None else None
+        journal = held.enter_context(Journal(run, state.images_seen, accelerator, trackers))
+        signals = held.enter_context(StopSignals())
+        for moment, outcome in _steps(state, pictures, workers, on_message):
+            meter.observe(outcome.losses, outcome.log_snr, outcome.damaged)
+            on_step(state.images_seen)
+            stopping = _asked_of_any(signals, accelerator)
+            save = stopping or moment.passes(recipe.checkpoint_every)
+            if report := meter.step(outcome.gradient_norm, state.images_seen, moment.phase, close=save):
+                on_report(report)
+                journal.report(report)
+            with meter.paused():
+                if sample_grid is not None and moment.passes(recipe.samples.every):
+                    _sample(state, sample_grid, journal)
+                validation = validate(state) if validate is not None and moment.passes(validate.every) else None
+                if validation is not None:
+                    on_validation(validation)
+                    journal.write(state.images_seen, validation.as_record())
+                if recipe.snapshots is not None and moment.passes(recipe.snapshots.every):
+                    state.snapshot()
+                if save:
+                    state.save(None if validation is None else validation.loss)
+            if stopping:
+                raise KeyboardInterrupt(f"stopped after {state.images_seen} images, with a checkpoint")
+        return state.finish(on_message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """The end of a step: its phase, and the images seen before and after it."""
+
+    phase: Phase
+    before: int
+    after: int
+    total: int
+
+    def passes(self, every: int) -> bool:
+        """Whether what is due every so many images, and at the end, is due now."""
+        return self.before // every < self.after // every or self.after == self.total
+
+
+def _accelerator(precision: str, on_message: Callable[[str], None]) -> Accelerator:
+    """What runs the network at this precision here.
+
+    Raises:
+        ValueError: for float16 on a CPU.
+    """
+    on_cpu = this_process().device.type == "cpu"
+    if on_cpu and precision == "float16":
+        raise ValueError("optimization.precision is float16, in which CPUs can't train; use float32 or bfloat16")
+    if on_cpu and precision == "bfloat16" and not _cpu_has_bfloat16():
+        on_message("this CPU has no instructions for bfloat16; optimization.precision=float32 is faster here")
+    kind = MIXED_PRECISION[precision]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != kind:
+        AcceleratorState._reset_state()  # it would hold every training of a program to the precision of the first
+    return Accelerator(mixed_precision=kind)
+
+
+def _cpu_has_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _steps(
+    state: TrainingState, pictures: PictureSource, workers: int, on_message: Callable[[str], None]
+) -> Iterator[tuple[_Moment, Outcome]]:
+    """Train to the end of the recipe, step by step."""
+    recipe = state.recipe
+    damage = DamageLog(pictures, recipe.data.max_damaged)
     while state.images_seen < recipe.total_images:
         phase = recipe.phase_at(state.images_seen)
-        for batch in _batches(recipe, phase, pictures, state, accelerator, workers):
-            loss, norm = _step(state, batch, accelerator, on_message)
-            state.images_seen = min(state.images_seen + phase.batch_size, phase.images)
-            state.ema.update(accelerator.unwrap_model(state.network), state.images_seen, phase.batch_size)
-            if report := meter.add(loss, norm, state.images_seen, phase):
-                on_report(report)
-                if accelerator.is_main_process:
-                    _append(run / "log.jsonl", report)
-            if state.images_seen >= checkpoint_due or state.images_seen == recipe.total_images:
-                checkpoint_due = _next_multiple(state.images_seen, recipe.checkpoint_every)
-                if accelerator.is_main_process:
-                    state.save(accelerator)
-                accelerator.wait_for_everyone()
-    network = accelerator.unwrap_model(state.network)
-    network.load_state_dict(state.ema.weights)
-    return network.eval()
+        for parts in _batches(phase, pictures, state, workers):
+            for sentence in damage.add(_of_all(parts, DamageLog.KEYS, state.accelerator)):
+                on_message(sentence)
+            before = state.images_seen
+            outcome = step(state, parts, pictures.name, on_message)
+            state.images_seen = min(before + phase.batch_size, phase.images)
+            state.average(before)
+            yield _Moment(phase, before, state.images_seen, recipe.total_images), outcome
+    if table := damage.table():
+        on_message(f"odd pictures of {damage.met:,} met\n{table}")
 
 
-class _TrainingState:
-    """What a checkpoint holds: network, optimizer, moving average and the number of images seen."""
-
-    def __init__(self, recipe: Recipe, num_classes: int, run: Path) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.run, self.images_seen, self.bad_steps = recipe, run, 0, 0
-        self.network: Any = UNet(**recipe.network, num_classes=num_classes).to(memory_format=torch.channels_last)
-        o = recipe.optimization
-        self.optimizer: Any = torch.optim.AdamW(
-            self.network.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=o.weight_decay, fused=True
+def _batches(phase: Phase, pictures: PictureSource, state: TrainingState, workers: int) -> Iterator[list[Batch]]:
+    """This process's share of every global batch left in the phase, in parts to be taken one after the other."""
+    recipe, accelerator = state.recipe, state.accelerator
+    processes, accumulate = accelerator.num_processes, recipe.optimization.accumulate
+    if phase.batch_size % (processes * accumulate):
+        raise ValueError(
+            f"batch_size {phase.batch_size} can't be shared evenly by {processes} processes with optimization.accumulate"
+            f" {accumulate}; it must be a multiple of {processes * accumulate}"
         )
-        self.ema = EMA(self.network, o.ema_half_life, o.ema_ramp)
-
-    @classmethod
-    def begin(cls, recipe: Recipe, num_classes: int, run: Path, on_message: Callable[[str], None]) -> _TrainingState:
-        """A new state, or that of the run's newest whole checkpoint."""
-        state = cls(recipe, num_classes, run)
-        found = checkpoint.load_newest(run)
-        if found is None:
-            return state
-        tensors, facts, problems = found
-        for problem in problems:
-            on_message(problem)
-        added_since = {key: value for key, value in _plain(state.network.config).items() if key not in facts["network"]}
-        defaults = {key: value.default for key, value in inspect.signature(UNet.__init__).parameters.items()}
-        known = all(
-            defaults[key] == value for key, value in added_since.items()
-        )  # an option that came later stands at its default
-        if not known or {**facts["network"], **added_since} != _plain(state.network.config):
-            raise ValueError(f"{run} holds a run of another network; use another folder, or remove it to train anew")
-        state.network.load_state_dict(tensors["network"])
-        state.ema.weights = {name: tensors["ema"][name] for name in state.ema.weights}
-        checkpoint.restore_optimizer(state.optimizer, tensors["optimizer"])
-        state.images_seen = facts["images_seen"]
-        on_message(f"continued from {state.images_seen} images")
-        return state
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        self.network, self.optimizer = accelerator.prepare(self.network, self.optimizer)
-        self.ema.weights = {name: value.to(accelerator.device) for name, value in self.ema.weights.items()}
-
-    def save(self, accelerator: Accelerator) -> None:
-        network = accelerator.unwrap_model(self.network)
-        groups = {
-            "network": network.state_dict(),
-            "ema": self.ema.weights,
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer.optimizer),
-        }
-        checkpoint.save(self.run, self.images_seen, groups, {"network": _plain(network.config)})
-
-
-def _batches(
-    recipe: Recipe, phase: Phase, pictures: PictureSet, state: _TrainingState, accelerator: Accelerator, workers: int
-) -> Iterator[dict[str, Tensor]]:
-    """This process's share of every global batch left in the phase, on its device."""
-    processes = accelerator.num_processes
-    if phase.batch_size % processes:
-        raise ValueError(f"batch_size {phase.batch_size} can't be shared evenly by {processes} processes")
-    network = accelerator.unwrap_model(state.network)
-    null_label = 0 if network.null_label is None else network.null_label
-    numbers = Numbers(state.images_seen, phase.images, phase.batch_size, accelerator.process_index, processes)
     loader: DataLoader = DataLoader(
-        TrainingExamples(pictures, recipe, phase, null_label),
-        batch_size=phase.batch_size // processes,
-        sampler=numbers,
+        TrainingExamples(pictures, recipe, phase, state.null_label),
+        batch_size=phase.batch_size // processes // accumulate,
+        sampler=Numbers(state.images_seen, phase.images, phase.batch_size, accelerator.process_index, processes),
         num_workers=workers,
+        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=accelerator.device.type == "cuda",
     )
-    for batch in loader:
-        yield {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+    batches = iter(loader)
+    try:
+        while parts := list(islice(batches, accumulate)):
+            yield parts
+    finally:
+        if workers:  # they heed no signal: none may outlive an error here
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _step(
-    state: _TrainingState, batch: dict[str, Tensor], accelerator: Accelerator, on_message: Callable[[str], None]
-) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer; a step whose gradient is not a number is skipped. Returns loss and gradient norm."""
-    recipe = state.recipe
-    torch.manual_seed((recipe.seed << 40) + state.images_seen)  # dropout, if any
-    state.network.train()
-    for group in state.optimizer.param_groups:
-        group["lr"] = recipe.learning_rate_at(state.images_seen)
-    with accelerator.autocast():
-        objective = recipe.objective
-        losses = denoising_loss(_Joint(state.network, accelerator), batch, objective.loss, objective.weighting)
-    accelerator.backward(losses.mean())
-    norm = accelerator.clip_grad_norm_(state.network.parameters(), recipe.optimization.clip_norm)
-    if torch.isfinite(norm):
-        state.bad_steps = 0
-        state.optimizer.step()
-    else:
-        state.bad_steps += 1
-        levels = ", ".join(f"{value:.1f}" for value in batch["log_snr"][~torch.isfinite(losses)].tolist())
-        on_message(
-            f"skipped a step at {state.images_seen} images: the gradient is not a number (log-SNR {levels or 'all finite'})"
-        )
-        if state.bad_steps >= MAX_BAD_STEPS:
-            raise FloatingPointError(
-                f"{MAX_BAD_STEPS} steps in a row had no finite gradient; lower the learning rate or use float32"
-            )
-    state.optimizer.zero_grad()
-    return losses.detach().mean(), norm
+def _of_all(parts: list[Batch], keys: Sequence[str], accelerator: Accelerator) -> Batch:
+    """Some of what a global batch holds, the same for every process."""
+    batch = {key: torch.cat([part[key] for part in parts]) for key in keys}
+    if accelerator.num_processes == 1:  # stays where it was made, so that no device is waited for
+        return batch
+    return {key: accelerator.gather(value.to(accelerator.device)) for key, value in batch.items()}
 
 
-class _Joint:
-    """A network prepared by accelerate, with the facts of the one inside."""
-
-    def __init__(self, network: nn.Module, accelerator: Accelerator) -> None:
-        inner = accelerator.unwrap_model(network)
-        self.prediction_type, self.num_classes, self.null_label = inner.prediction_type, inner.num_classes, inner.null_label
-        self.network = network
-
-    def __call__(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
-    ) -> Tensor:
-        return self.network(x_t, log_snr, class_labels, low_res, aug_level)
+def _asked_of_any(signals: StopSignals, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop: all of them have to stop after the same step."""
+    if accelerator.num_processes == 1:
+        return signals.asked
+    return bool(accelerator.reduce(torch.tensor(float(signals.asked), device=accelerator.device), "sum"))
 
 
-class _Meter:
-    """Averages loss and gradient norm between reports."""
-
-    def __init__(self, recipe: Recipe, images_seen: int) -> None:
-        self.recipe, self.steps, self.images_before, self.time_before = recipe, 0, images_seen, time.monotonic()
-        self.loss, self.norm = torch.zeros(()), torch.zeros(())
-
-    def add(self, loss: Tensor, norm: Tensor, images_seen: int, phase: Phase) -> Report | None:
-        self.steps += 1
-        self.loss, self.norm = self.loss.to(loss) + loss, self.norm.to(norm) + norm
-        if self.steps < LOG_EVERY and images_seen < self.recipe.total_images:
-            return None
-        now = time.monotonic()
-        report = Report(
-            images_seen,
-            self.recipe.total_images,
-            phase.size,
-            self.loss.item() / self.steps,
-            self.norm.item() / self.steps,
-            self.recipe.learning_rate_at(images_seen),
-            (images_seen - self.images_before) / max(now - self.time_before, 1e-9),
-        )
-        self.steps, self.images_before, self.time_before = 0, images_seen, now
-        self.loss, self.norm = torch.zeros(()), torch.zeros(())
-        return report
-
-
-def _append(path: Path, report: Report) -> None:
-    line = {name: getattr(report, name) for name in Report.__slots__}
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _next_multiple(images: int, step: int) -> int:
-    return (images // step + 1) * step
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """The network's configuration as JSON gives it back."""
-    return json.loads(json.dumps({key: value for key, value in config.items() if not key.startswith("_")}))
+def _sample(state: TrainingState, sample_grid: SampleGrid, journal: Journal) -> None:
+    """Let the main process make samples; the others wait for it."""
+    if state.accelerator.is_main_process:
+        with state.averaged() as averaged:
+            grid = sample_grid(averaged, state.images_seen)
+        if grid is not None:
+            journal.samples(state.images_seen, grid)
+    state.accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -9,49 +10,69 @@ from torch import Tensor
 
 from stages.denoiser import Denoiser, from_x0
 from stages.noise import add_noise
+from stages.regression import regress
+from stages.training.recipe import REGRESSION, Objective
 
 MIN_SNR_GAMMA = 5.0
 """The value that Hang et al. use throughout."""
 
 
-def weight(weighting: str, prediction_type: str, log_snr: Tensor) -> Tensor:
-    """Weight of the error of a prediction at a noise level.
+def weight(objective: Objective, prediction_type: str, log_snr: Tensor) -> Tensor:
+    """Weight of the squared error of a prediction at a noise level: the same loss whatever the target, up to "none".
+
+    At one estimate of x0, errors of v are (SNR + 1) and errors of the noise SNR times those of x0, all squared.
 
     Args:
-        weighting: "none" = 1, or "min_snr": errors of x0 count min(SNR, gamma) + 1, so that all targets share one loss and
-            little noise gets no more weight than SNR = gamma does (Hang et al. 2023, arXiv:2303.09556, in its form for v).
+        objective: Its `weighting` is
+            "none": 1;
+            "min_snr": min(SNR, gamma) + 1 for errors of x0, so that little noise gets no more weight than SNR = gamma does (Hang
+            et al. 2023, arXiv:2303.09556, in its form for v);
+            "sigmoid": sigmoid(sigmoid_bias - log_snr) for errors of the noise (Kingma & Gao 2023, arXiv:2303.00848; Hoogeboom et
+            al. 2024, arXiv:2410.19324). They weight an integral over log-SNR, here it weights what the law draws: the two agree
+            where the law is even in log-SNR, and differ by its density elsewhere.
         prediction_type: What is predicted.
         log_snr: [B].
 
     Returns:
         Weights, [B].
     """
-    if weighting == "none":
+    if objective.weighting == "none":
         return torch.ones_like(log_snr)
     snr = log_snr.exp()
-    of_x0 = snr.clamp(max=MIN_SNR_GAMMA) + 1
+    if objective.weighting == "min_snr":
+        of_x0 = snr.clamp(max=MIN_SNR_GAMMA) + 1
+    else:  # sigmoid(bias - log_snr) * SNR, without the product of a vanishing and a huge number
+        of_x0 = math.exp(objective.sigmoid_bias) * torch.sigmoid(log_snr - objective.sigmoid_bias)
     x0_per_target = {"sample": torch.ones_like(snr), "v_prediction": snr + 1, "epsilon": snr}  # target error of a unit x0 error
     return of_x0 / x0_per_target[prediction_type]
 
 
-def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], loss: str, weighting: str = "none") -> Tensor:
+def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], objective: Objective) -> Tensor:
     """Weighted error of each image's prediction (DDPM, arXiv:2006.11239, Eq. 14; SR3's Algorithm 1 with `SR3Law` and "l1").
+
+    A regression is the limit without signal: its network sees zeros in place of the noisy image.
 
     Args:
         denoiser: Called once; its own `prediction_type` is the target.
         batch: A collated batch of `TrainingExamples`.
-        loss: "l1" or "l2".
-        weighting: See `weight`.
+        objective: Of the recipe.
 
     Returns:
         One value an image, float32 [B], averaged over its pixels.
     """
-    x_t = add_noise(batch["x0"], batch["eps"], batch["log_snr"])
     labels = batch["label"] if denoiser.num_classes is not None else None
-    prediction = denoiser(x_t, batch["log_snr"], labels, batch.get("low_res"), batch.get("aug_level")).float()
-    target = _target(denoiser.prediction_type, batch, x_t)
-    error = (prediction - target).abs() if loss == "l1" else (prediction - target).square()
-    return weight(weighting, denoiser.prediction_type, batch["log_snr"]) * error.flatten(1).mean(dim=1)
+    if objective.kind == REGRESSION:
+        prediction = regress(denoiser, batch["low_res"], batch["x0"].shape[-1], labels, batch["aug_level"])
+        return _error(prediction, batch["x0"], objective.loss)
+    x_t = add_noise(batch["x0"], batch["eps"], batch["log_snr"])
+    prediction = denoiser(x_t, batch["log_snr"], labels, batch.get("low_res"), batch.get("aug_level"))
+    error = _error(prediction, _target(denoiser.prediction_type, batch, x_t), objective.loss)
+    return weight(objective, denoiser.prediction_type, batch["log_snr"]) * error
+
+
+def _error(prediction: Tensor, target: Tensor, loss: str) -> Tensor:
+    difference = prediction.float() - target
+    return (difference.abs() if loss == "l1" else difference.square()).flatten(1).mean(dim=1)
 
 
 def _target(prediction_type: str, batch: Mapping[str, Tensor], x_t: Tensor) -> Tensor:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stages.noise import CosineLaw, NoiseLaw
+from stages.training.ema import MAX_STD
 
 LOSSES = ("l1", "l2")
-WEIGHTINGS = ("none", "min_snr")
-PRECISIONS = ("float32", "bfloat16")
+WEIGHTINGS = ("none", "min_snr", "sigmoid")
+DIFFUSION, REGRESSION = "diffusion", "regression"
+PRECISIONS = ("float32", "bfloat16", "float16")
+RESULTS = ("last", "best")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +27,30 @@ class Phase:
     size: int
     images: int
     batch_size: int = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The pictures that are learned, resolved by `cascade.datasets`.
+
+    source: "drawings"; a folder of class folders; shards, as "set/train-*.parquet" or "set/train-*.tar"; or shards of a data set
+        on the Hub, as "hub:owner/name/data/train-*.parquet", with "hub:owner/name@revision/..." those of one commit.
+    crop: How a photo becomes a square of the size that is trained: "adm" or "area", see `cascade.datasets.crops`.
+    label: Column of the class in parquet shards; None = the only one that can be it.
+    classes: How many classes the pictures have; another number ends the training. None = as many as are found, 0 = their classes
+        are not looked at, and the network gets none (SR3's stages).
+    every: Only every n-th of the drawings, in the order of their classes; 1 = all. At 1024 px all of them fill 27 GB.
+    flip: Mirror half of the images, where their class allows it.
+    max_damaged: Largest share of the pictures met that may be unusable; above it the training stops.
+    """
+
+    source: str
+    crop: str = "adm"
+    label: str | None = None
+    classes: int | None = None
+    every: int = 1
+    flip: bool = True
+    max_damaged: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,15 +69,20 @@ class Augmentation:
 class Objective:
     """The loss. The target is the network's own `prediction_type`.
 
+    kind: "diffusion", or "regression": SR3's baseline, whose network sees the small image only (`stages.regression`). It has no
+        noise levels, so that `law` and `weighting` say nothing.
     law: How noise levels are drawn.
-    loss: "l2" or "l1" (SR3 table 5 prefers l1).
-    weighting: Of noise levels: "none" or "min_snr", see `objective.weight`.
+    loss: "l2" or "l1" (SR3 table 5 prefers l1). For a regression, the least l2 is the best PSNR (of the mean error).
+    weighting: Of noise levels: "none", "min_snr" or "sigmoid", see `objective.weight`.
+    sigmoid_bias: Of the sigmoid weighting: the log-SNR above which errors of the noise lose their weight.
     label_dropout: Share of images whose class is hidden, for classifier-free guidance.
     """
 
+    kind: str = DIFFUSION
     law: NoiseLaw = field(default_factory=CosineLaw)
     loss: str = "l2"
     weighting: str = "none"
+    sigmoid_bias: float = 0.0
     label_dropout: float = 0.1
 
 
@@ -61,21 +93,74 @@ class Optimization:
     learning_rate: Of Adam, after the warm-up.
     warmup: Images over which the rate rises linearly from 0.
     cooldown: Share of the training, at its end, over which the rate falls linearly to 0; 0 = constant (SR3).
+    betas: Of Adam: how much of the averages of gradient and squared gradient a step keeps (torch's default: 0.9, 0.999).
     weight_decay: Of AdamW; 0 = Adam.
     clip_norm: Largest gradient norm.
     ema_half_life: Images after which a weight's share in the moving average has halved.
     ema_ramp: The half-life is at most this share of the images seen, so that the average forgets the start.
-    precision: "bfloat16" (autocast) or "float32".
+    precision: "float32", "bfloat16" (autocast) or "float16" (autocast with a scaled loss; not on a CPU).
+    accumulate: Parts that a process's share of a batch is divided into, one after the other; more of them need less memory, and
+        the step stays that of the whole batch.
+    gradient_checkpointing: Compute each block's inner values again in the backward pass instead of keeping them: about a third
+        more work for much less memory.
+    compile: Whether torch.compile translates the network first, which takes minutes.
     """
 
     learning_rate: float = 1e-4
     warmup: int = 10_000
     cooldown: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_half_life: int = 500_000
     ema_ramp: float = 0.05
     precision: str = "bfloat16"
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """Pictures that show how far a training is, made with the averaged weights from seeds that stay the same.
+
+    every: Training images between two grids.
+    count: Pictures in a grid, of classes spread evenly over all.
+    steps: Of the stage's sampler.
+    """
+
+    every: int = 20_000
+    count: int = 16
+    steps: int = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshots:
+    """Averages of the weights that are stored along the way; from them one of any width can be made later (`post_hoc`).
+
+    stds: Relative widths of the averages that are tracked (EDM2, arXiv:2312.02696, section 3.2). Each takes the memory of the
+        weights once more.
+    every: Images between two snapshots. 16 of them are enough for an error below that of float16; all are kept.
+    """
+
+    stds: tuple[float, ...] = (0.05, 0.10)
+    every: int = 100_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """The loss on pictures that are not trained on: with the averaged weights, each time at the same noise levels and noise.
+
+    source: The pictures, as `Data.source`; None = those that the training's own source holds out, which the drawings do.
+    images: How many of them; all, if there are fewer.
+    levels: Noise levels, spread evenly over the training's law; each meets every image.
+    every: Images between two validations, a divisor of `checkpoint_every`; None = one with every checkpoint.
+    """
+
+    source: str | None = None
+    images: int = 256
+    levels: int = 8
+    every: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,44 +168,114 @@ class Recipe:
     """One stage's training.
 
     name: Names the run's folder.
-    data: Name of the data set, resolved by the command line: "drawings", or a folder of class folders.
+    data: The pictures.
     network: Arguments of `stages.unet.UNet` but `num_classes`, which the data fixes.
     phases: At least one; sizes and images must rise.
     sampling: Default sampling settings written into the trained stage.
-    flip: Mirror half of the images, where their class allows it.
+    samples: How often samples are made in training.
+    start_from: Folder of a saved stage whose weights the training begins with; None = random ones.
+    snapshots: None = no averages but the one that the stage is made of.
+    validation: None = no validation.
     checkpoint_every: Images between two checkpoints.
+    keep_checkpoints: How many of the newest checkpoints stay. With validation the one of the least loss stays beside them.
+    result: Whose averaged weights become the stage: those at the end ("last") or those of the least validation loss ("best").
     seed: Fixes initial weights, order, noise and every other random choice.
     """
 
     name: str
-    data: str
+    data: Data
     network: dict[str, Any]
     phases: tuple[Phase, ...]
     objective: Objective = field(default_factory=Objective)
     augmentation: Augmentation = field(default_factory=Augmentation)
     optimization: Optimization = field(default_factory=Optimization)
     sampling: dict[str, Any] = field(default_factory=dict)
-    flip: bool = True
+    samples: Samples = field(default_factory=Samples)
+    start_from: str | None = None
+    snapshots: Snapshots | None = None
+    validation: Validation | None = None
     checkpoint_every: int = 20_000
+    keep_checkpoints: int = 2
+    result: str = "last"
     seed: int = 0
 
     def __post_init__(self) -> None:
         ends = [phase.images for phase in self.phases]
         _require(bool(ends) and ends == sorted(set(ends)) and ends[0] > 0, f"phases must end at rising images, got {ends}")
         _require(all(p.batch_size > 0 and p.size > 0 for p in self.phases), "size and batch_size of a phase must be positive")
-        _require(self.objective.loss in LOSSES, f"loss is {self.objective.loss!r}, expected one of {LOSSES}")
-        weighting = self.objective.weighting
-        _require(weighting in WEIGHTINGS, f"weighting is {weighting!r}, expected one of {WEIGHTINGS}")
         precision = self.optimization.precision
         _require(precision in PRECISIONS, f"precision is {precision!r}, expected one of {PRECISIONS}")
-        _require(0 <= self.objective.label_dropout < 1, f"label_dropout must lie in [0, 1), got {self.objective.label_dropout}")
         _require(0 <= self.augmentation.noise <= 1, f"augmentation noise must lie in [0, 1], got {self.augmentation.noise}")
         _require(0 <= self.optimization.cooldown <= 1, f"cooldown must lie in [0, 1], got {self.optimization.cooldown}")
-        _require(self.checkpoint_every > 0, f"checkpoint_every must be positive, got {self.checkpoint_every}")
+        classes = self.data.classes
+        _require(classes is None or classes >= 0, f"data.classes must be 0, for none, or their number, got {classes}")
+        _require(0 <= self.data.max_damaged <= 1, f"max_damaged must lie in [0, 1], got {self.data.max_damaged}")
+        samples = self.samples
+        _require(min(samples.every, samples.count, samples.steps) > 0, "every, count and steps of samples must be positive")
+        self._check_objective()
+        self._check_snapshots()
+        self._check_steps()
+        self._check_checkpoints()
+
+    def _check_objective(self) -> None:
+        o = self.objective
+        kinds = (DIFFUSION, REGRESSION)
+        _require(o.kind in kinds, f"kind of the objective is {o.kind!r}, expected one of {kinds}")
+        _require(o.loss in LOSSES, f"loss is {o.loss!r}, expected one of {LOSSES}")
+        _require(o.weighting in WEIGHTINGS, f"weighting is {o.weighting!r}, expected one of {WEIGHTINGS}")
+        _require(o.weighting == "sigmoid" or not o.sigmoid_bias, f"sigmoid_bias belongs to weighting sigmoid, not {o.weighting}")
+        _require(0 <= o.label_dropout < 1, f"label_dropout must lie in [0, 1), got {o.label_dropout}")
+        if o.kind == REGRESSION:
+            _require(self.network.get("prediction_type") == "sample", "a regression needs network.prediction_type 'sample'")
+            _require(self.network.get("low_res_size") is not None, "a regression enlarges images and needs network.low_res_size")
+            _require(o.weighting == "none", f"a regression has no noise levels: weighting must be none, got {o.weighting}")
+            levels = 1 if self.validation is None else self.validation.levels
+            _require(levels == 1, f"a regression has no noise levels: validation.levels must be 1, got {levels}")
+
+    def _check_snapshots(self) -> None:
+        s = self.snapshots
+        if s is not None:
+            _require(s.every > 0, f"every of snapshots must be positive, got {s.every}")
+            _require(0 < len(set(s.stds)) == len(s.stds), f"stds of snapshots must name different widths, got {list(s.stds)}")
+            inside = all(0 < std <= MAX_STD for std in s.stds)
+            _require(inside, f"stds of snapshots must lie in (0, {MAX_STD:.4f}], got {list(s.stds)}")
+
+    def _check_steps(self) -> None:
+        o = self.optimization
+        betas = list(o.betas)
+        _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"betas must be two numbers in [0, 1), got {betas}")
+        _require(o.accumulate > 0, f"accumulate must be at least 1, got {o.accumulate}")
+        for phase in self.phases:
+            _require(
+                phase.batch_size % o.accumulate == 0,
+                f"accumulate {o.accumulate} must divide the batch_size, which is {phase.batch_size} at {phase.size} px",
+            )
+
+    def _check_checkpoints(self) -> None:
+        every, v = self.checkpoint_every, self.validation
+        _require(every > 0, f"checkpoint_every must be positive, got {every}")
+        _require(self.keep_checkpoints > 0, f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
+        _require(self.result in RESULTS, f"result is {self.result!r}, expected one of {RESULTS}")
+        _require(self.result == "last" or v is not None, "result is 'best', which needs a validation")
+        if v is not None:
+            _require(v.images > 0 and v.levels > 0, f"validation needs images and levels, got {v.images} and {v.levels}")
+            divides = v.every is None or (v.every > 0 and every % v.every == 0)
+            _require(divides, f"validation.every must divide checkpoint_every {every}, got {v.every}")
 
     @property
     def total_images(self) -> int:
         return self.phases[-1].images
+
+    def num_classes(self, found: int) -> int | None:
+        """Classes that the network tells apart where the pictures have `found` of them; None = it takes no class.
+
+        Raises:
+            ValueError: if the recipe expects another number.
+        """
+        expected = self.data.classes
+        if expected and expected != found:
+            raise ValueError(f"data.source {self.data.source!r} has {found} classes, and data.classes says {expected}")
+        return None if expected == 0 else found
 
     def phase_at(self, images_seen: int) -> Phase:
         """The phase that the next image belongs to; the last one once training is over."""

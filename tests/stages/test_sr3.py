@@ -106,7 +106,7 @@ def test_images_of_different_sizes_go_together():
 
 
 def test_settings_and_images_survive_saving(tmp_path):
-    saved = pipeline(aug_level=0.25, guidance_scale=2.0)
+    saved = pipeline(aug_level=0.25, guidance_scale=2.0, tile_size=12, consistency=True)
     saved.save_pretrained(tmp_path)
     loaded = SR3Pipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
@@ -114,8 +114,55 @@ def test_settings_and_images_survive_saving(tmp_path):
     want = saved(PHOTO, [0, 1], generator=seeds(1, 2), output_type="pt").images
     got = loaded(PHOTO, [0, 1], generator=seeds(1, 2), output_type="pt").images
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)  # a file's weights lie elsewhere in memory, which changes rounding
-    assert len(seen) == 6 and len(seen[0][0]) == 2
+    assert len(seen) == 2 * 3 * 4 and tuple(seen[0][0].shape) == (2, 3, 12, 12)  # images, steps and tiles; guidance doubles
+    assert loaded.config["consistency"] is True
     assert seen[0][4].tolist() == [0.25, 0.25]
+
+
+def test_consistent_images_average_to_the_small_ones_whatever_noise_the_network_saw():
+    pipe = pipeline(aug_level=0.4)
+    small = (PHOTO * 127.5).round() / 127.5
+    free = pipe(small, [0, 1], generator=seeds(5, 6), output_type="pt").images
+    made = pipe(small, [0, 1], generator=seeds(5, 6), output_type="pt", consistency=True).images
+    torch.testing.assert_close(resize(made, 4), small, rtol=0, atol=5e-6)
+    assert made.abs().max() <= 1 and (resize(free, 4) - small).abs().max() > 0.01
+    pixels = torch.from_numpy(pipe(small, [0, 1], consistency=True, output_type="np").images * 255).round().movedim(-1, 1)
+    assert (resize(pixels, 4) / 127.5 - 1 - small).abs().max() <= 0.5 / 127.5
+
+
+def test_consistency_is_to_the_image_that_the_network_sees():
+    large = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    made = pipeline(consistency=True)(large, 0, output_type="pt").images
+    torch.testing.assert_close(resize(made, 4), resize(large, 4), rtol=0, atol=5e-6)
+
+
+def test_the_network_sees_tiles_and_the_noise_is_the_whole_images():
+    pipe = pipeline()
+    seen = inputs(pipe.unet)
+    pipe(PHOTO, [0, 1], generator=seeds(5, 6))
+    whole = torch.cat([seen[0][0], seen[3][0]])  # the first step of the one and of the other image
+    del seen[:]
+    pipe(PHOTO, [0, 1], generator=seeds(5, 6), tile_size=16, batch_size=3)
+    assert [call[0].shape[-1] for call in seen] == [16] * 3  # no tiles
+    del seen[:]
+    pipe(PHOTO, [0, 1], generator=seeds(5, 6), tile_size=12, batch_size=3)
+    assert [tuple(call[0].shape) for call in seen] == 2 * 3 * [(3, 3, 12, 12), (1, 3, 12, 12)]  # 2 x 2 tiles, image by image
+    assert {tuple(call[3].shape[1:]) for call in seen} == {(3, 3, 3)}
+    corners = [(0, 0), (0, 4), (4, 0), (4, 4)]
+    for image, calls in enumerate((seen[:2], seen[6:8])):
+        tiles = torch.cat([call[0] for call in calls])
+        small = torch.cat([call[3] for call in calls])
+        for place, (top, left) in enumerate(corners):
+            assert torch.equal(tiles[place], whole[image, :, top : top + 12, left : left + 12])
+            assert torch.equal(small[place], PHOTO[image, :, top // 4 : top // 4 + 3, left // 4 : left // 4 + 3])
+
+
+def test_tiles_guidance_and_consistency_go_together():
+    pipe = pipeline(tile_size=12, consistency=True, guidance_scale=2.0, aug_level=0.2)
+    alone = pipe(PHOTO[1], 1, generator=seeds(6), output_type="pt").images
+    together = pipe(PHOTO, [0, 1], generator=seeds(5, 6), output_type="pt").images
+    assert torch.equal(together[1:], alone)
+    torch.testing.assert_close(resize(together, 4), PHOTO, rtol=0, atol=5e-6)
 
 
 def test_a_network_trained_without_augmentation_is_told_no_level():
@@ -142,6 +189,9 @@ def test_a_network_trained_without_augmentation_is_told_no_level():
         (PHOTO, {"aug_level": 1.5}, r"aug_level must lie in \[0, 1\], got 1.5"),
         (PHOTO, {"aug_level": math.nan}, "aug_level must lie"),
         (PHOTO, {"num_inference_steps": 0}, "at least 1"),
+        (PHOTO, {"tile_size": 13}, "tile_size is 13, but this network runs on sizes divisible by 2"),
+        (PHOTO, {"tile_size": 0}, "tile_size is 0"),
+        (PHOTO, {"tile_size": 14}, "tiles of 14 px can't cover an image of 16 px"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_network_runs(image, call, message):
@@ -155,6 +205,15 @@ def test_wrong_arguments_are_refused_before_the_network_runs(image, call, messag
 def test_stages_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="takes no low-resolution image"):
         pipeline(network(low_res_size=None))
+
+
+@pytest.mark.parametrize("setting", [{"tile_size": 12}, {"consistency": True}])
+def test_settings_for_whole_enlargements_are_refused_elsewhere(setting):
+    pipe = pipeline(network(low_res_size=6))
+    seen = inputs(pipe.unet)
+    with pytest.raises(ValueError, match="whole enlargements, and this stage makes 16 px of 6 px"):
+        pipe(torch.zeros(3, 6, 6), 0, **setting)
+    assert seen == []
 
 
 def test_a_network_without_augmentation_ignores_its_level_and_says_so(monkeypatch):

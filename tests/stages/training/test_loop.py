@@ -1,48 +1,17 @@
 """A whole training at toy size: it learns, resumes to the bit, and survives damage."""
 
 import json
+import os
+import signal
 
-import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from toy import NETWORK, optimization, pictures, recipe, weights
 
-from stages.training import Objective, Optimization, Phase, PictureSet, Recipe, checkpoint, train
+from stages.training import Objective, Optimization, Phase, checkpoint, train
 from stages.training import loop as loop_module
-
-NETWORK = {
-    "sample_size": 8,
-    "channels": [16],
-    "blocks": [1],
-    "attention_sizes": [],
-    "head_channels": 16,
-    "layout": "efficient",
-    "dropout": 0.1,
-}
-
-
-def pictures() -> PictureSet:
-    """Two classes: black and white."""
-    values = np.array([0, 255] * 8, dtype=np.uint8)
-    return PictureSet(
-        np.broadcast_to(values[:, None, None, None], (16, 8, 8, 3)).copy(), np.array([0, 1] * 8), ("black", "white"), (True, True)
-    )
-
-
-def recipe(images: int = 240, **changes) -> Recipe:
-    settings = {
-        "name": "toy",
-        "data": "toy",
-        "network": NETWORK,
-        "phases": (Phase(size=4, images=images // 2, batch_size=8), Phase(size=8, images=images, batch_size=8)),
-        "optimization": Optimization(learning_rate=3e-3, warmup=40, cooldown=0.2, precision="float32"),
-        "objective": Objective(label_dropout=0.1),
-        "checkpoint_every": 56,
-    }
-    return Recipe(**{**settings, **changes})
-
-
-def weights(network: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
+from stages.training import report as report_module
 
 
 class Killed(Exception):
@@ -69,7 +38,7 @@ def test_it_learns_what_the_classes_mean(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stopped_run_ends_with_the_same_weights(tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(loop_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(report_module, "LOG_EVERY", 1)
     whole = train(recipe(), pictures(), tmp_path / "whole")
     for stop in (9, 13, 2):
         with pytest.raises(Killed):
@@ -81,7 +50,7 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, monkeypatch, workers
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module, "LOG_EVERY", 1)
+    monkeypatch.setattr(report_module, "LOG_EVERY", 1)
     whole = train(recipe(), pictures(), tmp_path / "whole")
     with pytest.raises(Killed):
         train(recipe(), pictures(), tmp_path / "run", on_report=kill_after(20))
@@ -103,54 +72,70 @@ def test_a_run_of_damaged_checkpoints_does_not_start_anew(tmp_path):
         train(recipe(), pictures(), tmp_path)
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, 10, {"network": {"a": torch.ones(3)}}, {})
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, 20, {"network": {"a": torch.ones(3)}}, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000000010"]
-    tensors, state, problems = checkpoint.load_newest(tmp_path)
-    assert state["images_seen"] == 10 and not problems and torch.equal(tensors["network"]["a"], torch.ones(3))
-
-
-def test_only_the_newest_checkpoints_stay(tmp_path):
-    for images in (10, 20, 30):
-        checkpoint.save(tmp_path, images, {"network": {"a": torch.ones(1)}}, {}, keep=2)
-    assert [path.name[-2:] for path in checkpoint.folders(tmp_path)] == ["30", "20"]
-
-
 def test_another_network_in_the_run_folder_is_refused(tmp_path):
     train(recipe(), pictures(), tmp_path)
     with pytest.raises(ValueError, match="holds a run of another network"):
         train(recipe(network={**NETWORK, "channels": [32]}), pictures(), tmp_path)
 
 
-def test_steps_without_a_finite_gradient_are_skipped_then_end_the_run(tmp_path, monkeypatch):
-    calls = []
-    real = loop_module.denoising_loss
-
-    def broken(*args):
-        calls.append(1)
-        return real(*args) * (float("nan") if len(calls) in (2, 4, 5, 6, 7, 8) else 1)
-
-    monkeypatch.setattr(loop_module, "denoising_loss", broken)
-    messages: list[str] = []
-    with pytest.raises(FloatingPointError, match="5 steps in a row"):
-        train(recipe(), pictures(), tmp_path, on_message=messages.append)
-    assert len(messages) == 6 and messages[0].startswith("skipped a step at 8 images")
-
-
 def test_the_log_holds_every_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module, "LOG_EVERY", 10)
+    monkeypatch.setattr(report_module, "LOG_EVERY", 10)
     reports = []
-    train(recipe(), pictures(), tmp_path, on_report=reports.append)
+    train(recipe(checkpoint_every=1000), pictures(), tmp_path, on_report=reports.append)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines] == [80, 160, 240] == [r.images_seen for r in reports]
     assert [line["size"] for line in lines] == [4, 8, 8]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, number):
+    handlers = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+
+    def signal_once(images_seen):
+        if images_seen == 72:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after 72 images"):
+        train(recipe(), pictures(), tmp_path / "stopped", on_step=signal_once)
+    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert checkpoint.load_newest(tmp_path / "stopped")[1]["images_seen"] == 72
+    whole = train(recipe(), pictures(), tmp_path / "whole")
+    resumed = train(recipe(), pictures(), tmp_path / "stopped")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(recipe(), pictures(), tmp_path, on_step=lambda images: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    assert "stopped after" not in str(stopped.value) and not checkpoint.folders(tmp_path)
+
+
+@pytest.fixture
+def precision():
+    """Trains shortly at a precision; what was said."""
+
+    def short(folder, kind):
+        messages = []
+        train(recipe(16, optimization=optimization(precision=kind)), pictures(), folder, on_message=messages.append)
+        return messages
+
+    yield short
+    AcceleratorState._reset_state()
+
+
+def test_float16_is_refused_on_a_cpu(tmp_path, precision, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match="precision is float16, in which CPUs can't train; use float32 or bfloat16"):
+        precision(tmp_path, "float16")
+
+
+def test_one_program_may_train_at_several_precisions_and_is_told_which_is_slow(tmp_path, precision, monkeypatch):
+    slow = "this CPU has no instructions for bfloat16; optimization.precision=float32 is faster here"
+    for number, (kind, has, said) in enumerate([("float32", False, []), ("bfloat16", False, [slow]), ("bfloat16", True, [])]):
+        monkeypatch.setattr(loop_module, "_cpu_has_bfloat16", lambda has=has: has)
+        assert precision(tmp_path / str(number), kind) == said
+    one, other = (checkpoint.load_newest(tmp_path / name)[0]["network"]["conv_out.weight"] for name in ("0", "1"))
+    assert not torch.equal(one, other), "the second training computed in bfloat16"
 
 
 def test_rate_rises_stays_and_falls():

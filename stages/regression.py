@@ -1,0 +1,95 @@
+"""SR3's regression baseline: the same network without noise, which gives the mean of all large images that fit a small one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
+
+from stages.denoiser import Denoiser
+from stages.noise import MAX_LOG_SNR
+from stages.pipeline import ClassLabels, OutputType, as_output, check_way_out, low_res_size_of
+from stages.sr3 import Images, RefiningPipeline
+
+
+def regress(
+    network: Denoiser, low_res: Tensor, size: int, class_labels: Tensor | None = None, aug_level: Tensor | None = None
+) -> Tensor:
+    """One evaluation of a network that predicts "sample", with nothing but zeros in place of the noisy image.
+
+    So a regression has the architecture, weights and inputs of its diffusion sibling (Saharia et al. 2021, arXiv:2104.07636,
+    section 4), and sees no image but the small one.
+
+    Args:
+        network: Predicts "sample".
+        low_res: Small images in [-1, 1], [B, 3, h, w].
+        size: Side H of the large ones.
+        class_labels: int64 [B], or None.
+        aug_level: Augmentation level of `low_res`, [B]; None = 0.
+
+    Returns:
+        Large images, [B, 3, H, H], in [-1, 1] up to overshoot.
+    """
+    nothing = low_res.new_zeros((len(low_res), low_res.shape[1], size, size))
+    log_snr = low_res.new_full((len(low_res),), -MAX_LOG_SNR)
+    return network(nothing, log_snr, class_labels, low_res, aug_level)
+
+
+class RegressionPipeline(RefiningPipeline):
+    """Enlarges images by one evaluation of a network (SR3's "Regression", arXiv:2104.07636, section 4). Draws no random numbers.
+
+    Args:
+        unet: A network with `config.low_res_size` that predicts "sample" and was trained by `regress`.
+
+    Raises:
+        ValueError: if the network is none of these.
+    """
+
+    def __init__(self, unet: ModelMixin) -> None:
+        if low_res_size_of(unet) is None:
+            raise ValueError("this network takes no low-resolution image, so it can't enlarge one; use BasePipeline")
+        prediction_type = getattr(unet, "prediction_type", None)
+        if prediction_type != "sample":
+            raise ValueError(f"a regression needs a network that predicts 'sample', and this one predicts {prediction_type!r}")
+        super().__init__(unet, None)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Images,
+        class_labels: ClassLabels | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        batch_size: int | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Enlarge images.
+
+        Args:
+            image: Square images, at most as large as the stage's own, as `SR3Pipeline` takes them.
+            class_labels: Class indices in [0, num_classes), one an image or one for all; None for a model without classes.
+            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32).
+            return_dict: False returns `(images,)`.
+            batch_size: Images that go through the network at once; None = 1 on a CPU, so that no byte of an image depends on the
+                others, and 8 elsewhere.
+
+        Returns:
+            `ImagePipelineOutput` with `images`.
+
+        Raises:
+            ValueError: for arguments that don't fit the model, before the network is run.
+            RuntimeError: if the network makes something that is no number.
+        """
+        check_way_out(output_type, batch_size)
+        low_res = self.low_res_of(image)
+        labels = self.check_labels(class_labels, len(low_res))
+        self._lay_out()
+        device, made = self._execution_device, []
+        for part in self.progress_bar(self._micro_batches(len(low_res), batch_size)):
+            classes = None if labels is None else labels[part].to(device)
+            made.append(self._check_finite(regress(self.unet, low_res[part].to(device), self.size, classes)).clamp(-1, 1))
+        self.maybe_free_model_hooks()
+        output: Any = as_output(torch.cat(made), output_type)
+        return ImagePipelineOutput(images=output) if return_dict else (output,)

@@ -1,0 +1,51 @@
+"""The processes of a training: torchrun and accelerate start them, on one machine or several."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+LOCK = ".lock"
+USE_CPU = "ACCELERATE_USE_CPU"
+"""accelerate's own environment variable: train on the CPU in spite of an accelerator."""
+
+
+def this_process() -> PartialState:
+    """This process among those of the training: its rank, how many there are, its device. Joins them at the first call.
+
+    accelerate joins processes on CPUs only if it is told that they are meant; left to itself it lets each train alone.
+    """
+    on_cpu = torch.accelerator.current_accelerator() is None or os.environ.get(USE_CPU, "").lower() in ("1", "true", "yes")
+    return PartialState(cpu=on_cpu)
+
+
+@contextmanager
+def sole_training(run: Path) -> Iterator[None]:
+    """Hold the run's folder, so that no second training writes into it. The system lets go of it however this process ends.
+
+    Where the file system or the system knows no such locks, nothing is held.
+
+    Raises:
+        ValueError: if another training holds it.
+    """
+    if importlib.util.find_spec("fcntl") is None:
+        yield
+        return
+    import fcntl
+
+    with (run / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock not inherited, so a data worker can't outlive it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"another training is running in {run}; wait for it, end it, or choose another folder"
+                ) from error
+        yield

@@ -1,0 +1,180 @@
+"""What a training run is made of at one moment: network, optimizer, averages, images seen. It begins, resumes, is saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from stages.training import checkpoint, post_hoc
+from stages.training.ema import EMA, PowerAverage
+from stages.training.recipe import Recipe
+from stages.training.weights import difference, settings_of, take_weights
+from stages.unet import UNet
+
+
+class TrainingState:
+    """Network, optimizer, averages of the weights and the number of images seen.
+
+    `ema` is the average that the stage is made of; `power` are those that only snapshots are made of.
+    `network` is the bare network, whose weights are saved; `prepared` the same one as accelerate runs it.
+    """
+
+    def __init__(self, recipe: Recipe, num_classes: int, run: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.run, self.images_seen, self.bad_steps = recipe, run, 0, 0
+        self.network = UNet(**recipe.network, num_classes=recipe.num_classes(num_classes)).to(memory_format=torch.channels_last)
+        self.prepared: Any = self.network
+        self.accelerator: Accelerator
+        o = recipe.optimization
+        beta1, beta2 = o.betas
+        self.optimizer: Any = torch.optim.AdamW(
+            self.network.parameters(), lr=0.0, betas=(beta1, beta2), weight_decay=o.weight_decay, fused=True
+        )
+        self.ema = EMA(self.network, o.ema_half_life, o.ema_ramp)
+        self.power = [PowerAverage(self.network, std) for std in recipe.snapshots.stds] if recipe.snapshots is not None else []
+
+    @classmethod
+    def begin(
+        cls, recipe: Recipe, num_classes: int, run: Path, accelerator: Accelerator, on_message: Callable[[str], None]
+    ) -> TrainingState:
+        """The state of the run's newest whole checkpoint; without one a new state, from the stage that the recipe names if any.
+
+        Raises:
+            ValueError: if checkpoint or stage are of another network, or the processes don't see the same checkpoint.
+        """
+        if accelerator.is_main_process:
+            checkpoint.clean(run)
+        accelerator.wait_for_everyone()
+        state = cls(recipe, num_classes, run)
+        if found := checkpoint.load_newest(run):
+            tensors, facts, problems = found
+            for problem in problems:
+                on_message(problem)
+            state._restore(tensors, facts)
+        elif recipe.start_from is not None:
+            on_message(take_weights(state.network, Path(recipe.start_from)))
+            state.ema = EMA(state.network, recipe.optimization.ema_half_life, recipe.optimization.ema_ramp)
+        places = accelerator.gather(torch.tensor([state.images_seen], device=accelerator.device)).tolist()
+        if len(set(places)) > 1:
+            raise ValueError(f"the processes begin at {places} images: {run} must be one folder that all of them share")
+        state._prepare(accelerator, facts.get("scaler") if found else None)
+        if accelerator.is_main_process:
+            post_hoc.forget(run, state.images_seen)
+        if found:
+            on_message(f"continued from {state.images_seen} images" + _change(accelerator.num_processes, facts.get("processes")))
+        return state
+
+    def _restore(self, tensors: checkpoint.Tensors, facts: checkpoint.State) -> None:
+        if differs := difference(facts["network"], self.network):
+            raise ValueError(
+                f"{self.run} holds a run of another network: {differs}; use another folder, or remove it to train anew"
+            )
+        self.network.load_state_dict(tensors["network"])
+        self.ema.weights = {name: tensors["ema"][name] for name in self.ema.weights}
+        for average in self.power:
+            if average.name not in tensors:
+                raise ValueError(
+                    f"{self.run} holds a run without an average of width {average.std:g}, which can't begin in its middle; take"
+                    " it out of snapshots.stds, or train anew in another folder"
+                )
+            average.weights = {name: tensors[average.name][name] for name in average.weights}
+        checkpoint.restore_optimizer(self.optimizer, tensors["optimizer"])
+        self.images_seen, self.bad_steps = facts["images_seen"], facts.get("bad_steps", 0)
+
+    def _prepare(self, accelerator: Accelerator, scaler: dict[str, Any] | None) -> None:
+        """Move to the accelerator's device and let it run the network, over several processes if there are."""
+        self.accelerator = accelerator
+        if self.recipe.optimization.gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+        self.prepared, self.optimizer = accelerator.prepare(self.network, self.optimizer)
+        if self.recipe.optimization.compile:
+            self.prepared = torch.compile(self.prepared)
+        if scaler is not None and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(scaler)
+        for average in (self.ema, *self.power):
+            average.weights = {name: value.to(accelerator.device) for name, value in average.weights.items()}
+
+    def average(self, images_before: int) -> None:
+        """Take the weights into the averages, after a step that began at `images_before` and ended at `images_seen`."""
+        for average in (self.ema, *self.power):
+            average.update(self.network, self.images_seen, self.images_seen - images_before)
+
+    @contextmanager
+    def averaged(self) -> Iterator[UNet]:
+        """The network with its averaged weights, in evaluation mode; its own are back afterwards. Takes no further memory."""
+
+        def exchange() -> None:
+            for name, own in self.network.state_dict().items():
+                held = own.clone()
+                own.copy_(self.ema.weights[name])
+                self.ema.weights[name].copy_(held)
+
+        exchange()
+        try:
+            yield self.network.eval()
+        finally:
+            exchange()
+            self.network.train()
+
+    @property
+    def null_label(self) -> int:
+        """What stands for a dropped label; 0 for a network that knows none."""
+        return 0 if self.network.null_label is None else self.network.null_label
+
+    def snapshot(self) -> None:
+        """Let the main process write a snapshot of the power averages."""
+        if self.accelerator.is_main_process:
+            post_hoc.save(self.run, self.images_seen, self.power, settings_of(self.network))
+        self.accelerator.wait_for_everyone()
+
+    def save(self, validation_loss: float | None = None) -> None:
+        """Let the main process write a checkpoint, with the validation loss measured at this moment, if it was."""
+        if self.accelerator.is_main_process:
+            self._write(validation_loss)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, validation_loss: float | None) -> None:
+        groups = {
+            "network": self.network.state_dict(),
+            "ema": self.ema.weights,
+            **{average.name: average.weights for average in self.power},
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer.optimizer),
+        }
+        facts = {
+            "network": settings_of(self.network),
+            "bad_steps": self.bad_steps,
+            "processes": self.accelerator.num_processes,
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            checkpoint.LOSS: validation_loss if validation_loss is not None and math.isfinite(validation_loss) else None,
+        }
+        checkpoint.save(self.run, self.images_seen, groups, facts, self.recipe.keep_checkpoints)
+
+    def finish(self, on_message: Callable[[str], None]) -> UNet:
+        """The network with the averaged weights that the recipe takes as its result, in evaluation mode and as it was built."""
+        weights = self.ema.weights
+        best = checkpoint.best_folder(self.run) if self.recipe.result == "best" else None
+        if best is not None:
+            try:
+                tensors, facts = checkpoint.load(best)
+            except checkpoint.DAMAGED as error:
+                raise ValueError(
+                    f"{best.name}, of the least validation loss, is damaged ({error}); remove it, or take result=last"
+                ) from error
+            weights = {name: tensors["ema"][name] for name in weights}
+            on_message(f"the least validation loss was {facts[checkpoint.LOSS]:.5f}, at {facts['images_seen']} images")
+        network = self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        network.disable_gradient_checkpointing()
+        network.load_state_dict(weights)
+        return network.eval()
+
+
+def _change(now: int, before: int | None) -> str:
+    if before in (now, None):
+        return ""
+    return f"; now {now} {'process' if now == 1 else 'processes'}, before {before}"

@@ -1,0 +1,127 @@
+"""One step of the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.training.objective import denoising_loss
+from stages.training.state import TrainingState
+from stages.unet import UNet
+
+MAX_BAD_STEPS = 5
+_NAMED = 8
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step was like for this process.
+
+    losses, log_snr: Of its examples, [B].
+    damaged: How many of them show another picture because their own is damaged.
+    gradient_norm: Of everyone's gradient.
+    """
+
+    losses: Tensor
+    log_snr: Tensor
+    damaged: int
+    gradient_norm: Tensor
+
+
+def step(
+    state: TrainingState, parts: Sequence[Batch], name_of: Callable[[int], str], on_message: Callable[[str], None]
+) -> Outcome:
+    """One step of the optimizer on this process's share of a batch; a step whose gradient is not a number is skipped.
+
+    Args:
+        state: Moved on, but for `images_seen` and the averages.
+        parts: The share in parts of equal size, collated `TrainingExamples`; their gradients are averaged.
+        name_of: A picture's name by its index.
+        on_message: Told of skipped steps.
+
+    Raises:
+        FloatingPointError: if MAX_BAD_STEPS steps in a row had no finite gradient.
+    """
+    accelerator, recipe = state.accelerator, state.recipe
+    state.network.train()
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate_at(state.images_seen)
+    losses = torch.cat([_backward(state, parts, place) for place in range(len(parts))])
+    norm = accelerator.clip_grad_norm_(state.network.parameters(), recipe.optimization.clip_norm)
+    finite = bool(torch.isfinite(norm))
+    if finite or accelerator.scaler is not None:  # float16: the scaler leaves the step out itself, and lowers its scale
+        state.optimizer.step()
+    state.optimizer.zero_grad()
+    damaged = sum(int((part["damaged"][:, 0, 0] >= 0).sum()) for part in parts)
+    outcome = Outcome(losses, torch.cat([part["log_snr"] for part in parts]).to(losses.device), damaged, norm)
+    if finite:
+        state.bad_steps = 0
+    else:
+        _note_bad_step(state, outcome, torch.cat([part["index"] for part in parts]), name_of, on_message)
+    return outcome
+
+
+def _backward(state: TrainingState, parts: Sequence[Batch], place: int) -> Tensor:
+    """Add one part's gradient to that of the parts before; returns the loss of each of its examples."""
+    accelerator, recipe, size = state.accelerator, state.recipe, len(parts[place]["x0"])
+    first = state.images_seen + (accelerator.process_index * len(parts) + place) * size
+    torch.manual_seed(_seed(recipe.seed, first))  # dropout: a function of the part's first example, so processes differ
+    part = {name: value.to(accelerator.device, non_blocking=True) for name, value in parts[place].items()}
+    last = place == len(parts) - 1
+    with nullcontext() if last else accelerator.no_sync(state.prepared):
+        network = Running(state.network, state.prepared)
+        losses = denoising_loss(network, part, recipe.objective)
+        accelerator.backward(losses.mean() / len(parts))
+    return losses.detach()
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, 3, number]).generate_state(1, np.uint64)[0])
+
+
+def _note_bad_step(
+    state: TrainingState, outcome: Outcome, index: Tensor, name_of: Callable[[int], str], on_message: Callable[[str], None]
+) -> None:
+    """Say where a step without a finite gradient came from, and end the run after several in a row."""
+    accelerator = state.accelerator
+    mine = (outcome.losses.isfinite(), outcome.log_snr, index.to(accelerator.device))
+    finite, log_snr, index = (accelerator.gather(values).cpu() for values in mine)
+    if accelerator.scaler is not None and finite.all() and accelerator.scaler.get_scale() >= 1:
+        return  # float16 while the scaler still looks for its scale
+    state.bad_steps += 1
+    chosen = finite if finite.all() else ~finite
+    pictures = [f"{name_of(int(i))} at log-SNR {level:.1f}" for i, level in zip(index[chosen], log_snr[chosen], strict=True)]
+    more = f" and {len(pictures) - _NAMED} more" if len(pictures) > _NAMED else ""
+    where = f"{'its pictures are' if finite.all() else 'no finite loss for'} {', '.join(pictures[:_NAMED])}{more}"
+    on_message(f"skipped a step at {state.images_seen} images: its gradient is not a number; {where}")
+    if state.bad_steps >= MAX_BAD_STEPS:
+        raise FloatingPointError(
+            f"{MAX_BAD_STEPS} steps in a row, up to {state.images_seen} images, had no finite gradient: {where};"
+            " look at these pictures, lower the learning rate or use float32"
+        )
+
+
+class Running:
+    """The way a network is run, as a `Denoiser` with the facts of the bare network."""
+
+    def __init__(self, bare: UNet, run: Any) -> None:
+        self.prediction_type, self.num_classes, self.null_label = bare.prediction_type, bare.num_classes, bare.null_label
+        self.run = run
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        return self.run(x_t, log_snr, class_labels, low_res, aug_level)

@@ -1,0 +1,87 @@
+"""The loss on held-out pictures at fixed noise levels: what tells learning from learning by heart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from stages.training.data import PictureSource, TrainingExamples
+from stages.training.objective import denoising_loss
+from stages.training.recipe import REGRESSION, Recipe
+from stages.training.state import TrainingState
+from stages.training.step import Running
+
+SEED = 0
+"""Of noise, crops and choice of pictures: the same for every run, so that runs compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """The validation loss of the averaged weights.
+
+    images_seen: Training images before it was measured.
+    loss: Mean over the pictures and noise levels, weighted as in training.
+    loss_by_log_snr: The mean at each noise level, by its log-SNR, most noise first.
+    psnr: Of a regression by its mean squared error, in dB; None for anything else.
+    """
+
+    images_seen: int
+    loss: float
+    loss_by_log_snr: dict[float, float]
+    psnr: float | None = None
+
+    def as_record(self) -> dict[str, float | dict[str, float]]:
+        """Its line in the log, under names of its own."""
+        by_log_snr = {f"{level:.2f}": loss for level, loss in self.loss_by_log_snr.items()}
+        psnr = {} if self.psnr is None else {"validation_psnr": self.psnr}
+        return {"validation_loss": self.loss, "validation_loss_by_log_snr": by_log_snr, **psnr}
+
+
+class Validator:
+    """Measures the validation loss of a recipe, at the size of its last phase. The processes share the pictures.
+
+    Args:
+        recipe: Its `validation` says how much is measured. Nothing is flipped and no label dropped.
+        held_out: The pictures, of the training's size and classes.
+        null_label: As for `TrainingExamples`, which need it.
+    """
+
+    def __init__(self, recipe: Recipe, held_out: PictureSource, null_label: int) -> None:
+        assert recipe.validation is not None
+        self.every = recipe.validation.every or recipe.checkpoint_every
+        self.count, self.phase = min(recipe.validation.images, len(held_out)), recipe.phases[-1]
+        fixed = replace(
+            recipe, seed=SEED, data=replace(recipe.data, flip=False), objective=replace(recipe.objective, label_dropout=0.0)
+        )
+        self.examples = TrainingExamples(held_out, fixed, self.phase, null_label)
+        u = (torch.arange(recipe.validation.levels, dtype=torch.float64) + 0.5) / recipe.validation.levels
+        self.levels = self.examples.log_snr(u).sort().values
+
+    @torch.no_grad()
+    def __call__(self, state: TrainingState) -> ValidationReport:
+        """The loss of the state's averaged weights; every process has to ask."""
+        accelerator, optimization = state.accelerator, state.recipe.optimization
+        numbers = range(accelerator.process_index, self.count, accelerator.num_processes)
+        batch_size = self.phase.batch_size // accelerator.num_processes // optimization.accumulate
+        sums = torch.zeros(len(self.levels), dtype=torch.float64)
+        with state.averaged() as network:
+            for batch in DataLoader(self.examples, batch_size=batch_size, sampler=numbers):
+                batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+                sums += torch.stack([self._loss(state, Running(network, network), batch, level) for level in self.levels])
+        means = accelerator.reduce(sums.float().to(accelerator.device), "sum").double().cpu() / self.count
+        by_level = dict(zip(self.levels.tolist(), means.tolist(), strict=True))
+        return ValidationReport(state.images_seen, means.mean().item(), by_level, _psnr(state.recipe, means.mean().item()))
+
+    def _loss(self, state: TrainingState, network: Running, batch: dict[str, Tensor], level: Tensor) -> Tensor:
+        batch = {**batch, "log_snr": level.to(batch["log_snr"]).expand(len(batch["x0"]))}
+        return denoising_loss(network, batch, state.recipe.objective).double().sum().cpu()
+
+
+def _psnr(recipe: Recipe, loss: float) -> float | None:
+    """10 log10(peak^2 / MSE) of images whose values go from -1 to 1."""
+    is_error = recipe.objective.kind == REGRESSION and recipe.objective.loss == "l2"
+    return 10 * math.log10(4 / loss) if is_error and loss > 0 else None
