@@ -148,18 +148,31 @@ def area_average(pictures: np.ndarray, size: int) -> np.ndarray:
         raise ValueError(f"pictures are {pictures.dtype} {pictures.shape}, expected uint8 [..., n, n, 3]")
     if not 1 <= size <= n:
         raise ValueError(f"size is {size}, expected 1 to {n}, the size of the pictures")
-    # In units of 1/size of an input pixel, all lengths are whole numbers, and so are the sums that float64 then holds.
-    target, source = np.arange(size)[:, None] * n, np.arange(n) * size
-    overlap = np.minimum(target + n, source + size) - np.maximum(target, source)
-    weights = np.maximum(overlap, 0).astype(np.float64)  # [size, n], each row adds up to n
-    sums = np.einsum("ih,...hwc,jw->...ijc", weights, pictures, weights, optimize=True)
-    return ((2 * sums.astype(np.int64) + n * n) // (2 * n * n)).astype(np.uint8)
+    if size == n:
+        return pictures
+    sums = _area_sums(_area_sums(pictures, size, -3, np.int32), size, -2, np.int64)
+    return ((2 * sums + n * n) // (2 * n * n)).astype(np.uint8)
+
+
+def _area_sums(values: np.ndarray, size: int, axis: int, dtype: type) -> np.ndarray:
+    """Sums over `size` equal stretches of an axis, times `size`, so that stretches that cut values give whole numbers too."""
+    n = values.shape[axis]
+    whole, cut = np.divmod(np.arange(size + 1) * n, size)  # where stretch i begins: at a value, and how much of it is before
+    shape = [-1] + [1] * (-axis - 1)
+    sums = size * np.add.reduceat(values, whole[:-1], axis=axis, dtype=dtype)
+    sums -= cut[:-1].reshape(shape).astype(dtype) * values.take(whole[:-1], axis=axis)
+    sums += cut[1:].reshape(shape).astype(dtype) * values.take(np.minimum(whole[1:], n - 1), axis=axis)
+    return sums
 
 
 def cached_array(
-    size: int, split: str, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None
+    size: int,
+    split: str,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    every: int = 1,
 ) -> tuple[np.memmap, np.ndarray]:
-    """All drawings of a split as one array, rendered at the first call and read from the disk afterwards.
+    """The drawings of a split as one array, rendered at the first call and read from the disk afterwards.
 
     The rendering uses every core, in processes: a script that calls this needs the `if __name__ == "__main__"` guard.
 
@@ -168,23 +181,28 @@ def cached_array(
         split: "train" or "heldout".
         cache_dir: Folder that holds the caches; None = cascade-diffusion in XDG_CACHE_HOME, or in ~/.cache.
         progress: Called after each picture that is rendered.
+        every: Only every n-th drawing, 1 = all. As they are sorted by class and set, so are the classes and sets of the rest
+            in proportion.
 
     Returns:
         Pictures, uint8 [N, size, size, 3], a read-only memory map; and labels, int64 [N], indices into EMOJI. The
         order is that of `drawings(split)`.
 
     Raises:
-        ValueError: if size or split is wrong.
+        ValueError: if size, split or every is wrong.
         OSError: if the folder can't be written or the disk has no room.
     """
     _check_size(size)
-    items = drawings(split)
+    if every < 1:
+        raise ValueError(f"every is {every}, expected 1 (all drawings) or more (every n-th)")
+    items = drawings(split)[::every]
     labels = np.array([EMOJI.names.index(item.class_name) for item in items], np.int64)
     folder = _cache_folder(cache_dir)
-    path, shape = folder / f"{split}-{size}.npy", (len(items), size, size, 3)
+    part = split if every == 1 else f"{split}-every{every}"
+    path, shape = folder / f"{part}-{size}.npy", (len(items), size, size, 3)
     cached = _open_array(path, shape)
     if cached is None:
-        full = _open_array(folder / f"{split}-{RENDER_SIZE}.npy", (len(items), RENDER_SIZE, RENDER_SIZE, 3))
+        full = _open_array(folder / f"{part}-{RENDER_SIZE}.npy", (len(items), RENDER_SIZE, RENDER_SIZE, 3))
         if full is not None and size < RENDER_SIZE:
             pictures: Iterator[np.ndarray] = (area_average(picture, size) for picture in full)
         else:

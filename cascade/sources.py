@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,24 @@ import numpy as np
 
 from cascade.drawings import Progress as DrawingsProgress
 from cascade.drawings import cached_array
+from cascade.labels import EMOJI, Vocabulary, imagenet
 from eval.features import FeatureExtractor
-from eval.images import ImageSet, image_archive, image_array, image_folder
-from eval.references import Reference, load_adm_reference, load_reference
-from eval.statistics import read_npz
+from eval.images import Images, ImageSet, image_archive, image_array, image_folder
+from eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
+from eval.statistics import Provenance, read_npz
 
 DRAWINGS = {"drawings:train": "train", "drawings:heldout": "heldout"}
-EXTRACTORS = ("efficientnet-lite0", "inception-clean", "inception-tensorflow", "inception-pytorch", "dinov2")
+INCEPTION_MODES: dict[str, Any] = {
+    "inception-clean": "clean",
+    "inception-tensorflow": "legacy_tensorflow",
+    "inception-pytorch": "legacy_pytorch",
+}
+EXTRACTORS = ("efficientnet-lite0", *INCEPTION_MODES, "dinov2")
 DRAWINGS_CROP_RULE = "drawings"
+CLEAN_FID_PREFIX = "cleanfid:"
+
+Classify = Callable[[Images], np.ndarray]
+"""Class probabilities [N, C] of uint8 RGB images [N, S, S, 3]."""
 
 
 def image_source(
@@ -76,31 +87,74 @@ def extractor_of(name: str, weights: Path | None = None, device: str = "cpu") ->
         from eval.dinov2 import DINOv2
 
         return DINOv2(weights, device=device)
-    from eval.inception import Inception
+    from eval.inception import ADMInception, Inception
 
-    modes: dict[str, Any] = {
-        "inception-clean": "clean",
-        "inception-tensorflow": "legacy_tensorflow",
-        "inception-pytorch": "legacy_pytorch",
-    }
-    if name not in modes:
+    if name not in INCEPTION_MODES:
         raise ValueError(f"extractor is {name!r}, expected one of {', '.join(EXTRACTORS)}")
-    return Inception(modes[name], weights, device=device)
+    if name == "inception-tensorflow":
+        return ADMInception(weights, device=device)
+    return Inception(INCEPTION_MODES[name], weights, device=device)
 
 
-def reference_file(path: Path, image_size: int) -> Reference | None:
-    """The statistics in an .npz: ours, or ADM's published ones; None if it holds images alone.
+def reference_source(
+    text: str,
+    *,
+    image_size: int,
+    extractor: str,
+    crop_rule: str | None = None,
+    minimum: int = 1,
+    progress: DrawingsProgress | None = None,
+) -> Reference | ImageSet:
+    """What samples are measured against, as a person means it.
+
+    Args:
+        text: Real images, as `image_source` names them; an .npz of `cascade evaluate reference`, of ADM, or with `mu` and `sigma`
+            alone (clean-fid, EDM, pytorch-fid); or "cleanfid:NAME" or "cleanfid:NAME:SPLIT", statistics that clean-fid publishes.
+        image_size: Side of the samples in pixels.
+        extractor: By which samples are measured; a file of `mu` and `sigma` alone is taken to be of the same.
+        crop_rule: How the images of such a file were cut; None = not known.
+        minimum: How many images are needed at least.
+        progress: Called while drawings are rendered.
 
     Raises:
         ValueError: if it is missing or damaged, or of another image size.
+        ConnectionError: if it must be downloaded and can't be.
     """
-    arrays = read_npz(path, set()).keys()
-    if "provenance" in arrays:
-        return load_reference(path)
-    return load_adm_reference(path, image_size) if {"mu", "sigma"} <= arrays else None
+    if text.startswith(CLEAN_FID_PREFIX):
+        if extractor not in INCEPTION_MODES:
+            raise ValueError(f"{text} is measured by Inception, so --extractor must be one of {', '.join(INCEPTION_MODES)}")
+        name, _, split = text.removeprefix(CLEAN_FID_PREFIX).partition(":")
+        return load_clean_fid_reference(name, split or "train", image_size, INCEPTION_MODES[extractor])
+    path = Path(text).expanduser()
+    if path.suffix == ".npz" and path.is_file():
+        arrays = read_npz(path, set()).keys()
+        if "provenance" in arrays:
+            return load_reference(path)
+        if "mu_s" in arrays:
+            return load_adm_reference(path, image_size)
+        if "arr_0" not in arrays:
+            network = "inception-v3" if extractor in INCEPTION_MODES else extractor
+            made_by = Provenance(
+                extractor=network, weights_hash=None, resize_mode=INCEPTION_MODES.get(extractor), crop_rule=crop_rule
+            )
+            return load_plain_reference(path, made_by)
+    return image_source(text, size=image_size, minimum=minimum, progress=progress)[0]
+
+
+def classifier_of(classes: Vocabulary | None, device: str = "cpu") -> tuple[str, Classify] | None:
+    """A classifier of these classes, and its name: the shipped one of drawings, or EfficientNet-Lite for ImageNet; else None."""
+    if classes == EMOJI:
+        from eval.classifier import class_probabilities, load_classifier
+
+        model, _ = load_classifier()
+        return "the shipped classifier of drawings", lambda images: class_probabilities(model, images)
+    if classes == imagenet():
+        from eval.efficientnet import EfficientNetLite
+
+        return "EfficientNet-Lite0", EfficientNetLite(device).probabilities
+    return None
 
 
 def feature_cache() -> Path:
     """Where features of references are kept: under XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade-diffusion" / "features"
-

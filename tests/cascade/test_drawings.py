@@ -198,6 +198,17 @@ def test_small_cache_from_the_large_one_has_the_same_pixels(four, tmp_path, monk
     np.testing.assert_array_equal(small, again)
 
 
+def test_every_nth_drawing_has_a_cache_of_its_own(four, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_in_processes", map)
+    every, labels = cached_array(8, "heldout", tmp_path)
+    second, its_labels = cached_array(8, "heldout", tmp_path, every=2)
+    np.testing.assert_array_equal(second, every[::2])
+    np.testing.assert_array_equal(its_labels, labels[::2])
+    assert len(cached_array(8, "heldout", tmp_path, every=3)[0]) == 2
+    with pytest.raises(ValueError, match="every is 0"):
+        cached_array(8, "heldout", tmp_path, every=0)
+
+
 def test_cache_lies_where_the_desktop_says(four, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_in_processes", map)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
