@@ -15,12 +15,14 @@ import yaml
 
 from cascade.places import CONFIGS
 from stages.base import BasePipeline
-from stages.noise import CosineLaw, LogNormalLaw, NoiseLaw, SR3Law, law_to_dict
+from stages.noise import LAWS, NoiseLaw, law_to_dict
+from stages.pipeline import StagePipeline
+from stages.regression import RegressionPipeline
 from stages.sr3 import SR3Pipeline
-from stages.training import Recipe
+from stages.training import Objective, Recipe
+from stages.training.recipe import REGRESSION
 from stages.unet import UNet
 
-_LAWS: dict[str, type] = {law.kind: law for law in (CosineLaw, SR3Law, LogNormalLaw)}
 _FIXED_BY_DATA = ("self", "num_classes")
 _COMPONENTS = ("self", "unet", "scheduler", "guide_unet")
 
@@ -44,6 +46,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return _recipe(values)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def pipeline_class(network: Mapping[str, Any], objective: Objective) -> type[StagePipeline]:
+    """What a stage becomes that is trained so: by its network's settings and its objective."""
+    if objective.kind == REGRESSION:
+        return RegressionPipeline
+    return BasePipeline if network.get("low_res_size") is None else SR3Pipeline
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -122,8 +131,8 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     network = _arguments(UNet.__init__, arguments["network"], "network", _FIXED_BY_DATA)
     if "sample_size" not in network:
         raise ValueError("network.sample_size is missing; it is the side of the stage's images")
-    stage = BasePipeline if network.get("low_res_size") is None else SR3Pipeline
-    sampling = _arguments(stage.__init__, arguments.get("sampling", {}), "sampling", _COMPONENTS)
+    objective = arguments.get("objective", Objective())
+    sampling = _arguments(pipeline_class(network, objective).__init__, arguments.get("sampling", {}), "sampling", _COMPONENTS)
     recipe = Recipe(**{**arguments, "network": network, "sampling": sampling})
     _check_sizes(recipe)
     return recipe
@@ -195,10 +204,10 @@ def _scalar(value: Any, hint: Any, key: str) -> Any:
 
 
 def _law(value: Any, key: str) -> NoiseLaw:
-    if not isinstance(value, Mapping) or value.get("kind") not in _LAWS:
+    if not isinstance(value, Mapping) or value.get("kind") not in LAWS:
         got = value.get("kind") if isinstance(value, Mapping) else value
-        raise ValueError(f"{_joined(key, 'kind')} is {_shown(got)}, expected one of {', '.join(_LAWS)}")
-    law = _LAWS[value["kind"]]
+        raise ValueError(f"{_joined(key, 'kind')} is {_shown(got)}, expected one of {', '.join(LAWS)}")
+    law = LAWS[value["kind"]]
     fields = {name: field for name, field in value.items() if name != "kind"}
     return law(**_arguments(law.__init__, fields, key, ("self",)))  # type: ignore[misc]
 

@@ -7,14 +7,14 @@ import yaml
 
 from cascade.config import load_recipe, recipe_to_dict, recipe_to_yaml
 from stages.noise import CosineLaw, LogNormalLaw, SR3Law
-from stages.training import Recipe
+from stages.training import Data, Recipe, Validation
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("presets", "protocols"))
 
 MINIMAL = {
     "name": "tiny",
-    "data": "drawings",
+    "data": {"source": "drawings"},
     "network": {"sample_size": 16, "channels": [8, 16], "blocks": [1, 1], "attention_sizes": [], "head_channels": 8},
     "phases": [{"size": 8, "images": 100}, {"size": 16, "images": 200, "batch_size": 4}],
 }
@@ -33,7 +33,7 @@ def minimal(tmp_path):
 
 def test_a_minimal_recipe_takes_every_default_from_its_class(minimal):
     recipe = load_recipe(minimal)
-    assert recipe == Recipe(name="tiny", data="drawings", network=MINIMAL["network"], phases=recipe.phases)
+    assert recipe == Recipe(name="tiny", data=Data(source="drawings"), network=MINIMAL["network"], phases=recipe.phases)
     assert [(p.size, p.images, p.batch_size) for p in recipe.phases] == [(8, 100, 32), (16, 200, 4)]
 
 
@@ -72,8 +72,10 @@ def test_numbers_with_exponents_are_numbers(minimal, number):
 
 
 def test_overrides_reach_inner_keys_and_places_in_lists(minimal):
-    recipe = load_recipe(minimal, ["phases.1.images=1e3", "network.dropout=0.1", "flip=false", "objective.loss=l1", "seed=7"])
-    assert (recipe.total_images, recipe.network["dropout"], recipe.flip, recipe.objective.loss, recipe.seed) == (
+    recipe = load_recipe(
+        minimal, ["phases.1.images=1e3", "network.dropout=0.1", "data.flip=false", "objective.loss=l1", "seed=7"]
+    )
+    assert (recipe.total_images, recipe.network["dropout"], recipe.data.flip, recipe.objective.loss, recipe.seed) == (
         1000,
         0.1,
         False,
@@ -100,7 +102,7 @@ def test_sampling_takes_the_settings_of_the_stage(minimal):
         ("network.chanels=[8]", "did you mean 'channels'?"),
         ("network.num_classes=3", "unknown key 'network.num_classes'"),
         ("phases.0.iamges=3", "unknown key 'phases.0.iamges'; did you mean 'images'?"),
-        ("objective.law={kind: cosin}", "objective.law.kind is 'cosin', expected one of cosine, sr3, log_normal"),
+        ("objective.law={kind: cosin}", "objective.law.kind is 'cosin', expected one of cosine, sr3, log_normal, logit_normal"),
         ("objective.law=cosine", "objective.law.kind is 'cosine'"),
         ("objective.law={kind: cosine, mean: 1}", "unknown key 'objective.law.mean'"),
         ("sampling.aug_level=0.1", "unknown key 'sampling.aug_level'"),
@@ -108,7 +110,7 @@ def test_sampling_takes_the_settings_of_the_stage(minimal):
         ("optimization.learning_rate=fast", "optimization.learning_rate is 'fast', expected a number"),
         ("optimization.warmup=1.5", "optimization.warmup is 1.5, expected a whole number"),
         ("seed=true", "seed is True, expected a whole number"),
-        ("flip=1", "flip is 1, expected true or false"),
+        ("data.flip=1", "data.flip is 1, expected true or false"),
         ("name=3", "name is 3, expected a text"),
         ("name=", "name is empty, expected a text"),
         ("network.channels=8", "network.channels is 8, expected a list"),
@@ -140,8 +142,8 @@ def test_a_mistake_is_answered_by_its_key_and_what_was_expected(minimal, overrid
         ("- a\n- b", "holds a list, expected a mapping"),
         ("", "holds empty"),
         ("name: a\nname: b", "the key name is given twice"),
-        ("data: drawings\nnetwork: {sample_size: 8}\nphases: []", "name is missing"),
-        ("name: a\ndata: drawings\nnetwork: {}\nphases: [{size: 8, images: 8}]", "network.sample_size is missing"),
+        ("data: {source: drawings}\nnetwork: {sample_size: 8}\nphases: []", "name is missing"),
+        ("name: a\ndata: {source: drawings}\nnetwork: {}\nphases: [{size: 8, images: 8}]", "network.sample_size is missing"),
         ("name: !!python/object/apply:os.getcwd []", "can't be read as YAML"),
         ("name: \x00", "can't be read as YAML"),
     ],
@@ -157,3 +159,47 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, text, problem):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no recipe .*nothing.yaml"):
         load_recipe(tmp_path / "nothing.yaml")
+
+
+TRAINING = [
+    "optimization.betas=[0.9, 0.999]",
+    "optimization.accumulate=4",
+    "optimization.precision=float16",
+    "optimization.gradient_checkpointing=true",
+    "optimization.compile=true",
+    "start_from=somewhere/stage",
+    "validation={source: held/out, images: 64, levels: 5, every: 2000}",
+    "keep_checkpoints=3",
+    "result=best",
+]
+
+
+def test_what_the_training_loop_takes_survives_a_round_trip(minimal, tmp_path):
+    recipe = load_recipe(minimal, TRAINING)
+    assert recipe.optimization.betas == (0.9, 0.999) and recipe.validation == Validation(
+        source="held/out", images=64, levels=5, every=2000
+    )
+    assert load_recipe(write(tmp_path, recipe_to_yaml(recipe))) == recipe
+    for key in ("validation", "start_from"):
+        assert getattr(load_recipe(minimal, [*TRAINING, "result=last", f"{key}=null"]), key) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("validation.sorce=x", "unknown key 'validation.sorce'; did you mean 'source'"),
+        ("validation.levels=many", "validation.levels is 'many', expected a whole number"),
+        ("validation=5", "validation is 5, expected a mapping"),
+        ("optimization.acumulate=2", "did you mean 'accumulate'"),
+        ("optimization.betas=0.9", "optimization.betas is 0.9, expected a list"),
+        ("optimization.betas=[0.9]", r"betas must be two numbers in \[0, 1\), got \[0.9\]"),
+        ("optimization.betas=[0.9, high]", "optimization.betas.1 is 'high', expected a number"),
+        ("optimization.accumulate=0", "accumulate must be at least 1, got 0"),
+        ("keep_checkpoints=0", "keep_checkpoints must be at least 1, got 0"),
+        ("start_form=x", "did you mean 'start_from'"),
+        ("result=newest", "result is 'newest', expected one of"),
+    ],
+)
+def test_mistakes_in_what_the_training_loop_takes_are_answered(minimal, setting, words):
+    with pytest.raises(ValueError, match=words):
+        load_recipe(minimal, [setting])
