@@ -10,6 +10,8 @@ from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
 
+_BAR_WITHOUT_RATE = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]"
+
 
 def say(message: str) -> None:
     """A remark beside the output proper."""
@@ -51,35 +53,58 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` are done; `note` is a few words more."""
+    def update(self, done: int, total: int, note: str = "", rate: float | None = None) -> None:
+        """Show that `done` of `total` are done.
+
+        `note` is a few words more; `rate` how many are done a second, where the caller knows better than the clock here, which
+        counts every pause. What is left is told by the clock.
+        """
         now = time.monotonic()
         if self._begun is None:
             self._begun, self._shown = (now, done), now
         if self.quiet:
             return
         if on_terminal():
-            self._update_bar(done, total, note)
+            self._update_bar(done, total, note, rate)
         elif done >= total or now - self._shown >= SECONDS_BETWEEN_LINES:
             self._shown = now
-            say(self._line(done, total, note, now))
+            say(self._line(done, total, note, rate, now))
 
-    def _update_bar(self, done: int, total: int, note: str) -> None:
+    def say(self, message: str) -> None:
+        """A remark that leaves the bar whole, if there is one."""
+        if self.quiet:
+            return
+        if self._bar is None:
+            say(message)
+        else:
+            self._bar.write(message, file=sys.stderr)
+
+    def _update_bar(self, done: int, total: int, note: str, rate: float | None) -> None:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(desc=self.title, total=total, initial=done, unit=f" {self.unit}", dynamic_ncols=True)
+            self._bar = tqdm(
+                desc=self.title,
+                total=total,
+                initial=done,
+                unit=f" {self.unit}",
+                dynamic_ncols=True,
+                smoothing=0,  # what is left is told by the whole way so far: a pause for a checkpoint says nothing of the rest
+            )
+        if rate is not None:
+            self._bar.bar_format = _BAR_WITHOUT_RATE
+            note = f"{rate:.3g} {self.unit}/s" + f", {note}" * bool(note)
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
-    def _line(self, done: int, total: int, note: str, now: float) -> str:
+    def _line(self, done: int, total: int, note: str, rate: float | None, now: float) -> str:
         parts = [f"{self.title}: {done:,} of {total:,} {self.unit}"]
         begun, first = self._begun or (now, done)
         if done > first and now > begun:
-            rate = (done - first) / (now - begun)
-            parts.append(f"{rate:.3g} a second")
+            by_clock = (done - first) / (now - begun)
+            parts.append(f"{by_clock if rate is None else rate:.3g} a second")
             if done < total:
-                parts.append(f"{duration((total - done) / rate)} left")
+                parts.append(f"{duration((total - done) / by_clock)} left")
         return ", ".join(parts + [note] * bool(note))
 
 

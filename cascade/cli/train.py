@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cascade.cli import train_ema, train_plot
+from cascade.cli.arguments import natural
 from cascade.cli.errors import Failure
 from cascade.cli.progress import Progress, say, silence_libraries
 
 if TYPE_CHECKING:
     from stages.training import Recipe
-    from stages.training.loop import Report
+    from stages.training.data import PictureSource
+    from stages.training.report import Report
+    from stages.training.validation import ValidationReport
 
 NAME = "train"
 HELP = "Train one stage from a recipe, or go on with a training that was stopped."
 RECIPE = "recipe.yaml"
+MOST_WORKERS = 8
+SUBCOMMANDS = (train_plot, train_ema)
+"""`cascade train plot ...`; a recipe of such a name is given as ./plot."""
 
 _EXAMPLES = """
 examples:
@@ -24,9 +33,12 @@ examples:
   cascade train configs/emoji/base64.yaml optimization.learning_rate=1e-4 phases.0.batch_size=32 --run runs/try
   cascade train configs/emoji/base64.yaml --dry-run
 
-The run's folder keeps the recipe (recipe.yaml), the log (log.jsonl) and checkpoints. The same command goes on where the last
-checkpoint stands and ends with the weights of a training that was never stopped.
-"""
+The run's folder keeps the recipe (recipe.yaml), the curves (log.jsonl; tensorboard --logdir shows them too), samples as PNG, and
+checkpoints. The same command goes on where the last checkpoint stands and ends with the weights of a training that was never
+stopped. Images per second leave out checkpoints, validation and samples; the time left counts them.
+
+when it is trained, or while it is:
+""" + "\n".join(f"  cascade train {command.NAME:<6} {command.HELP}" for command in SUBCOMMANDS)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -42,65 +54,131 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="folder of the finished stage (default: stage in the run's folder)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, show the whole recipe, and train nothing")
+    parser.add_argument(
+        "--track",
+        action="append",
+        metavar="NAME",
+        help="where to show the curves: tensorboard (default, if installed), wandb or another that accelerate knows; repeatable",
+    )
+    parser.add_argument(
+        "--workers",
+        type=natural,
+        metavar="N",
+        help=f"processes that prepare the data (default: 0 for drawings, else the free cores, at most {MOST_WORKERS})",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the whole recipe and what it costs on this machine, and train nothing"
+    )
 
 
 def run(args: Namespace) -> None:
+    from cascade.cli.dry_run import described, summary
     from cascade.cli.training import check_export, class_names
-    from cascade.config import load_recipe, recipe_to_yaml
+    from cascade.config import load_recipe
 
     silence_libraries()
     recipe = load_recipe(args.config, args.settings)
     folder = args.folder or Path("runs") / recipe.name
     target = args.export or folder / "stage"
-    names = class_names(recipe)
     check_export(target)
-    summary = _summary(recipe, len(names))
     if args.dry_run:
-        print(recipe_to_yaml(recipe) + f"# {summary}\n# run: {folder}, stage: {target}")
+        print(described(recipe, folder, target))
         return
-    say(summary)
+    title = summary(recipe, recipe.num_classes(len(class_names(recipe))))
     try:
-        _train(recipe, folder, target)
-    except KeyboardInterrupt:
-        raise Failure(f"stopped; the same command goes on from the last checkpoint in {folder}") from None
+        _train(recipe, folder, target, args, title)
+    except KeyboardInterrupt as stop:
+        how = f"{stop}; " if str(stop) else "stopped; "
+        raise Failure(f"{how}the same command goes on from the last checkpoint in {folder}") from None
 
 
-def _summary(recipe: Recipe, num_classes: int) -> str:
-    """The training in one line; building the network, without memory, checks its settings."""
-    from accelerate import init_empty_weights
-
-    from stages.unet import UNet
-
-    with init_empty_weights():
-        network = UNet(**recipe.network, num_classes=num_classes)
-    size, low_res_size = recipe.network["sample_size"], recipe.network.get("low_res_size")
-    sizes = f"{low_res_size} -> {size}" if low_res_size else f"{size}"
-    parameters, images = f"{network.num_parameters():,} parameters", f"{recipe.total_images:,} images"
-    return f"{recipe.name}: {sizes} px, {num_classes} classes, {parameters}, {images}"
-
-
-def _train(recipe: Recipe, folder: Path, target: Path) -> None:
-    from accelerate import PartialState
-
-    from cascade.cli.training import export, load_pictures
+def _train(recipe: Recipe, folder: Path, target: Path, args: Namespace, title: str) -> None:
+    from cascade.cli.train_samples import grid_maker
+    from cascade.cli.training import export, load_pictures, picture_size
+    from cascade.datasets import open_held_out
     from stages.training import train
+    from stages.training.processes import this_process
 
-    state = PartialState()
+    state = this_process()
     main = state.is_main_process
+    tell = say if main else lambda message: None
+    trackers = _trackers(args.track, tell)
+    tell(title)
     if main:
         _keep_recipe(recipe, folder)
-    with Progress("data", quiet=not main) as progress, state.main_process_first():
-        pictures = load_pictures(recipe, progress.update)
+    with state.main_process_first():
+        with Progress("data", quiet=not main) as progress:
+            pictures = load_pictures(recipe, progress.update)
+        held_out = None
+        if recipe.validation is not None:
+            with Progress("held-out data", quiet=not main) as progress:
+                held_out = open_held_out(recipe.data, recipe.validation.source, picture_size(recipe), progress.update)
     with Progress("training", "images", quiet=not main) as progress:
-
-        def report(now: Report) -> None:
-            progress.update(now.images_seen, now.total_images, f"{now.size} px, loss {now.loss:.4f}")
-
-        network = train(recipe, pictures, folder, on_report=report, on_message=say if main else lambda message: None)
+        watch = _Watch(progress, recipe.total_images)
+        network = train(
+            recipe,
+            pictures,
+            folder,
+            held_out=held_out,
+            on_step=watch.step,
+            on_report=watch.report,
+            on_validation=watch.validation,
+            on_message=progress.say,
+            sample_grid=grid_maker(recipe, pictures if held_out is None else held_out, progress.say),
+            trackers=trackers,
+            workers=_workers(pictures, state.num_processes) if args.workers is None else args.workers,
+        )
     if main:
         export(network, recipe, target)
         print(target)
+
+
+def _trackers(names: list[str] | None, tell: Callable[[str], None]) -> list[str]:
+    """Those that were asked for; otherwise TensorBoard, if it is installed.
+
+    Raises:
+        ValueError: if one that was asked for can't be used.
+    """
+    from stages.training.tracking import TENSORBOARD, check_trackers
+
+    if names is None:
+        if find_spec(TENSORBOARD):
+            return [TENSORBOARD]
+        tell("tensorboard is not installed, so the curves are kept in log.jsonl only; `cascade train plot` draws them")
+        return []
+    check_trackers(names)
+    return list(dict.fromkeys(names))
+
+
+def _workers(pictures: PictureSource, processes: int) -> int:
+    """Processes that prepare the data of one training process: none for pictures in memory, else its share of the cores."""
+    from stages.training import PictureSet
+
+    if isinstance(pictures, PictureSet):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores // processes - 1))
+
+
+class _Watch:
+    """Shows every step, with what was last measured."""
+
+    def __init__(self, progress: Progress, total_images: int) -> None:
+        self.progress, self.total_images = progress, total_images
+        self.last: Report | None = None
+        self.validated = ""
+
+    def step(self, images_seen: int) -> None:
+        note = "" if self.last is None else f"{self.last.size} px, loss {self.last.loss:.4f}{self.validated}"
+        rate = None if self.last is None else self.last.images_per_second
+        self.progress.update(images_seen, self.total_images, note, rate)
+
+    def report(self, now: Report) -> None:
+        self.last = now
+        self.step(now.images_seen)
+
+    def validation(self, now: ValidationReport) -> None:
+        self.validated = f", held-out {now.loss:.4f}" + (f" ({now.psnr:.2f} dB)" if now.psnr is not None else "")
 
 
 def _keep_recipe(recipe: Recipe, folder: Path) -> None:
