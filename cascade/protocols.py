@@ -54,6 +54,7 @@ class Protocol:
     crop_rule: How the real images were cut from their originals.
     labels: Classes of samples: "balanced", "random" (as `RunPlan` has them), or "heldout": those of the held-out drawings that
         make the floor.
+    seeds: First seed of each set of samples; where there are several, each has a row and that of least distance stands first.
     low_res_size: Side of the small images, for super-resolution; None = not that kind.
     notes: What a reader must know.
     published: Rows beside ours.
@@ -70,6 +71,7 @@ class Protocol:
     reference_file: str | None = None
     crop_rule: str | None = None
     labels: str = "balanced"
+    seeds: tuple[int, ...] = (0,)
     low_res_size: int | None = None
     notes: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
@@ -81,6 +83,12 @@ class Protocol:
         for key in ("size", "num_images"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds are {list(self.seeds)}, expected at least one, none twice and none below 0")
+        if any(0 < abs(a - b) < self.num_images for a in self.seeds for b in self.seeds):
+            raise ValueError(f"seeds are {list(self.seeds)}, but sets of {self.num_images} images must not share any")
+        if len(self.seeds) > 1 and self.labels == "heldout":
+            raise ValueError("seeds are several, but protocols with a floor of held-out drawings have one")
         if (self.low_res_size is not None) != (self.kind == "super-resolution"):
             raise ValueError(f"low_res_size is {self.low_res_size}, but only super-resolution has one, and needs it")
         if self.low_res_size is not None and (self.low_res_size < 1 or self.size % self.low_res_size):

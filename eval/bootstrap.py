@@ -24,6 +24,7 @@ def bootstrap_interval(
     num_resamples: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
+    on_resample: Callable[[int], None] | None = None,
 ) -> Interval:
     """Interval of a statistic of `count` images by drawing as many of them again, with replacement.
 
@@ -37,6 +38,7 @@ def bootstrap_interval(
         num_resamples: how often to draw.
         confidence: share of the redrawn values that the interval holds.
         seed: of the draws.
+        on_resample: called with the number of draws done so far.
 
     Raises:
         ValueError: if there are fewer than 2 images or resamples, or confidence is not between 0 and 1.
@@ -49,6 +51,10 @@ def bootstrap_interval(
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     rng = np.random.default_rng(seed)
     estimate = float(statistic(np.arange(count)))
-    redrawn = np.array([statistic(rng.integers(0, count, count)) for _ in range(num_resamples)])
+    redrawn = np.empty(num_resamples)
+    for done in range(num_resamples):
+        redrawn[done] = statistic(rng.integers(0, count, count))
+        if on_resample is not None:
+            on_resample(done + 1)
     low, high = np.quantile(redrawn - redrawn.mean(), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(estimate=estimate, low=estimate + float(low), high=estimate + float(high), confidence=confidence)

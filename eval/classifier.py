@@ -191,8 +191,8 @@ def class_probabilities(
     return np.concatenate([model(batch.to(device)).double().softmax(dim=1).cpu().numpy() for batch in batches])
 
 
-def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> ClassAgreement:
-    """How often the asked class is the most probable one, or one of the five most probable.
+def errors(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """For each image whether the asked class is not the most probable one, and whether not one of the five most probable.
 
     A class that ties with the asked one counts against it, so a classifier that says nothing agrees with nothing.
 
@@ -200,18 +200,29 @@ def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]
         probabilities: of each class for each image, [N, num_classes].
         asked: the class that each image was meant to show, [N].
 
+    Returns:
+        Two arrays [N]; their means are the top-1 and the top-5 error.
+
     Raises:
         ValueError: if there is no image, or asked labels don't fit the probabilities.
     """
     labels = _checked_labels(asked, len(probabilities), probabilities.shape[1]).numpy()
     of_asked = probabilities[np.arange(len(labels)), labels]
     rank = (probabilities >= of_asked[:, None]).sum(axis=1)     # 1 = the asked class alone is the most probable
-    first = rank == 1
+    return rank > 1, rank > 5
+
+
+def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> ClassAgreement:
+    """How often the asked class is the most probable one, or one of the five most probable: 1 less the mean `errors`.
+
+    Arguments and errors as of `errors`.
+    """
+    wrong1, wrong5 = errors(probabilities, asked)
     return ClassAgreement(
-        top1=float(first.mean()),
-        top5=float((rank <= 5).mean()),
-        num_images=len(labels),
-        top1_of_class={int(label): float(first[labels == label].mean()) for label in np.unique(labels)},
+        top1=float((~wrong1).mean()),
+        top5=float((~wrong5).mean()),
+        num_images=len(asked),
+        top1_of_class={int(label): float((~wrong1[asked == label]).mean()) for label in np.unique(asked)},
     )
 
 

@@ -7,6 +7,7 @@ an "EfficientNet-Lite Frechet distance". It is not FID and stands beside no pape
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from eval.images import Images
@@ -45,7 +46,17 @@ class EfficientNetLite:
     @torch.inference_mode()
     def __call__(self, images: Images) -> NDArray[np.float32]:
         """uint8 RGB, [N, S, S, 3], to features, [N, 1280]."""
+        return self._features(images).cpu().numpy()
+
+    @torch.inference_mode()
+    def probabilities(self, images: Images, batch_size: int = 64) -> NDArray[np.float64]:
+        """Probabilities of ImageNet's classes in their usual order, uint8 RGB [N, S, S, 3] to [N, 1000]."""
+        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        logits = [self._network._fc(self._features(part)) for part in parts]
+        return np.concatenate([one.double().softmax(dim=1).cpu().numpy() for one in logits])
+
+    def _features(self, images: Images) -> Tensor:
         pixels = torch.tensor(images, device=self._device).permute(0, 3, 1, 2).float()
         pixels = F.interpolate(pixels, size=(INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True).clamp(0, 255)
         scaled = ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
-        return self._network.extract_features(scaled).mean(dim=(2, 3)).cpu().numpy()
+        return self._network.extract_features(scaled).mean(dim=(2, 3))

@@ -1,7 +1,7 @@
 """The narrow interface of a feature network, and the walk of a set of images through one."""
 
-from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +30,33 @@ class FeatureExtractor(Protocol):
         ...
 
 
-def feature_batches(
-    images: ImageSet, extractor: FeatureExtractor, batch_size: int = 64
-) -> Iterator[NDArray[np.float32]]:
-    """Features of the images in their order, in batches, [at most batch_size, extractor.dimension]."""
-    for batch in images.batches(batch_size):
-        yield extractor(batch)
+@dataclass(frozen=True)
+class ADMFeatures:
+    """What ADM's evaluator takes from each image.
+
+    Attributes:
+        pooled: for FID, precision and recall, [N, 2048].
+        spatial: for sFID, [N, 2023].
+        probabilities: for the Inception Score, [N, 1008].
+    """
+
+    pooled: NDArray[np.float32]
+    spatial: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+@runtime_checkable
+class ADMExtractor(FeatureExtractor, Protocol):
+    """A feature network that also gives what ADM's evaluator measures beside FID, in one pass."""
+
+    def all_outputs(self, images: Images) -> ADMFeatures:
+        """uint8 RGB, [N, S, S, 3], to all three."""
+        ...
 
 
 def all_features(images: ImageSet, extractor: FeatureExtractor, batch_size: int = 64) -> NDArray[np.float32]:
     """Features of all images in their order, [N, D]; 50,000 images of 2,048 features take 400 MB."""
-    return np.concatenate(list(feature_batches(images, extractor, batch_size)))
+    return np.concatenate([extractor(batch) for batch in images.batches(batch_size)])
 
 
 def provenance(images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None) -> Provenance:

@@ -80,7 +80,8 @@ def image_folder(folder: Path, *, size: int | None = None, minimum: int = 1) -> 
         minimum: how many images are needed at least.
 
     Raises:
-        ValueError: if the folder is missing, empty, holds too few images, or something that is no image.
+        ValueError: if the folder is missing, empty, holds too few images, or something that is no image, or if the first
+            image is of another size; the others' sizes are checked when they are read.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a folder of images")
@@ -92,7 +93,7 @@ def image_folder(folder: Path, *, size: int | None = None, minimum: int = 1) -> 
                 f"{path} is not an image; a folder to be scored may hold only {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
     _check_count(str(folder), len(paths), minimum)
-    return ImageSet(str(folder), size or _read_image(paths[0], None).shape[0], tuple(paths))
+    return ImageSet(str(folder), _read_image(paths[0], size).shape[0], tuple(paths))
 
 
 def image_archive(path: Path, *, size: int | None = None, minimum: int = 1) -> ImageSet:

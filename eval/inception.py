@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from eval.features import ADMFeatures
 from eval.images import Images
 from eval.published_weights import PublishedWeights
+
+INPUT_SIZE = 299
+SPATIAL_LAYER, SPATIAL_CHANNELS = "mixed_6", 7      # ADM's evaluator: the first 7 channels of its 1x1 branch, 17x17 places
 
 Mode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
 
@@ -80,26 +84,58 @@ class Inception:
         elif self.resize_mode == "legacy_tensorflow":
             features = self._network(self._to_device(images), return_features=True)
         else:
-            pixels = F.interpolate(self._to_device(images), size=(299, 299), mode="bilinear", align_corners=False)
+            pixels = F.interpolate(self._to_device(images), size=(INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=False)
             features = self._network(pixels.clamp(0, 255) / 255)[0]
         return features.reshape(len(images), self.dimension).float().cpu().numpy()
 
-    @torch.inference_mode()
-    def probabilities(self, images: Images) -> NDArray[np.float32]:
-        """Probabilities of the network's 1,008 classes for the Inception Score, [N, 1008], without the last layer's
-        bias.
-
-        Raises:
-            ValueError: in another mode than legacy_tensorflow, the one that the papers' scores were measured in.
-        """
-        if self.resize_mode != "legacy_tensorflow":
-            raise ValueError(
-                f"the Inception Score is defined in mode legacy_tensorflow, this extractor runs {self.resize_mode}"
-            )
-        return self._network(self._to_device(images), no_output_bias=True).float().cpu().numpy()
-
     def _to_device(self, images: NDArray) -> Tensor:
         return torch.tensor(images, device=self._device).permute(0, 3, 1, 2).float().contiguous()
+
+
+class ADMInception(Inception):
+    """The network in mode legacy_tensorflow with all that ADM's evaluator takes from it in one pass.
+
+    Runs the layers of NVIDIA's TorchScript file one by one, so that the one in the middle can be seen.
+
+    Source: Dhariwal & Nichol 2021 (arXiv:2105.05233), section 2.3; sFID by Nash et al. 2021 (arXiv:2103.03841), section 5.
+    """
+
+    def __init__(self, weights: Path | None = None, sha256: str | None = None, device: str = "cpu"):
+        """Arguments and errors as of `Inception`; ValueError too if the file lacks the layer of spatial features."""
+        super().__init__("legacy_tensorflow", weights, sha256, device)
+        layers = dict(self._network.layers.named_children())
+        if not hasattr(layers.get(SPATIAL_LAYER), "conv"):
+            raise ValueError(f"this Inception network has no {SPATIAL_LAYER}.conv, which sFID needs; is it another file?")
+        self._layers = layers
+
+    @torch.inference_mode()
+    def all_outputs(self, images: Images) -> ADMFeatures:
+        """uint8 RGB, [N, S, S, 3], to pooled features, spatial features (row, column, channel) and class probabilities."""
+        x = (tensorflow_resize(self._to_device(images), INPUT_SIZE) - 128) / 128
+        for name, layer in self._layers.items():
+            if name == SPATIAL_LAYER:
+                spatial = layer.conv(x)[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+            x = layer(x)
+        pooled = x.reshape(len(images), self.dimension).float()
+        probabilities = (pooled @ self._network.output.weight.T).softmax(dim=1)     # IS is defined without the bias
+        return ADMFeatures(*(part.float().cpu().numpy() for part in (pooled, spatial, probabilities)))
+
+
+def tensorflow_resize(images: Tensor, size: int) -> Tensor:
+    """Bilinear resize of the first TensorFlow: place i of the result lies at i * side / size of the image, whose edges continue.
+
+    Args:
+        images: [N, C, H, W].
+        size: side of the result.
+    """
+    for dimension in (2, 3):
+        side = images.shape[dimension]
+        places = torch.arange(size, device=images.device, dtype=torch.float64) * side / size
+        low = places.long()
+        high = (low + 1).clamp(max=side - 1)
+        weight = (places - low).to(images.dtype).view(-1, 1) if dimension == 2 else (places - low).to(images.dtype)
+        images = torch.lerp(images.index_select(dimension, low), images.index_select(dimension, high), weight)
+    return images
 
 
 def import_torchvision() -> None:

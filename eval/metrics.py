@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eval.statistics import Features
 
+ADM_SPLIT = 5000    # images in a part of the Inception Score as ADM's evaluator has it
 BLOCK = 1024    # rows of a distance matrix that are held at a time
 
 
@@ -31,6 +32,35 @@ class Manifold:
     density: float      # mean number of real balls that hold a generated feature, over k; can exceed 1
     coverage: float     # share of real features whose ball holds a generated feature
     k: int              # which neighbour the balls reach to
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What precision, recall, density and coverage are means of.
+
+    Attributes:
+        balls: number of real balls that hold each generated feature, [N].
+        recalled: whether each real feature is inside some ball of the generated set, [M].
+        covered: whether the ball of each real feature holds a generated feature, [M].
+        k: which neighbour the balls reach to.
+    """
+
+    balls: NDArray[np.int64]
+    recalled: NDArray[np.bool_]
+    covered: NDArray[np.bool_]
+    k: int
+
+    def per_image(self) -> dict[str, NDArray]:
+        """Per measure the values that it is the mean of: precision and density [N], recall and coverage [M]."""
+        return {
+            "precision": self.balls > 0,
+            "recall": self.recalled,
+            "density": self.balls / self.k,
+            "coverage": self.covered,
+        }
+
+    def manifold(self) -> Manifold:
+        return Manifold(**{name: float(values.mean()) for name, values in self.per_image().items()}, k=self.k)
 
 
 def kernel_distance(generated: Features, real: Features) -> float:
@@ -79,8 +109,8 @@ def kid(
     return Estimate(mean=float(np.mean(values)), std=float(np.std(values)))
 
 
-def manifold(generated: Features, real: Features, *, k: int = 3) -> Manifold:
-    """Precision, recall, density and coverage.
+def overlap(generated: Features, real: Features, *, k: int = 3) -> Overlap:
+    """How two sets of features overlap, image by image.
 
     A feature on the rim of a ball is inside. ADM reports precision and recall with k = 3 and 10,000 real images; Naeem
     et al. suggest k = 5 for density and coverage.
@@ -94,20 +124,19 @@ def manifold(generated: Features, real: Features, *, k: int = 3) -> Manifold:
         raise ValueError(f"k must be at least 1, got {k}")
     _check_features(generated, real, minimum=k + 1)
     reach_generated, reach_real = _reach(generated, k), _reach(real, k)
-    in_real_balls = np.zeros(len(generated))                # number of real balls around each generated feature
+    balls = np.zeros(len(generated), np.int64)
     covered, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for rows, squared in _squared_distances(real, generated):
         inside = squared <= reach_real[rows, None]
-        in_real_balls += inside.sum(axis=0)
+        balls += inside.sum(axis=0)
         covered[rows] = inside.any(axis=1)
         recalled[rows] = (squared <= reach_generated).any(axis=1)
-    return Manifold(
-        precision=float((in_real_balls > 0).mean()),
-        recall=float(recalled.mean()),
-        density=float(in_real_balls.mean() / k),
-        coverage=float(covered.mean()),
-        k=k,
-    )
+    return Overlap(balls, recalled, covered, k)
+
+
+def manifold(generated: Features, real: Features, *, k: int = 3) -> Manifold:
+    """Precision, recall, density and coverage: the means of `overlap`, with its arguments and errors."""
+    return overlap(generated, real, k=k).manifold()
 
 
 def inception_score(probabilities: NDArray[np.floating], *, num_splits: int = 10) -> Estimate:
@@ -116,7 +145,7 @@ def inception_score(probabilities: NDArray[np.floating], *, num_splits: int = 10
     Args:
         probabilities: [N, C], rows sum to 1, in the order in which the images were sampled.
         num_splits: consecutive parts that are scored on their own; ADM's evaluator has parts of 5,000 images, so 10 at
-            50,000.
+            50,000 (`ADM_SPLIT`).
 
     Raises:
         ValueError: if rows are no probabilities or there are fewer rows than splits.

@@ -1,4 +1,4 @@
-"""Weights of feature networks: a file on disk, or one download into the user's cache, both checked by SHA-256."""
+"""Published files: one download into the user's cache; and weights of networks, on disk or there, checked by SHA-256."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ class PublishedWeights:
         if path is not None and not path.is_file():
             raise ValueError(f"no weights at {path}; expected the file {self.file_name} from {self.url}")
         expected = sha256 or self.sha256
-        file = path or _cached(self)
+        file = path or cached_download(self.url, self.sha256)
         found = file_sha256(file)
         if found != expected.lower():
             raise ValueError(
@@ -48,27 +48,33 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade-diffusion" / "weights"
 
 
-def _cached(weights: PublishedWeights) -> Path:
-    """The file in the cache; a download is checked before it gets its name, so a bad one never stays."""
-    target = cache_folder() / weights.file_name
+def cached_download(url: str, sha256: str | None = None) -> Path:
+    """A file in the cache, fetched once; a download is checked before it gets its name, so a bad one never stays.
+
+    Args:
+        url: where it is published; its last part names it in the cache.
+        sha256: of its bytes, checked when it is downloaded; None = nobody publishes one.
+
+    Raises:
+        ValueError: if what was downloaded has another hash.
+        ConnectionError: if it must be downloaded and cannot be.
+    """
+    target = cache_folder() / url.rsplit("/", 1)[1]
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
-        with urllib.request.urlopen(weights.url, timeout=60) as response, partial.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=60) as response, partial.open("wb") as file:
             while chunk := response.read(1 << 20):
                 file.write(chunk)
-        found = file_sha256(partial)
-        if found != weights.sha256:
-            raise ValueError(
-                f"{weights.url} delivered a file with SHA-256 {found}, expected {weights.sha256}; it was not kept"
-            )
+        if sha256 is not None and (found := file_sha256(partial)) != sha256:
+            raise ValueError(f"{url} delivered a file with SHA-256 {found}, expected {sha256}; it was not kept")
         partial.replace(target)
     except OSError as error:
         raise ConnectionError(
-            f"{weights.file_name} is not in {target.parent} and could not be downloaded from {weights.url} ({error});"
-            " fetch it on a machine with a network and pass its path"
+            f"{target.name} is not in {target.parent} and could not be downloaded from {url} ({error});"
+            " fetch it on a machine with a network and put it there or pass its path"
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.features import FeatureExtractor, feature_batches, provenance
+from eval.features import ADMExtractor, FeatureExtractor, provenance
 from eval.frechet import frechet_distance
 from eval.images import Images, ImageSet
-from eval.published_weights import file_sha256
-from eval.statistics import FeatureStatistics, Provenance, load_statistics, read_npz, save_statistics
+from eval.published_weights import cached_download, file_sha256
+from eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz, save_measurement
 
 # Halve by box while twice the size or more, bicubic to size, centre crop: the data loader of arXiv:2105.05233.
 ADM_CROP_RULE = "adm-box-bicubic-centre"
+CLEAN_FID = "https://www.cs.cmu.edu/~clean-fid/stats"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,8 @@ def measure(
     crop_rule: str | None,
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
-) -> tuple[FeatureStatistics, Provenance]:
-    """Feature statistics of a set of images, and where they came from.
+) -> Measurement:
+    """Feature statistics of a set of images, of spatial features too where the extractor has them, and where they came from.
 
     Args:
         images: what to measure.
@@ -72,31 +73,51 @@ def measure(
         batch_size: images per network evaluation; does not change the result beyond rounding.
         on_batch: called with the number of images done so far.
     """
-    statistics = FeatureStatistics(extractor.dimension)
-    for features in feature_batches(images, extractor, batch_size):
-        statistics.update(features)
+    statistics, spatial = FeatureStatistics(extractor.dimension), None
+    for batch in images.batches(batch_size):
+        if isinstance(extractor, ADMExtractor):
+            found = extractor.all_outputs(batch)
+            spatial = spatial or FeatureStatistics(found.spatial.shape[1])
+            spatial.update(found.spatial)
+            statistics.update(found.pooled)
+        else:
+            statistics.update(extractor(batch))
         if on_batch:
             on_batch(statistics.count)
-    return statistics, provenance(images, extractor, crop_rule)
+    return Measurement(statistics, provenance(images, extractor, crop_rule), spatial)
 
 
-def build_reference(path: Path, images: ImageSet, extractor: FeatureExtractor, *, crop_rule: str) -> Reference:
+def build_reference(
+    path: Path,
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    *,
+    crop_rule: str | None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Reference:
     """Measure real images once and keep the result in a file. Arguments and errors as in `measure`."""
-    save_statistics(path, *measure(images, extractor, crop_rule=crop_rule))
+    save_measurement(path, measure(images, extractor, crop_rule=crop_rule, on_batch=on_batch))
     return load_reference(path)
+
+
+def reference_of(name: str, measurement: Measurement, file_hash: str | None) -> Reference:
+    """Measured images as a reference; `file_hash` as `Reference` has it."""
+    spatial = measurement.spatial
+    return Reference(
+        name=name,
+        mean=measurement.features.mean,
+        cov=measurement.features.cov,
+        count=measurement.features.count,
+        provenance=measurement.provenance,
+        file_hash=file_hash,
+        mean_spatial=None if spatial is None else spatial.mean,
+        cov_spatial=None if spatial is None else spatial.cov,
+    )
 
 
 def load_reference(path: Path) -> Reference:
     """A reference written by `build_reference`. Raises ValueError if the file is missing, damaged or something else."""
-    statistics, made_by = load_statistics(path)
-    return Reference(
-        name=path.stem,
-        mean=statistics.mean,
-        cov=statistics.cov,
-        count=statistics.count,
-        provenance=made_by,
-        file_hash=file_sha256(path),
-    )
+    return reference_of(path.stem, load_measurement(path), file_sha256(path))
 
 
 def load_adm_reference(path: Path, image_size: int) -> Reference:
@@ -138,20 +159,65 @@ def load_adm_reference(path: Path, image_size: int) -> Reference:
     )
 
 
-def distance_to(reference: Reference, statistics: FeatureStatistics, made_by: Provenance) -> FrechetResult:
+def load_plain_reference(path: Path, provenance: Provenance, name: str | None = None) -> Reference:
+    """Someone else's .npz of `mu` and `sigma`, as clean-fid, EDM and pytorch-fid write them.
+
+    Args:
+        path: the file.
+        provenance: how its features were made, which such a file doesn't say.
+        name: where they come from, as reports print it; None = the name of the file.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or lacks one of the two.
+    """
+    arrays = read_npz(path, {"mu", "sigma"})
+    return Reference(
+        name=name or path.stem,
+        mean=arrays["mu"].astype(np.float64),
+        cov=arrays["sigma"].astype(np.float64),
+        count=None,
+        provenance=provenance,
+        file_hash=file_sha256(path),
+    )
+
+
+def load_clean_fid_reference(name: str, split: str, image_size: int, mode: str) -> Reference:
+    """Statistics that clean-fid publishes by name, downloaded once into the user's cache.
+
+    clean-fid publishes no hashes, so none can be checked; the file's own is on record in the result (`file_hash`).
+
+    Args:
+        name: of the data set, for example "ffhq".
+        split: for example "train" or "trainval70k".
+        image_size: side of the images in pixels.
+        mode: of `Inception`.
+
+    Raises:
+        ValueError: if what was downloaded is no such file.
+        ConnectionError: if the file is not in the cache and can't be downloaded.
+
+    Source: Parmar, Zhang & Zhu 2022 (arXiv:2104.11222).
+    """
+    url = f"{CLEAN_FID}/{name}_{mode}_{split}_{image_size}.npz".lower()
+    made_by = Provenance(extractor="inception-v3", weights_hash=None, resize_mode=mode, image_size=image_size)
+    return load_plain_reference(cached_download(url), made_by, f"clean-fid's {name}, {split}")
+
+
+def distance_to(reference: Reference, samples: Measurement) -> FrechetResult:
     """Frechet distance of measured images to a reference.
 
     Raises:
         ValueError: if the two are not comparable (`check_comparable`) or fewer than 2 images were measured.
     """
-    check_comparable(reference.provenance, made_by)
+    check_comparable(reference.provenance, samples.provenance)
+    features = samples.features
     return FrechetResult(
-        distance=frechet_distance(statistics.mean, statistics.cov, reference.mean, reference.cov),
-        num_samples=statistics.count,
+        distance=frechet_distance(features.mean, features.cov, reference.mean, reference.cov),
+        num_samples=features.count,
         reference=reference.name,
         reference_count=reference.count,
         reference_hash=reference.file_hash,
-        provenance=made_by,
+        provenance=samples.provenance,
     )
 
 

@@ -1,17 +1,19 @@
 """The scores of a set of samples against real images, from features that are computed once."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.features import FeatureExtractor, provenance
+from eval.bootstrap import Interval, bootstrap_interval
+from eval.features import ADMExtractor, FeatureExtractor, provenance
+from eval.frechet import frechet_distance, redrawn_distance
 from eval.images import ImageSet
-from eval.metrics import Estimate, Manifold, kid, manifold
-from eval.references import FrechetResult, Reference, check_comparable, distance_to
-from eval.statistics import FeatureStatistics, Provenance
+from eval.metrics import ADM_SPLIT, Estimate, Manifold, inception_score, kid, overlap
+from eval.references import FrechetResult, Reference, check_comparable, distance_to, reference_of
+from eval.statistics import FeatureStatistics, Measurement, Provenance
 
 MANIFOLD_K = 3      # as ADM's evaluator has it
 FEWEST = 10_000     # samples below which a Frechet distance stands beside no published one
@@ -25,39 +27,70 @@ DISTANCE_NAMES = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Features of a set of images and where they came from; features [N, D]."""
+class FeatureSet:
+    """Features of a set of images in their order, and where they came from.
+
+    Attributes:
+        name: of the images.
+        features: [N, D].
+        provenance: how they were made.
+        spatial: ADM's spatial features, [N, 2023]; None = not measured.
+        probabilities: of Inception's classes, [N, 1008]; None = not measured.
+    """
 
     name: str
     features: NDArray[np.float32]
     provenance: Provenance
+    spatial: NDArray[np.float32] | None = None
+    probabilities: NDArray[np.float32] | None = None
 
-    def statistics(self) -> FeatureStatistics:
+    def measurement(self) -> Measurement:
         """Mean and covariance of the features."""
-        statistics = FeatureStatistics(self.features.shape[1])
-        for start in range(0, len(self.features), 1024):
-            statistics.update(self.features[start : start + 1024])
-        return statistics
+        spatial = None if self.spatial is None else _statistics(self.spatial)
+        return Measurement(_statistics(self.features), self.provenance, spatial)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What samples score; the last two are None against a reference that holds statistics alone.
+    """What samples score.
 
     Attributes:
         distance_name: what the Frechet distance is called; never FID unless it is that.
         frechet: the distance with all that it depends on.
-        kid: kernel distance of the same features.
+        sfid: Frechet distance of ADM's spatial features; None = not measured, or the reference lacks them.
+        inception_score: of the samples alone; None = not measured.
+        kid: kernel distance of the same features; this and the next are None against a reference of statistics alone.
         manifold: precision, recall, density, coverage, k = 3.
+        intervals: 95 % bootstrap intervals by the names of `values`; see `score`.
     """
 
     distance_name: str
     frechet: FrechetResult
+    sfid: float | None = None
+    inception_score: Estimate | None = None
     kid: Estimate | None = None
     manifold: Manifold | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+    @property
+    def kernel_name(self) -> str:
+        """What the kernel distance is called; never KID unless it is that."""
+        return "KID x 1000" if self.frechet.provenance.extractor == "inception-v3" else "kernel distance x 1000"
+
+    def values(self) -> dict[str, float | Interval]:
+        """All that was measured, by the names that tables have, with its interval where there is one."""
+        found: dict[str, float | None] = {
+            self.distance_name: self.frechet.distance,
+            "sFID": self.sfid,
+            "IS": None if self.inception_score is None else self.inception_score.mean,
+            self.kernel_name: None if self.kid is None else 1000 * self.kid.mean,
+        }
+        for name in ("precision", "recall", "density", "coverage"):
+            found[name] = None if self.manifold is None else getattr(self.manifold, name)
+        return {name: self.intervals.get(name, value) for name, value in found.items() if value is not None}
 
 
-def measured(
+def feature_set(
     images: ImageSet,
     extractor: FeatureExtractor,
     *,
@@ -65,38 +98,39 @@ def measured(
     cache: Path | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     batch_size: int = 64,
-) -> Measured:
-    """Features of a set of images.
+) -> FeatureSet:
+    """Features of a set of images; with an `ADMExtractor` spatial features and class probabilities too.
 
     Args:
         images: what to measure.
         extractor: by what.
         crop_rule: as `references.measure` has it.
         cache: folder in which the features are kept under the hashes of images and network, and found again; None = not.
+            Spatial features and probabilities are not kept: they are asked of samples.
         on_batch: called with (images done, images in all).
         batch_size: images per network evaluation; does not change the result beyond rounding.
     """
     made_by = provenance(images, extractor, crop_rule)
     path = None
     if cache is not None:
-        path = cache / f"{extractor.name}-{extractor.weights_hash[:16]}-{made_by.source_hash}.npy"
+        path = cache / f"{extractor.name}-{extractor.resize_mode}-{extractor.weights_hash[:16]}-{made_by.source_hash}.npy"
         if path.is_file():
-            return Measured(images.name, np.load(path, allow_pickle=False), made_by)
-    parts: list[NDArray[np.float32]] = []
+            return FeatureSet(images.name, np.load(path, allow_pickle=False), made_by)
+    parts: list[tuple[NDArray[np.float32], ...]] = []
     done = 0
     for batch in images.batches(batch_size):
-        parts.append(extractor(batch))
+        if path is None and isinstance(extractor, ADMExtractor):
+            found = extractor.all_outputs(batch)
+            parts.append((found.pooled, found.spatial, found.probabilities))
+        else:
+            parts.append((extractor(batch),))
         done += len(batch)
         if on_batch is not None:
             on_batch(done, len(images))
-    features = np.concatenate(parts)
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            np.save(file, features)
-        partial.replace(path)
-    return Measured(images.name, features, made_by)
+        _keep(path, columns[0])
+    return FeatureSet(images.name, columns[0], made_by, *columns[1:])
 
 
 def distance_name(made_by: Provenance) -> str:
@@ -105,40 +139,103 @@ def distance_name(made_by: Provenance) -> str:
     return f"{name} ({made_by.resize_mode})" if made_by.extractor == "inception-v3" else name
 
 
-def score(samples: Measured, reference: Measured) -> Scores:
-    """Distance, kernel distance and overlap of two measured sets.
+def score(
+    samples: FeatureSet,
+    reference: Reference | FeatureSet,
+    real: FeatureSet | None = None,
+    *,
+    resamples: int,
+    on_resample: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """All that can be measured of samples against a reference.
+
+    Intervals cover what other samples of the same model would change, with the reference as it is: the distances, precision and
+    density from samples drawn again; recall and coverage, which are shares of real images, from real images drawn again. The
+    Inception Score and the kernel distance have the spread over their parts instead.
+
+    Args:
+        samples: what is scored.
+        reference: statistics of real images, or their features.
+        real: features of real images, for kernel distance and overlap; None = those of `reference` if it has them.
+        resamples: redrawn sets behind each interval; 0 = no intervals.
+        on_resample: called with (redrawn sets done, in all) of the distances, which take long.
 
     Raises:
         ValueError: if they are not comparable (`references.check_comparable`) or have too few images.
     """
-    check_comparable(reference.provenance, samples.provenance)
-    enough = min(len(samples.features), len(reference.features)) > MANIFOLD_K
-    statistics = reference.statistics()
-    real = Reference(
-        name=reference.name,
-        mean=statistics.mean,
-        cov=statistics.cov,
-        count=statistics.count,
-        provenance=reference.provenance,
-        file_hash=reference.provenance.source_hash,
-    )
+    if isinstance(reference, FeatureSet):
+        real = real or reference
+        reference = reference_of(reference.name, reference.measurement(), reference.provenance.source_hash)
+    frechet = distance_to(reference, samples.measurement())
+    name = distance_name(samples.provenance)
+    kinds = {name: (samples.features, reference.mean, reference.cov)}
+    sfid = None
+    if samples.spatial is not None and reference.mean_spatial is not None and reference.cov_spatial is not None:
+        spatial = _statistics(samples.spatial)
+        sfid = frechet_distance(spatial.mean, spatial.cov, reference.mean_spatial, reference.cov_spatial)
+        kinds["sFID"] = (samples.spatial, reference.mean_spatial, reference.cov_spatial)
+    intervals = _distance_intervals(kinds, resamples, on_resample)
+    kernel = found = None
+    if real is not None:
+        check_comparable(real.provenance, samples.provenance)
+        kernel = kid(samples.features, real.features)
+        if min(len(samples.features), len(real.features)) > MANIFOLD_K:
+            shares = overlap(samples.features, real.features, k=MANIFOLD_K)
+            found = shares.manifold()
+            found_shares = {key: mean_interval(values, resamples) for key, values in shares.per_image().items()}
+            intervals |= {key: value for key, value in found_shares.items() if isinstance(value, Interval)}
     return Scores(
-        distance_name=distance_name(samples.provenance),
-        frechet=distance_to(real, samples.statistics(), samples.provenance),
-        kid=kid(samples.features, reference.features),
-        manifold=manifold(samples.features, reference.features, k=MANIFOLD_K) if enough else None,
+        distance_name=name,
+        frechet=frechet,
+        sfid=sfid,
+        inception_score=_inception_score(samples.probabilities),
+        kid=kernel,
+        manifold=found,
+        intervals=intervals,
     )
 
 
-def score_against(samples: Measured, reference: Reference, extractor: FeatureExtractor) -> Scores:
-    """Distance to a reference that was read from a file, and overlap with its images where it has any.
+def mean_interval(values: NDArray, resamples: int) -> float | Interval:
+    """Mean over images of values of one each, [N], with its interval from images drawn again; `resamples` 0 = the mean alone."""
+    if not resamples:
+        return float(values.mean())
+    return bootstrap_interval(lambda index: float(values[index].mean()), len(values), num_resamples=resamples)
 
-    Raises:
-        ValueError: as `score`.
-    """
-    frechet = distance_to(reference, samples.statistics(), samples.provenance)
-    overlap = None
-    if reference.images is not None:
-        parts = [extractor(reference.images[i : i + 64]) for i in range(0, len(reference.images), 64)]
-        overlap = manifold(samples.features, np.concatenate(parts), k=MANIFOLD_K)
-    return Scores(distance_name=distance_name(samples.provenance), frechet=frechet, manifold=overlap)
+
+def _distance_intervals(
+    kinds: Mapping[str, tuple[NDArray, NDArray, NDArray]], resamples: int, on_resample: Callable[[int, int], None] | None
+) -> dict[str, Interval]:
+    """Intervals of Frechet distances of features to a Gaussian, (features, mean, cov) by name."""
+    intervals: dict[str, Interval] = {}
+    for place, (name, (features, mean, cov)) in enumerate(kinds.items() if resamples else ()):
+
+        def told(done: int, before: int = place * resamples) -> None:
+            if on_resample is not None:
+                on_resample(before + done, len(kinds) * resamples)
+
+        distance = redrawn_distance(features, mean, cov)
+        found = bootstrap_interval(distance, len(features), num_resamples=resamples, on_resample=told)
+        intervals[name] = replace(found, low=max(found.low, 0.0))   # of few images the spread can reach below
+    return intervals
+
+
+def _inception_score(probabilities: NDArray[np.float32] | None) -> Estimate | None:
+    """In parts of 5,000 images as ADM's evaluator has them; a last part may be shorter, all are made equally long."""
+    if probabilities is None:
+        return None
+    return inception_score(probabilities, num_splits=-(-len(probabilities) // ADM_SPLIT))
+
+
+def _statistics(features: NDArray[np.float32]) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1])
+    for start in range(0, len(features), 1024):
+        statistics.update(features[start : start + 1024])
+    return statistics
+
+
+def _keep(path: Path, features: NDArray[np.float32]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        np.save(file, features)
+    partial.replace(path)

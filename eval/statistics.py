@@ -16,7 +16,7 @@ class Provenance:
 
     extractor: str                  # name of the network, for example "efficientnet-lite0"
     weights_hash: str | None        # SHA-256 of its weights; None = not known
-    resize_mode: str                # how images were brought to the network's input size
+    resize_mode: str | None         # how images were brought to the network's input size; None = not known
     image_size: int | None = None   # side of the images in pixels before that; None = not known
     crop_rule: str | None = None    # how the images were cut from their originals; None = not known
     source_hash: str | None = None  # SHA-256 of the images' pixels in order (`ImageSet.source_hash`); None = not known
@@ -74,41 +74,65 @@ class FeatureStatistics:
         self.count = total
 
 
-def save_statistics(path: Path, statistics: FeatureStatistics, provenance: Provenance) -> None:
+@dataclass(frozen=True)
+class Measurement:
+    """Statistics of the features of a set of images, and where they came from.
+
+    Attributes:
+        features: of the features that the extractor is named for.
+        provenance: how they were made.
+        spatial: of ADM's spatial features, for sFID; None = not measured.
+    """
+
+    features: FeatureStatistics
+    provenance: Provenance
+    spatial: FeatureStatistics | None = None
+
+
+def save_measurement(path: Path, measurement: Measurement) -> None:
     """Write mean, cov, count and provenance as .npz, without pickle; never leaves a half-written file at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "mean": measurement.features.mean,
+        "cov": measurement.features.cov,
+        "count": np.int64(measurement.features.count),
+        "provenance": np.array(json.dumps(asdict(measurement.provenance))),
+    }
+    if measurement.spatial is not None:
+        arrays |= {"mean_spatial": measurement.spatial.mean, "cov_spatial": measurement.spatial.cov}
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        np.savez(
-            file,
-            mean=statistics.mean,
-            cov=statistics.cov,
-            count=np.int64(statistics.count),
-            provenance=np.array(json.dumps(asdict(provenance))),
-        )
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     partial.replace(path)
 
 
-def load_statistics(path: Path) -> tuple[FeatureStatistics, Provenance]:
-    """Read what `save_statistics` wrote; more features may be added to it.
+def load_measurement(path: Path) -> Measurement:
+    """Read what `save_measurement` wrote; more features may be added to it.
 
     Raises:
         ValueError: if the file is missing, damaged or something else.
     """
     arrays = read_npz(path, {"mean", "cov", "count", "provenance"})
-    mean, cov, count = arrays["mean"], arrays["cov"], int(arrays["count"])
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"{path} holds a mean of shape {mean.shape} and a covariance of shape {cov.shape}, expected [D], [D, D]"
-        )
     try:
         values = json.loads(str(arrays["provenance"]))
         provenance = Provenance(**{field.name: values[field.name] for field in fields(Provenance)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say where its features came from: {error}") from error
+    count = int(arrays["count"])
+    spatial = None
+    if "mean_spatial" in arrays:
+        spatial = _statistics(path, arrays["mean_spatial"], arrays.get("cov_spatial", np.zeros(0)), count)
+    return Measurement(_statistics(path, arrays["mean"], arrays["cov"], count), provenance, spatial)
+
+
+def _statistics(path: Path, mean: NDArray, cov: NDArray, count: int) -> FeatureStatistics:
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{path} holds a mean of shape {mean.shape} and a covariance of shape {cov.shape}, expected [D], [D, D]"
+        )
     statistics = FeatureStatistics(len(mean))
     statistics._combine(count, mean.astype(np.float64), cov.astype(np.float64) * (count - 1))
-    return statistics, provenance
+    return statistics
 
 
 def read_npz(path: Path, required: set[str]) -> dict[str, NDArray]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 DEFAULT_MODEL = "emoji"
+RESAMPLES = 100
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
@@ -61,6 +62,11 @@ def positive(text: str) -> int:
     return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
 
 
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    return _number(int, text, lambda value: value >= 0, "a whole number of at least 0")
+
+
 def seed(text: str) -> int:
     """A seed of torch's generators."""
     return _number(int, text, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
@@ -74,6 +80,13 @@ def scale(text: str) -> float:
 def level(text: str) -> float:
     """An augmentation level."""
     return _number(float, text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def switch(text: str) -> bool:
+    """On or off."""
+    if text not in ("on", "off"):
+        raise ArgumentTypeError(f"{text!r} is neither on nor off")
+    return text == "on"
 
 
 def scheduler(text: str) -> str:
@@ -116,6 +129,11 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     sampling.add_argument(
         "--aug-level", metavar="A", help="noise on the image that a refining stage starts from, 0 to 1 (default: the model's own)"
     )
+    sampling.add_argument(
+        "--consistency",
+        metavar="on|off",
+        help="whether a refining stage's picture must average to the one that it starts from (default: the model's own)",
+    )
     sampling.add_argument("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
     machine = parser.add_argument_group("machine")
     machine.add_argument(
@@ -126,6 +144,17 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     )
     machine.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
     machine.add_argument("--dtype", choices=DTYPES, help="number type of the networks (default float32)")
+
+
+def add_resamples(parser: ArgumentParser) -> None:
+    """How intervals are made, for commands that measure."""
+    parser.add_argument(
+        "--resamples",
+        type=natural,
+        default=RESAMPLES,
+        metavar="N",
+        help=f"bootstrap resamples behind each 95 %% interval; 0 = no intervals (default {RESAMPLES})",
+    )
 
 
 def per_stage(

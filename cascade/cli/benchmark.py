@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from cascade.cli.arguments import DEFAULT_MODEL, add_sampling_options, positive, seed
+from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, positive, seed
 from cascade.cli.errors import Failure
 from cascade.cli.progress import say
 from cascade.cli.running import add_process_options
@@ -35,9 +35,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
     parser.add_argument("--num-images", type=positive, metavar="N", help="samples (default: the protocol's)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the first sample (default 0)")
-    parser.add_argument("--reference", type=Path, metavar="FILE", help="real pictures or statistics, where a protocol needs them")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="added to the protocol's seeds (default 0)")
+    parser.add_argument("--reference", metavar="REFERENCE", help="real pictures or statistics, where a protocol needs them")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of the feature network (default: downloaded once, checked)")
+    add_resamples(parser)
     add_sampling_options(parser)
     add_process_options(parser)
     parser.set_defaults(size=None)
@@ -54,16 +55,25 @@ def run(args: Namespace) -> None:
         args.size = protocol.size
         request = Request.of(args)
         check_folder(args.out / "samples")
-    from cascade.cli.measuring import samples_report, sr_report
-    from eval.report import table, write_report
+    from cascade.cli.benchmarking import samples_report
+    from cascade.cli.enlarging import SROptions, sr_report
+    from eval.report import table
+    from eval.report_files import write_report
 
     if protocol.kind == "super-resolution":
-        source = protocol.reference if args.reference is None else str(args.reference)
+        source = args.reference or protocol.reference
         if source is None:
             raise ValueError(f"protocol {protocol.name} needs --reference: {protocol.reference_file}")
-        report = sr_report(
-            request, source, args.out, stage=None, num_images=count, first_seed=args.seed, with_distance=True, protocol=protocol
+        options = SROptions(
+            images=source,
+            num_images=count,
+            seed=args.seed,
+            extractor=protocol.extractor,
+            weights=args.weights,
+            crop_rule=protocol.crop_rule,
+            resamples=args.resamples,
         )
+        report = sr_report(request, options, args.out, protocol)
     else:
         made = samples_report(
             protocol,
@@ -73,6 +83,7 @@ def run(args: Namespace) -> None:
             first_seed=args.seed,
             reference=args.reference,
             weights=args.weights,
+            resamples=args.resamples,
         )
         if made is None:
             say("the share of this process is done; the last process to end scores all samples")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from cascade.cli.arguments import DEFAULT_MODEL, add_sampling_options, positive, seed
+from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, positive, seed
 from cascade.cli.progress import Progress, say
 from cascade.cli.sampling import Request
 from cascade.runs import check_folder
+
+if TYPE_CHECKING:
+    from eval.images import ImageSet
 
 NAME = "evaluate"
 HELP = "Measure pictures: build references, score sets of pictures, SR3 stages, and train a classifier."
@@ -37,7 +42,8 @@ def run(args: Namespace) -> None:
     args.action(args)
 
 
-def _add_extractor(parser: ArgumentParser) -> None:
+def _add_network(parser: ArgumentParser) -> None:
+    """Which network describes pictures, and how they were cut."""
     parser.add_argument(
         "--extractor",
         choices=_EXTRACTORS,
@@ -48,6 +54,10 @@ def _add_extractor(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--crop-rule", metavar="TEXT", help="how the pictures were cut from their originals; only equal ones are compared"
     )
+
+
+def _add_extractor(parser: ArgumentParser) -> None:
+    _add_network(parser)
     parser.add_argument("--size", type=positive, metavar="PX", help="side that the pictures must have; drawings are drawn at it")
     parser.add_argument("--device", default="cpu", metavar="D", help="where the extractor runs (default cpu)")
 
@@ -55,6 +65,11 @@ def _add_extractor(parser: ArgumentParser) -> None:
 def _reference_options(parser: ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGES", help=_IMAGES)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file of the reference")
+    parser.add_argument(
+        "--crop",
+        choices=("adm", "area"),
+        help="IMAGES are photos, named as data.source in a recipe: cut to --size by this rule, that of training",
+    )
     _add_extractor(parser)
 
 
@@ -64,8 +79,10 @@ def _images_options(parser: ArgumentParser) -> None:
         "--reference",
         required=True,
         metavar="REFERENCE",
-        help=f"a file of `cascade evaluate reference`, one of ADM's .npz files, or real pictures: {_IMAGES}",
+        help="a file of `cascade evaluate reference`, ADM's .npz or another of mu and sigma, cleanfid:NAME or cleanfid:NAME:SPLIT"
+        f" (statistics that clean-fid publishes), or real pictures: {_IMAGES}",
     )
+    add_resamples(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     _add_extractor(parser)
 
@@ -82,7 +99,10 @@ def _sr_options(parser: ArgumentParser) -> None:
     parser.add_argument("-n", "--num-images", type=positive, default=100, metavar="N", help="the first N pictures (default 100)")
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the first picture (default 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures and the report")
-    parser.add_argument("--no-distance", action="store_true", help="leave the EfficientNet-Lite distance out")
+    parser.add_argument("--regression", type=Path, metavar="DIR", help="a regression stage of the same sizes, measured too")
+    parser.add_argument("--no-distance", action="store_true", help="leave the distance to the originals out")
+    _add_network(parser)
+    add_resamples(parser)
     add_sampling_options(parser)
     parser.set_defaults(size=None)
 
@@ -101,82 +121,110 @@ def _classifier_options(parser: ArgumentParser) -> None:
 
 def _reference(args: Namespace) -> None:
     from cascade.sources import crop_rule_of, extractor_of, image_source
-    from eval.references import measure
-    from eval.statistics import save_statistics
+    from eval.references import build_reference
 
     if args.out.suffix != ".npz":
         raise ValueError(f"--out is {args.out}, expected a file that ends in .npz")
-    images, _ = image_source(args.images, size=args.size, minimum=2)
+    if args.crop and (not args.size or args.crop_rule):
+        raise ValueError("--crop needs the --size of the pictures, and names their crop rule itself: leave --crop-rule out")
     extractor = extractor_of(args.extractor, args.weights, args.device)
-    with Progress("features", "pictures") as progress:
-        statistics, made_by = measure(
+    with Progress("features", "pictures") as progress, ExitStack() as stack:
+        if args.crop:
+            images, rule = stack.enter_context(_cut(args))
+        else:
+            images, rule = image_source(args.images, size=args.size, minimum=2)[0], crop_rule_of(args.images, args.crop_rule)
+        made = build_reference(
+            args.out,
             images,
             extractor,
-            crop_rule=crop_rule_of(args.images, args.crop_rule),
+            crop_rule=rule,
             on_batch=lambda done: progress.update(done, len(images)),
         )
-    save_statistics(args.out, statistics, made_by)
-    print(f"{args.out}: {statistics.count:,} pictures of {images.size} px, {made_by.extractor} ({made_by.resize_mode})")
+    described = f"{made.provenance.extractor} ({made.provenance.resize_mode})"
+    print(f"{args.out}: {made.count:,} pictures of {images.size} px, {described}, SHA-256 {made.file_hash}")
+
+
+@contextmanager
+def _cut(args: Namespace) -> Iterator[tuple[ImageSet, str | None]]:
+    """The photos as square pictures, for a while in a file beside the reference; and the name of their rule."""
+    from cascade.datasets import open_pictures
+    from cascade.datasets.checking import cores, keep_pixels
+    from eval.images import image_array
+    from eval.references import ADM_CROP_RULE
+    from stages.training import Data
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".cutting-", dir=args.out.parent) as folder:
+        with Progress("cutting") as progress:
+            photos = open_pictures(Data(source=args.images, crop=args.crop), args.size, progress.update)
+            pixels, log = keep_pixels(photos, Path(folder) / "pictures", cores(), progress.update)
+        if table := log.table():
+            say(table)
+        yield image_array(pixels, name=args.images, minimum=2), ADM_CROP_RULE if args.crop == "adm" else "area-centre"
 
 
 def _images(args: Namespace) -> None:
-    from cascade.sources import crop_rule_of, extractor_of, feature_cache, image_source, reference_file
-    from eval.scoring import FEWEST, measured, score, score_against
+    from cascade.cli.comparing import features_of, scored
+    from cascade.sources import crop_rule_of, extractor_of, image_source, reference_source
+    from eval.images import ImageSet, image_array
+    from eval.scoring import FEWEST, MANIFOLD_K
 
-    images, _ = image_source(args.images, size=args.size, minimum=2)
-    path = Path(args.reference)
-    real = reference_file(path, images.size) if path.suffix == ".npz" else None
-    reals = None if real is not None else image_source(args.reference, size=images.size, minimum=2)[0]
-    extractor = extractor_of(args.extractor, args.weights, args.device)
+    images, _ = image_source(args.images, size=args.size, minimum=MANIFOLD_K + 1)
     crop_rule = crop_rule_of(args.images, args.crop_rule)
-    with Progress("features of the pictures", "pictures") as progress:
-        samples = measured(images, extractor, crop_rule=crop_rule, on_batch=progress.update)
-    if real is not None:
-        scores = score_against(samples, real, extractor)
-    else:
-        assert reals is not None
+    real = reference_source(args.reference, image_size=images.size, extractor=args.extractor, minimum=MANIFOLD_K + 1)
+    extractor = extractor_of(args.extractor, args.weights, args.device)
+    samples = features_of(images, extractor, crop_rule, "features of the pictures")
+    if isinstance(real, ImageSet):
         rule = crop_rule_of(args.reference, None)
-        with Progress("features of the reference", "pictures") as progress:
-            theirs = measured(reals, extractor, crop_rule=rule, cache=feature_cache(), on_batch=progress.update)
-        scores = score(samples, theirs)
+        theirs = features_of(real, extractor, rule, "features of the reference", kept=True)
+        scores = scored(samples, theirs, theirs, args.resamples)
+    else:
+        of_images = None
+        if real.images is not None:
+            pictures = image_array(real.images, name=real.name)
+            of_images = features_of(pictures, extractor, real.provenance.crop_rule, "features of the reference", kept=True)
+        scores = scored(samples, real, of_images, args.resamples)
     if len(images) < FEWEST:
         say(f"{len(images):,} pictures are fewer than {FEWEST:,}: this distance stands beside no published one")
-    _print_scores(scores, args.json)
+    _print_scores(scores, args)
 
 
-def _print_scores(scores: Any, as_json: bool) -> None:
+def _print_scores(scores: Any, args: Namespace) -> None:
     from dataclasses import asdict
 
-    if as_json:
+    from eval.report import shown
+
+    if args.json:
         print(json.dumps(asdict(scores), indent=2))
         return
     frechet = scores.frechet
     count = "an unknown number of" if frechet.reference_count is None else f"{frechet.reference_count:,}"
-    print(f"{scores.distance_name}: {frechet.distance:.4f}")
-    if scores.kid is not None:
-        print(f"kernel distance x 1000: {1000 * scores.kid.mean:.4f} +- {1000 * scores.kid.std:.4f}")
-    if scores.manifold is not None:
-        m = scores.manifold
-        parts = [f"{name} {getattr(m, name):.4f}" for name in ("precision", "recall", "density", "coverage")]
-        print(f"{', '.join(parts)} (k = {m.k})")
-    print(f"{frechet.num_samples:,} pictures against {count} of {frechet.reference}")
+    for name, value in scores.values().items():
+        print(f"{name}: {shown(value)}")
+    print(f"{frechet.num_samples:,} pictures against {count} of {frechet.reference}, SHA-256 {frechet.reference_hash}")
+    if args.resamples:
+        print(f"in brackets: 95 % intervals from {args.resamples} bootstrap resamples")
 
 
 def _sr(args: Namespace) -> None:
     request = Request.of(args)
     check_folder(args.out)
-    from cascade.cli.measuring import sr_report
-    from eval.report import table, write_report
+    from cascade.cli.enlarging import SROptions, sr_report
+    from eval.report import table
+    from eval.report_files import write_report
 
-    report = sr_report(
-        request,
-        args.images,
-        args.out,
+    options = SROptions(
+        images=args.images,
         stage=args.stage,
+        regression=args.regression,
         num_images=args.num_images,
-        first_seed=args.seed,
-        with_distance=not args.no_distance,
+        seed=args.seed,
+        extractor=None if args.no_distance else args.extractor,
+        weights=args.weights,
+        crop_rule=args.crop_rule,
+        resamples=args.resamples,
     )
+    report = sr_report(request, options, args.out)
     write_report(report, args.out)
     print(table(report))
     print(args.out / "report.html")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cascade.cli import benchmark, classes, convert, data, evaluate, generate, inspect, sample, search_schedule, train, upscale
 from cascade.cli.arguments import Parser, parsed, version
@@ -15,16 +16,24 @@ COMMANDS = (generate, classes, upscale, inspect, data, train, sample, evaluate, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `cascade` with these arguments, None = those of the process; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    command = next((command for command in COMMANDS if words and words[0] == command.NAME), None)
+    command = _named(words[:1], COMMANDS)
     if command is None:
         return guarded("cascade", lambda: _overview(words))
+    inner = _named(words[1:2], getattr(command, "SUBCOMMANDS", ()))
+    names = [command.NAME] if inner is None else [command.NAME, inner.NAME]
+    chosen, program = inner or command, " ".join(["cascade", *names])
 
     def action() -> None:
-        parser = Parser(prog=f"cascade {command.NAME}", description=command.HELP)
-        command.add_arguments(parser)
-        command.run(parsed(parser, words[1:]))
+        parser = Parser(prog=program, description=chosen.HELP)
+        chosen.add_arguments(parser)
+        chosen.run(parsed(parser, words[len(names) :]))
 
-    return guarded(f"cascade {command.NAME}", action)
+    return guarded(program, action)
+
+
+def _named(word: Sequence[str], commands: Sequence[Any]) -> Any:
+    """The command of this name; None where there is none, or no word."""
+    return next((command for command in commands if [*word] == [command.NAME]), None)
 
 
 def _overview(words: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade.cli.arguments import SCHEDULERS, level, per_stage, positive, scale, scheduler
+from cascade.cli.arguments import SCHEDULERS, level, per_stage, positive, scale, scheduler, switch
 from cascade.cli.progress import on_terminal, say, silence_libraries
 from cascade.labels import Vocabulary
 from cascade.models import Manifest, StageEntry, resolve
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     from cascade.pipeline import CascadePipeline
 
-_AGAIN = ("size", "steps", "guidance_scale", "aug_level", "scheduler", "batch_size", "device", "dtype")
+_AGAIN = ("size", "steps", "guidance_scale", "aug_level", "consistency", "scheduler", "batch_size", "device", "dtype")
 """Options that a picture depends on beside model, class and seed."""
+_ALSO = ("guidance_interval", "tile_size")
+"""Settings of stages that it depends on too, which are no options."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Request:
             "num_inference_steps": per_stage("--steps", args.steps, positive, names),
             "guidance_scale": per_stage("--guidance-scale", args.guidance_scale, scale, names),
             "aug_level": per_stage("--aug-level", args.aug_level, level, refining),
+            "consistency": per_stage("--consistency", args.consistency, switch, refining),
             "scheduler": per_stage("--scheduler", args.scheduler, scheduler, names),
         }
         return cls(args, folder, manifest, settings)
@@ -117,9 +120,11 @@ class Request:
         described: dict[str, Any] = {}
         for name in stages:
             stage = cascade.stages[name]
-            defaults = {key: stage.config[key] for key in (*arguments, "guidance_interval") if stage.config.get(key) is not None}
+            defaults = {key: stage.config[key] for key in (*arguments, *_ALSO) if stage.config.get(key) is not None}
             kind = chosen.get(name) if isinstance(chosen, dict) else chosen
-            described[name] = {**defaults, **given[name], "scheduler": (kind or type(stage.scheduler)).__name__}
+            described[name] = {**defaults, **given[name]}
+            if getattr(stage, "scheduler", None) is not None:
+                described[name]["scheduler"] = (kind or type(stage.scheduler)).__name__
         device = next(iter(cascade.stages.values())).device
         return {
             "stages": described,

@@ -1,4 +1,4 @@
-"""`cascade search-schedule`: which steps and scheduler of a stage give the least distance for their work."""
+"""`cascade search-schedule`: which steps and scheduler of a stage give the best samples for their work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from eval.report import Report
 
 NAME = "search-schedule"
-HELP = "Search steps and scheduler of a stage by the distance of its samples; keep the choice in a model of its own."
+HELP = "Search steps and scheduler of a stage by what its samples score; keep the choice in a model of its own."
+
+
+AIMS = ("distance", "kernel-distance", "precision", "recall", "density", "coverage")
+FEWEST = 4  # samples, for overlap reaches to the third nearest
+LEAST = AIMS[:2]
+"""Aims of which less is better."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -31,6 +37,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="IMAGES",
         help="real pictures that the model has not seen: a folder, an .npz, or drawings:heldout (default)",
     )
+    parser.add_argument(
+        "--aim",
+        choices=AIMS,
+        default="distance",
+        help="what is best: the least EfficientNet-Lite Frechet distance (default) or kernel distance, or the most of another",
+    )
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the first sample (default 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
     parser.add_argument("--max-steps", type=positive, metavar="N", help="most steps that the kept schedule may have")
@@ -42,13 +54,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule and what its samples score; `scheduler` None = the stage's own."""
+    """A schedule and what its samples score in the aim of the search; `scheduler` None = the stage's own."""
 
     steps: int
     scheduler: str | None
     nfe: int
     multiply_adds: int
-    distance: float
+    value: float
+    aim: str = "distance"
+
+    @property
+    def loss(self) -> float:
+        """What the search makes least."""
+        return self.value if self.aim in LEAST else -self.value
 
     @property
     def name(self) -> str:
@@ -56,10 +74,10 @@ class Candidate:
 
 
 def front(candidates: list[Candidate]) -> list[Candidate]:
-    """Those that no other beats in evaluations and in distance, the cheapest first."""
+    """Those that no other beats in evaluations and in the aim, the cheapest first."""
     kept: list[Candidate] = []
-    for one in sorted(candidates, key=lambda c: (c.nfe, c.distance)):
-        if not kept or one.distance < kept[-1].distance:
+    for one in sorted(candidates, key=lambda c: (c.nfe, c.loss)):
+        if not kept or one.loss < kept[-1].loss:
             kept.append(one)
     return kept
 
@@ -76,14 +94,17 @@ def run(args: Namespace) -> None:
     kinds = [_kind(text) for text in args.try_schedulers.split(",")] if args.try_schedulers else [None]
     if args.max_steps is not None and min(steps) > args.max_steps:
         raise ValueError(f"--max-steps is {args.max_steps}, but --try-steps begins with {min(steps)}")
+    if args.num_images < FEWEST:
+        raise ValueError(f"--num-images is {args.num_images}, but at least {FEWEST} samples are needed to score a schedule")
     if args.save is not None and args.save.exists():
         raise ValueError(f"--save is {args.save}, which is there already; choose a new folder")
     args.size = next(entry.size for entry in request.manifest.stages if entry.name == stage)
     found = _measured(args, stage, [(count, kind) for kind in kinds for count in steps])
     allowed = [one for one in found if args.max_steps is None or one.steps <= args.max_steps]
-    chosen = min(allowed, key=lambda one: (one.distance, one.nfe))
+    chosen = min(allowed, key=lambda one: (one.loss, one.nfe))
     report = _report(args, stage, found, chosen)
-    from eval.report import table, write_report
+    from eval.report import table
+    from eval.report_files import write_report
 
     write_report(report, args.out)
     print(table(report))
@@ -109,11 +130,12 @@ def _measured(args: Namespace, stage: str, wanted: list[tuple[int, str | None]])
     """Sample and score every candidate, each in a folder of its own, so that a stopped search goes on."""
     from cascade.sources import extractor_of, feature_cache, image_source
     from eval.images import image_folder
-    from eval.scoring import measured, score
+    from eval.report import number_of
+    from eval.scoring import feature_set, score
 
     extractor = extractor_of("efficientnet-lite0")
     images, _ = image_source(args.reference, size=args.size, minimum=2)
-    real = measured(images, extractor, crop_rule=None, cache=feature_cache())
+    of_real = feature_set(images, extractor, crop_rule=None, cache=feature_cache())
     found = []
     for steps, kind in wanted:
         tried = Namespace(**vars(args))
@@ -124,7 +146,7 @@ def _measured(args: Namespace, stage: str, wanted: list[tuple[int, str | None]])
         )
         if not ended:
             raise ValueError("a search runs in one process group of its own; use --processes instead of torchrun")
-        samples = measured(image_folder(out, size=args.size, minimum=2), extractor, crop_rule=None)
+        samples = feature_set(image_folder(out, size=args.size, minimum=2), extractor, crop_rule=None)
         cost = (read_record(out) or {})["cost"]
         found.append(
             Candidate(
@@ -132,36 +154,43 @@ def _measured(args: Namespace, stage: str, wanted: list[tuple[int, str | None]])
                 kind,
                 sum(one["nfe"] for one in cost.values()),
                 sum(one["multiply_adds"] for one in cost.values()),
-                score(samples, real).frechet.distance,
+                number_of(score(samples, of_real, resamples=0).values()[title_of(args.aim)]) or 0.0,
+                args.aim,
             )
         )
     return found
 
 
+def title_of(aim: str) -> str:
+    """What scores and reports call an aim."""
+    return {"distance": "EfficientNet-Lite Frechet distance", "kernel-distance": "kernel distance x 1000"}.get(aim, aim)
+
+
 def _report(args: Namespace, stage: str, found: list[Candidate], chosen: Candidate) -> Report:
     from eval.report import Curve, Report, Row
 
+    aim = title_of(args.aim)
     kinds = dict.fromkeys(one.scheduler for one in found)
-    lines = {kind or "own": [(one.nfe, one.distance) for one in found if one.scheduler == kind] for kind in kinds}
+    lines = {kind or "own": [(one.nfe, one.value) for one in found if one.scheduler == kind] for kind in kinds}
     on_front = front(found)
     rows = tuple(
         Row(
             name=one.name,
-            values={"NFE": one.nfe, "G multiply-adds": one.multiply_adds / 1e9, "distance": one.distance},
+            values={"NFE": one.nfe, "G multiply-adds": one.multiply_adds / 1e9, aim: one.value},
             note="chosen" if one == chosen else "on the front" if one in on_front else "",
             ours=one == chosen,
         )
-        for one in sorted(found, key=lambda c: (c.nfe, c.distance))
+        for one in sorted(found, key=lambda c: (c.nfe, c.loss))
     )
     return Report(
         title=f"Schedules of {stage}",
         facts={"model": str(args.model), "reference": args.reference, "samples": f"{args.num_images} of each, balanced"},
-        columns=("NFE", "G multiply-adds", "distance"),
+        columns=("NFE", "G multiply-adds", aim),
         rows=rows,
-        curve=Curve(title="Distance against evaluations", x="NFE an image, all stages", y="distance", lines=lines),
+        curve=Curve(title=f"{aim} against evaluations", x="NFE an image, all stages", y=aim, lines=lines),
         notes=(
-            "The distance is EfficientNet-Lite's, not FID; with few samples it is large, and only rows of this table compare.",
-            "On the front: no other has both fewer evaluations and a smaller distance.",
+            "Of EfficientNet-Lite's features, not Inception's; with few samples only rows of this table compare.",
+            f"On the front: no other has both fewer evaluations and a {'lower' if args.aim in LEAST else 'higher'} {aim}.",
         ),
     )
 

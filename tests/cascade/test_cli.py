@@ -103,6 +103,7 @@ def misfit(folder: Path) -> None:
         (["--class", "cat", "--steps", "sr32=2"], "'sr32', which is not one of the stages base, sr16"),
         (["--class", "cat", "--aug-level", "1.5"], "argument --aug-level: '1.5' is not a number from 0 to 1"),
         (["--class", "cat", "--aug-level", "base=0.5"], "'base', which is not one of the stages sr16"),
+        (["--class", "cat", "--consistency", "maybe"], "argument --consistency: 'maybe' is neither on nor off"),
         (["--class", "cat", "--guidance-scale", "nan"], "argument --guidance-scale: 'nan'"),
         (["--class", "cat", "--scheduler", "dpm"], "argument --scheduler: 'dpm' is not one of ddpm, ddim"),
         (["--class", "cat", "--device", "tpu9"], "--device is 'tpu9'"),
@@ -149,7 +150,7 @@ def test_a_model_that_is_missing_damaged_or_misfit_is_named(model, here, tmp_pat
 
 
 def test_weights_that_overflow_are_a_failure(model, here, tmp_path, capsys):
-    folder = damaged(model, tmp_path / "other", with_weight("conv_out.weight", 1e38))
+    folder = damaged(model, tmp_path / "other", with_weight("conv_in.weight", 3e38))
     assert generate(["--class", "cat", "--model", folder]) == 1
     assert "not numbers" in capsys.readouterr().err and names(here) == []
 

@@ -9,8 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from cascade import CascadePipeline
+from cascade.cli.comparing import distance_curve
 from cascade.cli.main import main
 from cascade.protocols import load_protocol, protocol_names
+from eval.bootstrap import Interval
+from eval.frechet import frechet_distance
+from eval.published_weights import file_sha256
+from eval.report import Row
 
 PROTOCOL = """
 name: mine
@@ -42,7 +48,8 @@ def quick(monkeypatch, tmp_path):
 
 
 def benchmark(model, out, *words):
-    return main(["benchmark", str(model), "--out", str(out), "--device", "cpu", "--processes", "1", "--steps", "1", *words])
+    options = ["--out", str(out), "--device", "cpu", "--processes", "1", "--steps", "1", "--resamples", "5"]
+    return main(["benchmark", str(model), *options, *words])
 
 
 def files(folder):
@@ -50,15 +57,28 @@ def files(folder):
 
 
 def test_the_protocols_that_come_with_it_are_sound():
-    assert protocol_names() == ["emoji-256", "emoji-64", "imagenet-256", "imagenet-64", "sr3-faces-128"]
+    assert protocol_names() == [
+        "emoji-256", "emoji-64", "imagenet-256", "imagenet-64", "imagenet-64-edm", "sr3-faces-128", "sr3-imagenet-256",
+    ]  # fmt: skip
     for name in protocol_names():
         protocol = load_protocol(name)
         assert all(row.source for row in protocol.published)
         assert (protocol.reference is None) == (protocol.reference_file is not None), "one way to come to a reference"
     rows = {row.name: row for row in load_protocol("imagenet-256").published}
     assert rows["SR3, two stages"].values["FID"] == 11.3 and rows["CDM"].values["FID"] == 4.88
-    assert rows["ADM-G + ADM-U"].values == {"FID": 3.94, "IS": 215.84, "precision": 0.83, "recall": 0.53}
+    want = {"FID": 3.94, "sFID": 6.14, "IS": 215.84, "precision": 0.83, "recall": 0.53, "NFE": 500}
+    assert rows["ADM-G + ADM-U"].values == want
     assert load_protocol("sr3-faces-128").published[-2].values == {"PSNR": 23.04, "SSIM": 0.65, "consistency": 2.68}
+
+
+def test_distance_is_drawn_against_all_stages_evaluations():
+    rows = [
+        Row(name="ours", values={"FID": Interval(estimate=5.0, low=4, high=6, confidence=0.95), "NFE": "250 + 25"}),
+        Row(name="theirs", values={"FID": 7.49, "NFE": 500}),
+        Row(name="unknown cost", values={"FID": 1.0}),
+    ]
+    assert distance_curve(rows, "FID").lines == {"ours": [(275, 5.0)], "theirs": [(500, 7.49)]}
+    assert distance_curve(rows[:1], "FID") is None
 
 
 @pytest.mark.parametrize(
@@ -72,6 +92,8 @@ def test_the_protocols_that_come_with_it_are_sound():
         (("3.94", "low"), "distance of 'Theirs' is 'low', expected a number"),
         (("name: mine", "name: yours"), "name is 'yours', expected 'mine'"),
         (("kind: samples", "kind: super-resolution"), "only super-resolution has one, and needs it"),
+        (("labels: balanced", "seeds: [3, 3]"), "seeds are [3, 3], expected at least one, none twice"),
+        (("labels: balanced", "seeds: [0, 100]"), "sets of 50000 images must not share any"),
     ],
 )
 def test_a_protocol_file_is_checked(tmp_path, change, problem):
@@ -89,10 +111,12 @@ def test_emoji_shows_model_and_floor_with_equal_counts_and_resumes(model, tmp_pa
     assert "EfficientNet-Lite Frechet distance" in told and "not FID" in told and "| FID" not in told
     report = json.loads((out / "report.json").read_text())
     ours, floor = report["rows"]
-    assert floor["name"] == "held-out drawings (floor)" and report["details"]["scores"]["samples"]["frechet"]["num_samples"] == 8
+    assert floor["name"] == "held-out drawings (floor)" and report["details"]["scores"]["seed 0"]["frechet"]["num_samples"] == 8
     assert report["details"]["scores"]["heldout"]["frechet"]["num_samples"] == 8
-    assert ours["values"]["EfficientNet-Lite Frechet distance"] > floor["values"]["EfficientNet-Lite Frechet distance"] > 0
-    assert ours["values"]["NFE"] == "1 + 1" and {"class agreement", "among five", "closer to training"} <= set(ours["values"])
+    found, of_floor = (row["values"]["EfficientNet-Lite Frechet distance"] for row in (ours, floor))
+    assert found["estimate"] > of_floor["estimate"] > 0 and found["low"] <= found["estimate"] <= found["high"]
+    shares = {"class agreement %", "among five %", "closer in features %", "closer in pixels %"}
+    assert ours["values"]["NFE"] == "1 + 1" and shares <= set(ours["values"]) and shares <= set(floor["values"])
     labels = report["details"]["run"]["plan"]["labels"]
     assert len(labels) == 8 and set(labels) <= set(measuring.drawings(64, "heldout")[1].tolist())
     before = files(out)
@@ -104,7 +128,8 @@ def test_emoji_shows_model_and_floor_with_equal_counts_and_resumes(model, tmp_pa
 def test_the_page_needs_no_other_file(model, tmp_path):
     assert benchmark(model, tmp_path / "bench", "--protocol", "emoji-64", "--num-images", "5") == 0
     page = (tmp_path / "bench" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and not re.search(r"(src|href)=\"(?!data:)", page)
+    samples, stages, near = 5, 2 * 5, 2 * 2 * 5
+    assert page.count("data:image/png;base64,") == samples + stages + near and not re.search(r"(src|href)=\"(?!data:)", page)
     assert "http" not in page and "held-out drawings (floor)" in page
     text = (tmp_path / "bench" / "report.md").read_text()
     for name in re.findall(r"\]\((pictures/[^)]+)\)", text):
@@ -121,6 +146,48 @@ def test_few_samples_stand_beside_no_published_figure(model, tmp_path, capsys):
     assert re.search(r"\| Theirs +\| +3.94 .*not comparable: their paper", out)
 
 
+def test_adms_protocol_has_adms_columns_beside_its_published_rows(model, tmp_path, monkeypatch):
+    reference = measuring.adm_reference(tmp_path / "VIRTUAL_imagenet64_labeled.npz")
+    words = ["--protocol", "imagenet-64", "--num-images", "6", "--reference", str(reference)]
+    assert benchmark(model, tmp_path / "bench", *words) == 0
+    report = json.loads((tmp_path / "bench" / "report.json").read_text())
+    columns = ["FID", "sFID", "IS", "KID x 1000", "precision", "recall", "density", "coverage", "NFE"]
+    ours, theirs = report["rows"][0], report["rows"][1]
+    assert report["columns"] == columns == list(ours["values"])
+    assert theirs["values"]["sFID"] == 3.79 and not theirs["comparable"], "six samples stand beside nothing"
+    pictures = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "bench" / "samples").glob("*.png"))])
+    spatial = measuring.ADMPooled().all_outputs(pictures).spatial.astype(np.float64)
+    with np.load(reference) as file:
+        want = frechet_distance(spatial.mean(axis=0), np.cov(spatial, rowvar=False), file["mu_s"], file["sigma_s"])
+    assert ours["values"]["sFID"]["estimate"] == pytest.approx(want, rel=1e-6)
+    scores = report["details"]["scores"]["seed 0"]
+    assert scores["frechet"]["reference_hash"] == file_sha256(reference)
+    assert scores["frechet"]["provenance"]["resize_mode"] == "legacy_tensorflow"
+
+
+def test_the_stages_of_the_first_samples_are_those_that_led_to_them(model, tmp_path):
+    assert benchmark(model, tmp_path / "bench", "--protocol", "emoji-64", "--num-images", "5") == 0
+    labels = json.loads((tmp_path / "bench" / "samples" / "run.json").read_text())["plan"]["labels"]
+    cascade = CascadePipeline.from_pretrained(model)
+    cascade.set_progress_bar_config(disable=True)
+    made = cascade([labels[3]], seeds=[3], num_inference_steps=1)
+    base, last = (np.asarray(Image.open(tmp_path / "bench" / place / "000003.png")) for place in ("stages/base", "samples"))
+    assert np.abs(base.astype(int) - np.asarray(made.stages["base"].images[0])).max() <= 1
+    assert np.abs(last.astype(int) - np.asarray(made.images[0])).max() <= 1
+
+
+def test_of_several_seeds_each_has_a_row_and_the_least_stands_first(model, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(PROTOCOL.replace("num_images: 50000", "num_images: 4\nseeds: [0, 100, 200]"))
+    assert benchmark(model, tmp_path / "bench", "--protocol", str(path), "--seed", "7") == 0
+    report = json.loads((tmp_path / "bench" / "report.json").read_text())
+    first, *each = [(row["name"], row["values"].get("distance")) for row in report["rows"] if row["ours"]]
+    assert [name for name, _ in each] == ["tiny, seed 7", "tiny, seed 107", "tiny, seed 207"]
+    assert first[0] == "tiny, least of 3 seeds"
+    assert first[1]["estimate"] == min(found["estimate"] for _, found in each)
+    assert len({found["estimate"] for _, found in each}) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -128,6 +195,7 @@ def test_few_samples_stand_beside_no_published_figure(model, tmp_path, capsys):
         (["--protocol", "imagenet-64"], "needs --reference: VIRTUAL_imagenet64_labeled.npz"),
         (["--protocol", "imagenet-256"], "--size is 256, but the stages of 'tiny' make 16, 64 px"),
         (["--protocol", "sr3-faces-128"], "needs --reference: a folder of CelebA-HQ"),
+        (["--protocol", "emoji-64", "--num-images", "3"], "--num-images is 3, but at least 4 are needed"),
         (["--protocol", "emoji-64", "--num-images", "13"], "there are only 12 held-out drawings"),
     ],
 )

@@ -13,9 +13,13 @@ from PIL import Image
 
 from cascade.cli.main import main
 from cascade.superres import bicubic, low_resolution
-from eval.classifier import load_classifier
+from eval.bootstrap import Interval
+from eval.classifier import class_agreement, class_probabilities, load_classifier
+from eval.page import page
 from eval.paired import psnr
-from eval.report import Curve, Picture, Report, Row, contact_sheet, page, table
+from eval.report import Curve, Picture, Report, Row, contact_sheet, shown, table
+from eval.report_files import as_json
+from stages.regression import RegressionPipeline
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +67,23 @@ def test_a_kept_reference_gives_the_distance_of_its_pictures(tmp_path, capsys):
     assert found[0] > 0 and found[1] == pytest.approx(found[0], rel=1e-9)
 
 
+def test_samples_against_adms_file_and_a_reference_kept_by_inception_have_sfid(tmp_path, capsys):
+    pictures = measuring.drawings(64, "heldout")[0]
+    np.savez(tmp_path / "samples.npz", arr_0=pictures)
+    np.savez(tmp_path / "real.npz", arr_0=measuring.drawings(64, "train")[0])
+    published, kept = measuring.adm_reference(tmp_path / "adm.npz"), tmp_path / "kept.npz"
+    network = ["--extractor", "inception-tensorflow"]
+    assert main(["evaluate", "reference", str(tmp_path / "real.npz"), "--out", str(kept), *network]) == 0
+    capsys.readouterr()
+    found = []
+    for reference in (published, kept):
+        assert main(["evaluate", "images", str(tmp_path / "samples.npz"), "--reference", str(reference), *network, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["sfid"] == pytest.approx(found[1]["sfid"], rel=1e-4) and found[0]["sfid"] > 0
+    assert found[0]["intervals"]["sFID"]["low"] <= found[0]["sfid"] <= found[0]["intervals"]["sFID"]["high"]
+    assert found[0]["manifold"] is not None and found[1]["manifold"] is None, "ADM's file holds pictures, ours statistics"
+
+
 def test_an_archive_scores_as_its_pictures(tmp_path, capsys):
     a, b = folder(tmp_path / "a"), str(folder(tmp_path / "b", seed=1))
     np.savez(tmp_path / "a.npz", arr_0=np.stack([np.asarray(Image.open(path)) for path in sorted(a.iterdir())]))
@@ -73,22 +94,48 @@ def test_an_archive_scores_as_its_pictures(tmp_path, capsys):
     assert found[0] == found[1] and found[0].startswith("EfficientNet-Lite Frechet distance: ")
 
 
-def test_an_sr3_stage_stands_beside_bicubic(tmp_path, capsys):
-    model = str(measuring.model(tmp_path / "tiny"))
-    words = ["evaluate", "sr", model, "-n", "3", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "sr")]
+def test_an_sr3_stage_stands_beside_regression_bicubic_and_originals(tmp_path, capsys):
+    model, regression = str(measuring.model(tmp_path / "tiny")), measuring.regression(tmp_path / "regression")
+    words = ["evaluate", "sr", model, "-n", "3", "--steps", "1", "--device", "cpu", "--resamples", "9"]
+    words += ["--regression", str(regression), "--out", str(tmp_path / "sr")]
     assert main(words) == 0
     report = json.loads((tmp_path / "sr" / "report.json").read_text())
-    ours, other = report["rows"]
-    assert ours["name"] == "tiny, sr64" and other["name"] == "bicubic"
-    originals = measuring.drawings(64, "heldout")[0][:3]
-    small = low_resolution(originals, 16)
-    assert other["values"]["PSNR"] == pytest.approx(psnr(bicubic(small, 64), originals).mean(), rel=1e-12)
-    assert other["values"]["PSNR"] > ours["values"]["PSNR"] > 0, "an untrained stage makes noise"
-    assert len(list((tmp_path / "sr" / "outputs").iterdir())) == 3
-    assert "| bicubic" not in capsys.readouterr().out, "both rows are measured here"
+    rows = {row["name"]: row["values"] for row in report["rows"]}
+    assert list(rows) == ["tiny, sr64", "regression", "bicubic", "originals"]
+    distance = "EfficientNet-Lite Frechet distance"
+    assert report["columns"] == ["PSNR", "SSIM", "consistency", distance, "top-1 error", "top-5 error"]
+    pictures, labels = (each[:3] for each in measuring.drawings(64, "heldout"))
+    small = low_resolution(pictures, 16)
+    assert rows["bicubic"]["PSNR"]["estimate"] == pytest.approx(psnr(bicubic(small, 64), pictures).mean(), rel=1e-12)
+    assert rows["bicubic"]["PSNR"]["low"] <= rows["bicubic"]["PSNR"]["estimate"] <= rows["bicubic"]["PSNR"]["high"]
+    assert rows["bicubic"]["PSNR"]["estimate"] > rows["tiny, sr64"]["PSNR"]["estimate"] > 0, "an untrained stage makes noise"
+    stage = RegressionPipeline.from_pretrained(regression)
+    inputs = zip(map(Image.fromarray, small), labels, strict=True)
+    made = np.stack([np.asarray(stage(image, [int(label)]).images[0]) for image, label in inputs])
+    assert rows["regression"]["PSNR"]["estimate"] == pytest.approx(psnr(made, pictures).mean(), rel=1e-6)
+    classifier, _ = load_classifier()
+    wrong = 1 - class_agreement(class_probabilities(classifier, pictures), labels).top1
+    assert rows["originals"]["top-1 error"]["estimate"] == pytest.approx(wrong) and "PSNR" not in rows["originals"]
+    assert len(list((tmp_path / "sr" / "outputs").iterdir())) == len(list((tmp_path / "sr" / "regression").iterdir())) == 3
+    out = capsys.readouterr().out
+    assert "| **bicubic** " in out and "[" in out
     kept = (tmp_path / "sr" / "report.json").read_bytes()
     (tmp_path / "sr" / "outputs" / "000001.png").unlink()
     assert main(words) == 0 and (tmp_path / "sr" / "report.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("prepare", "problem"),
+    [
+        (lambda p: p / "none", "is no stage; give the folder of a RegressionPipeline"),
+        (lambda p: measuring.regression(p / "small", low_res_size=8), "is of 8 to 64 px, but the SR3 stage of 16 to 64 px"),
+        (lambda p: measuring.model(p / "again") / "sr64", "does not describe the RegressionPipeline"),
+    ],
+)
+def test_a_folder_that_is_no_fitting_regression_is_one_sentence(tmp_path, capsys, prepare, problem):
+    model = str(measuring.model(tmp_path / "tiny"))
+    words = ["sr", model, "-n", "2", "--device", "cpu", "--regression", str(prepare(tmp_path)), "--out", str(tmp_path / "sr")]
+    assert problem in one_sentence(capsys, 2, *words) and not (tmp_path / "sr").exists()
 
 
 def test_low_resolution_of_even_blocks_is_their_mean():
@@ -103,7 +150,7 @@ def test_low_resolution_of_even_blocks_is_their_mean():
     [
         (lambda p: (p / "a").mkdir(), [], "a holds no images"),
         (lambda p: None, [], "there is no "),
-        (lambda p: folder(p / "a", count=1), [], "but at least 2 are needed"),
+        (lambda p: folder(p / "a", count=3), [], "holds 3 images, but at least 4 are needed"),
         (lambda p: (folder(p / "a") / "000.png").write_text("no picture"), [], "000.png is not an image"),
         (lambda p: (folder(p / "a") / "notes.txt").touch(), [], "notes.txt is not an image"),
         (lambda p: folder(p / "a", size=16), [], "is 32x32, expected 16x16"),
@@ -114,6 +161,17 @@ def test_pictures_that_cannot_be_scored_are_named(tmp_path, capsys, prepare, wor
     prepare(tmp_path)
     reference = str(folder(tmp_path / "b", seed=1))
     assert problem in one_sentence(capsys, 2, "images", str(tmp_path / "a"), "--reference", reference, *words)
+
+
+def test_statistics_by_clean_fids_name_need_inception_and_a_network(tmp_path, capsys, monkeypatch):
+    def offline(*args, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    words = ["images", str(folder(tmp_path / "a")), "--reference", "cleanfid:cifar10:test"]
+    assert "is measured by Inception, so --extractor must be" in one_sentence(capsys, 2, *words)
+    err = one_sentence(capsys, 1, *words, "--extractor", "inception-clean")
+    assert "cifar10_clean_test_32.npz is not in" in err and "could not be downloaded" in err
 
 
 def test_a_reference_of_another_crop_rule_is_refused(tmp_path, capsys):
@@ -166,6 +224,18 @@ def test_a_table_can_be_read_as_plain_text():
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["theirs", "11.3", "215.8", "not comparable: paper"]
 
 
+def test_an_interval_stands_beside_its_value_in_the_table_and_as_numbers_in_json():
+    value = Interval(estimate=3.94159, low=3.8, high=4.0832, confidence=0.95)
+    assert shown(value) == "3.942 [3.80, 4.08]"
+    assert shown(Interval(estimate=142.34, low=129.2, high=155.9, confidence=0.95)) == "142.3 [129, 156]"
+    report = Report(title="t", facts={}, columns=("FID",), rows=(Row(name="ours", values={"FID": value}, ours=True),))
+    assert "3.942 [3.80, 4.08]" in table(report)
+    assert json.loads(as_json(report))["rows"][0]["values"]["FID"] == {
+        "estimate": 3.94159, "low": 3.8, "high": 4.0832, "confidence": 0.95,
+    }  # fmt: skip
+    assert "<small>[3.80, 4.08]</small>" in page(report) and '<span>[3.80, 4.08]</span>' in page(report)
+
+
 def test_a_contact_sheet_puts_every_picture_in_its_place():
     rows = [np.full((2, 4, 4, 3), 10, np.uint8), np.full((1, 2, 2, 3), 20, np.uint8)]
     sheet = contact_sheet(rows, gap=1)
@@ -192,12 +262,12 @@ class Balance(HTMLParser):
 
 def test_a_page_is_sound_and_says_what_it_is_given_as_text():
     curve = Curve(title="curve", x="NFE", y="distance", lines={"a<b": [(4, 9.0), (8, 5.0)], "one": [(4, 1.0)]})
-    picture = Picture(title="p", caption="c & d", image=np.zeros((2, 2, 3), np.uint8))
+    picture = Picture(title="p", caption="c & d", rows=(("x<y", np.zeros((1, 2, 2, 3), np.uint8)),))
     rows = (Row(name="<script>", values={"FID": 1.0}),)
     text = page(Report(title="t", facts={"k": "v"}, columns=("FID",), rows=rows, pictures=(picture,), curve=curve))
     checked = Balance()
     checked.feed(text)
-    assert checked.open == [] and "<script>" not in text and "a&lt;b" in text and "c &amp; d" in text
+    assert checked.open == [] and "<script>" not in text and "a&lt;b" in text and "c &amp; d" in text and "x&lt;y" in text
     assert len(checked.sources) == 1 and checked.sources[0].startswith("data:image/png;base64,")
     xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
     ys = [float(y) for y in re.findall(r'cy="([\d.]+)"', text)]

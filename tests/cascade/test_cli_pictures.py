@@ -47,7 +47,18 @@ def test_generate_writes_what_the_pipeline_makes(model, here, capsys):
 
 
 def test_a_picture_carries_the_command_that_makes_the_same_bytes_alone(model, here, tmp_path, monkeypatch):
-    options = ["--steps", "base=3", "--scheduler", "euler", "--aug-level", "0.3", "--guidance-scale", "1.5,2"]
+    options = [
+        "--steps",
+        "base=3",
+        "--scheduler",
+        "euler",
+        "--aug-level",
+        "0.3",
+        "--guidance-scale",
+        "1.5,2",
+        "--consistency",
+        "sr16=on",
+    ]
     assert generate(["--class", "cat", "--class", "hot dog", "-n", "2", "--model", str(model), "--stages", *options]) == 0
     for number, (picture, again) in enumerate(
         [("hot-dog-seed1.png", "hot-dog-seed1.png"), ("cat-seed1-base.png", "cat-seed1.png")]
@@ -65,7 +76,13 @@ def test_a_picture_says_what_it_was_made_from(model, here):
     settings = json.loads(chunks["Settings"])
     assert settings["stages"] == {
         "base": {"num_inference_steps": 3, "guidance_scale": 1.0, "scheduler": "DDIMScheduler"},
-        "sr16": {"num_inference_steps": 2, "guidance_scale": 1.0, "aug_level": 0.3, "scheduler": "EulerDiscreteScheduler"},
+        "sr16": {
+            "num_inference_steps": 2,
+            "guidance_scale": 1.0,
+            "aug_level": 0.3,
+            "consistency": False,
+            "scheduler": "EulerDiscreteScheduler",
+        },
     }
     assert settings["dtype"] == "float32"
 

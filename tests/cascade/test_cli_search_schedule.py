@@ -3,12 +3,15 @@
 import json
 
 import measuring
+import numpy as np
 import pytest
 import torch
 
 from cascade import CascadePipeline
 from cascade.cli.main import main
-from cascade.cli.search_schedule import Candidate, front
+from cascade.cli.search_schedule import AIMS, Candidate, front, title_of
+from eval.images import image_array
+from eval.scoring import feature_set, score
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,22 @@ def test_the_front_holds_what_nothing_beats():
     assert front(list(made.values())) == [made["a"], made["b"]]
 
 
+def test_of_some_aims_more_is_better():
+    low, high = (Candidate(steps, None, 4, 0, value, "recall") for steps, value in ((1, 0.2), (2, 0.7)))
+    assert front([low, high]) == [high]
+
+
+def test_every_aim_is_a_score():
+    images = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
+    samples = feature_set(image_array(images), measuring.Pooled(), crop_rule=None)
+    assert {title_of(aim) for aim in AIMS} == set(score(samples, samples, resamples=0).values())
+
+
 def test_the_least_distance_within_the_budget_is_kept_as_the_models_default(model, tmp_path):
     words = ["--try-steps", "1,2,3", "--try-schedulers", "ddim,euler", "--max-steps", "2", "--save", str(tmp_path / "new")]
     assert search(model, tmp_path / "out", *words) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    rows = {row["name"]: row["values"]["distance"] for row in report["rows"]}
+    rows = {row["name"]: row["values"]["EfficientNet-Lite Frechet distance"] for row in report["rows"]}
     assert len(rows) == 6
     allowed = {name: distance for name, distance in rows.items() if not name.startswith("3 ")}
     (chosen,) = [row["name"] for row in report["rows"] if row["note"] == "chosen"]
@@ -57,6 +71,7 @@ def test_the_least_distance_within_the_budget_is_kept_as_the_models_default(mode
         (["--try-schedulers", "best"], "--try-schedulers has 'best'"),
         (["--stage", "sr9"], "--stage is 'sr9', expected one of base, sr64"),
         (["--steps", "4"], "give --try-steps"),
+        (["--num-images", "3"], "--num-images is 3, but at least 4 samples"),
         (["--max-steps", "2"], "--max-steps is 2, but --try-steps begins with 4"),
     ],
 )

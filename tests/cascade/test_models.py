@@ -196,7 +196,7 @@ DAMAGES = {
     "setting": (lambda f: change(f / "base" / "model_index.json", colour=1), "model_index.json is damaged .* 'colour'"),
     "stages that don't fit": (
         lambda f: change(f / "cascade.json", stages=json.loads((f / "cascade.json").read_text())["stages"][::-1]),
-        "the first stage, 'sr16', is an SR3Pipeline",
+        "the first stage, 'sr16', enlarges images",
     ),
 }
 

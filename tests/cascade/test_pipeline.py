@@ -138,6 +138,23 @@ def test_settings_are_one_value_or_one_a_stage():
     assert not torch.equal(plain.images, strong.images)
 
 
+def test_consistent_stages_average_to_each_other():
+    made = cascade()
+    out = made(["cat", "dog"], seeds=0, consistency=True, aug_level=0.5, tile_size={"sr32": 24}, output_type="pt")
+    for large, small in (("sr16", "base"), ("sr32", "sr16")):
+        means = torch.nn.functional.avg_pool2d(out.stages[large].images, 2)
+        torch.testing.assert_close(means, out.stages[small].images, rtol=0, atol=5e-6)
+    upscaled = made.upscale(out.stages["sr16"].images, ["cat", "dog"], "sr32", seeds=0, consistency=True, output_type="pt").images
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(upscaled, 2), out.stages["sr16"].images, rtol=0, atol=5e-6)
+
+
+def test_tiles_are_of_the_stages_that_are_named():
+    made = cascade()
+    seen = evaluations(*made.stages.values())
+    made("cat", seeds=0, tile_size={"sr32": 24}, batch_size=3)
+    assert seen == [(8, 1)] * 3 + [(16, 1)] * 2 + [(32, 3), (32, 1)] * 2  # four tiles, three at once
+
+
 def test_a_scheduler_is_exchanged_for_one_call(tiny):
     before = {name: stage.scheduler for name, stage in tiny.stages.items()}
     chosen = tiny("cat", seeds=0, size=8, scheduler={"base": DDIMScheduler}, output_type="pt").images
@@ -184,6 +201,8 @@ def test_every_output_type_shows_the_same_pictures(tiny):
         ({"num_inference_steps": {"sr64": 2}}, "there is no stage 'sr64'; the stages are base, sr16, sr32"),
         ({"aug_level": {"base": 0.1}}, "stage 'base' takes no aug_level"),
         ({"aug_level": 2.0}, r"stage 'sr16': aug_level must lie in \[0, 1\], got 2"),
+        ({"consistency": {"base": True}}, "stage 'base' takes no consistency"),
+        ({"tile_size": {"sr32": 9}}, "stage 'sr32': tile_size is 9, but this network runs on sizes divisible by 2"),
         ({"guidance_interval": {"sr32": (3.0, 1.0)}}, r"stage 'sr32': guidance interval \(3.0, 1.0\) is empty"),
         ({"scheduler": "ddim"}, "scheduler is 'ddim', expected a class of diffusers schedulers"),
         ({"scheduler": {"sr64": DDIMScheduler}}, "there is no stage 'sr64'"),
@@ -211,7 +230,7 @@ def test_a_stage_that_cannot_follow_its_scheduler_is_refused_before_any_network_
     ("stages", "problem"),
     [
         ({}, "at least one stage"),
-        ({"sr16": sr3()}, "the first stage, 'sr16', is an SR3Pipeline"),
+        ({"sr16": sr3()}, "the first stage, 'sr16', enlarges images"),
         ({"base": base(), "more": base()}, "stage 'more' is a BasePipeline"),
         ({"base": base(), "sr32": sr3(32, 16)}, "stage 'sr32' refines 16 px images, but 'base' before it makes only 8 px"),
         ({"base": base(sample_size=16), "sr16": sr3()}, "stage 'sr16' makes 16 px images, and 'base' before it 16 px already"),

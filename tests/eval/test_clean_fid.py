@@ -55,12 +55,9 @@ class InceptionLike(nn.Module):
         super().__init__()
         self.layers = Layers(2048)
 
-    def forward(self, x: Tensor, return_features: bool = False, no_output_bias: bool = False) -> Tensor:
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
         x = F.interpolate(x, size=(299, 299), mode="bilinear")
-        features = self.layers((x - 128) / 128).flatten(1)
-        if return_features:
-            return features
-        return torch.softmax(features[:, :1008] + (0.0 if no_output_bias else 1.0), dim=1)
+        return self.layers((x - 128) / 128).flatten(1)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +96,7 @@ def test_the_distance_of_two_photo_folders_equals_clean_fids(cleanfid_fid, folde
         batch_size=7,
         verbose=False,
     )
-    first, second = (measure(image_folder(folder), extractor, crop_rule=None, batch_size=9)[0] for folder in folders)
+    first, second = (measure(image_folder(folder), extractor, crop_rule=None, batch_size=9).features for folder in folders)
     got = frechet_distance(first.mean, first.cov, second.mean, second.cov)
     assert want > 1
     assert got == pytest.approx(want, rel=1e-6)
@@ -148,22 +145,6 @@ def test_features_through_ours_give_clean_fids_distance_at_low_rank(cleanfid_fid
         s.update(features)
     got = frechet_distance(statistics[0].mean, statistics[0].cov, statistics[1].mean, statistics[1].cov)
     assert got == pytest.approx(cleanfid_fid.fid_from_feats(one, two), rel=1e-5)
-
-
-def test_class_probabilities_come_from_the_network_without_its_output_bias(torchscript, folders):
-    extractor = Inception("legacy_tensorflow", weights=torchscript, sha256=file_sha256(torchscript))
-    images = next(image_folder(folders[0]).batches(4))
-    probabilities = extractor.probabilities(images)
-    assert probabilities.shape == (4, 1008)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
-
-
-def test_the_inception_score_has_one_mode(torchscript):
-    pytest.importorskip("cleanfid.resize")
-    with pytest.raises(ValueError, match="legacy_tensorflow"):
-        Inception("clean", weights=torchscript, sha256=file_sha256(torchscript)).probabilities(
-            np.zeros((1, 8, 8, 3), np.uint8)
-        )
 
 
 def test_torchscript_of_another_hash_is_never_run(torchscript):

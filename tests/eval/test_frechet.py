@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
-from eval.frechet import frechet_distance
+from eval.frechet import frechet_distance, redrawn_distance
 
 
 def by_square_root(mean1, cov1, mean2, cov2) -> float:
@@ -124,3 +124,15 @@ def test_point_masses_are_at_the_squared_distance_of_their_means():
 def test_what_is_not_a_pair_of_gaussians_is_refused(mean2, cov2, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(np.zeros(2), np.eye(2), mean2, cov2)
+
+
+@pytest.mark.parametrize("count", [8, 200])
+def test_the_distance_of_redrawn_features_is_that_of_their_statistics(count):
+    rng = np.random.default_rng(count)
+    features, real = rng.normal(size=(count, 12)), rng.normal(0.5, 2, size=(9, 12))     # both sides short of full rank at 8
+    mean, cov = real.mean(axis=0), np.cov(real, rowvar=False)
+    distance = redrawn_distance(features, mean, cov)
+    for index in (np.arange(count), rng.integers(0, count, count), np.repeat(np.arange(4), 3)):
+        taken = features[index]
+        want = frechet_distance(taken.mean(axis=0), np.cov(taken, rowvar=False), mean, cov)
+        assert distance(index) == pytest.approx(want, rel=1e-6)

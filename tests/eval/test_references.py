@@ -8,16 +8,19 @@ import pytest
 from eval.features import all_features
 from eval.frechet import frechet_distance
 from eval.images import image_array
+from eval.published_weights import file_sha256
 from eval.references import (
     ADM_CROP_RULE,
     build_reference,
     check_comparable,
     distance_to,
     load_adm_reference,
+    load_clean_fid_reference,
+    load_plain_reference,
     load_reference,
     measure,
 )
-from eval.statistics import FeatureStatistics, Provenance
+from eval.statistics import FeatureStatistics, Measurement, Provenance
 
 
 class BlockMeans:
@@ -55,7 +58,7 @@ def test_a_reference_keeps_statistics_and_origin(tmp_path):
 def test_a_result_carries_the_distance_and_what_it_depends_on(tmp_path):
     real, samples = image_array(pictures(0)), image_array(pictures(1, count=40))
     reference = build_reference(tmp_path / "real.npz", real, BlockMeans(), crop_rule="centre")
-    result = distance_to(reference, *measure(samples, BlockMeans(), crop_rule="centre", batch_size=7))
+    result = distance_to(reference, measure(samples, BlockMeans(), crop_rule="centre", batch_size=7))
     x, y = (all_features(s, BlockMeans()).astype(np.float64) for s in (samples, real))
     want = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
     assert result.distance == pytest.approx(want, rel=1e-9)
@@ -66,7 +69,7 @@ def test_a_result_carries_the_distance_and_what_it_depends_on(tmp_path):
 def test_real_images_are_at_distance_zero_from_their_own_reference(tmp_path):
     images = image_array(pictures(0, count=9))      # fewer images than features
     reference = build_reference(tmp_path / "real.npz", images, BlockMeans(), crop_rule="centre")
-    result = distance_to(reference, *measure(images, BlockMeans(), crop_rule="centre"))
+    result = distance_to(reference, measure(images, BlockMeans(), crop_rule="centre"))
     assert result.distance <= 1e-9 * np.trace(reference.cov)
 
 
@@ -107,7 +110,7 @@ def test_the_distance_to_adms_reference(adm_file):
     reference = load_adm_reference(path, image_size=8)
     statistics = FeatureStatistics(6)
     statistics.update(arrays["mu"] + np.vstack([np.eye(6), -np.eye(6)]))        # covariance 2 / 11 identity
-    got = distance_to(reference, statistics, replace(reference.provenance, weights_hash="f" * 64))
+    got = distance_to(reference, Measurement(statistics, replace(reference.provenance, weights_hash="f" * 64)))
     assert got.distance == pytest.approx(6 * (1 - np.sqrt(2 / 11)) ** 2, rel=1e-9)
 
 
@@ -118,3 +121,40 @@ def test_adms_reference_of_another_size_or_content_is_refused(adm_file, tmp_path
     np.savez(tmp_path / "half.npz", mu=arrays["mu"], sigma=arrays["sigma"])
     with pytest.raises(ValueError, match=r"lacks the arrays \['mu_s', 'sigma_s'\]"):
         load_adm_reference(tmp_path / "half.npz", image_size=8)
+
+
+@pytest.fixture
+def clean_fid(tmp_path, monkeypatch):
+    """clean-fid's server, on this disk, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = tmp_path / "server"
+    server.mkdir()
+    np.savez(server / "cifar10_clean_test_32.npz", mu=np.arange(4.0), sigma=np.eye(4))
+    monkeypatch.setattr("eval.references.CLEAN_FID", server.as_uri())
+    return server
+
+
+def test_statistics_that_clean_fid_publishes_are_fetched_once_and_their_hash_is_on_record(clean_fid):
+    want = file_sha256(clean_fid / "cifar10_clean_test_32.npz")
+    for _ in range(2):
+        reference = load_clean_fid_reference("CIFAR10", "test", 32, "clean")
+        assert reference.file_hash == want and reference.mean.tolist() == [0, 1, 2, 3]
+        assert (reference.provenance.resize_mode, reference.provenance.image_size) == ("clean", 32)
+        (clean_fid / "cifar10_clean_test_32.npz").unlink(missing_ok=True)
+
+
+def test_statistics_that_clean_fid_does_not_publish_are_one_sentence(clean_fid):
+    with pytest.raises(ConnectionError, match="cifar10_clean_train_32.npz is not in .* could not be downloaded"):
+        load_clean_fid_reference("cifar10", "train", 32, "clean")
+
+
+def test_a_file_of_mu_and_sigma_is_what_the_caller_says(tmp_path):
+    np.savez(tmp_path / "theirs.npz", mu=np.zeros(12), sigma=np.eye(12))
+    said = Provenance(extractor="block-means", weights_hash=None, resize_mode="none", crop_rule="theirs")
+    reference = load_plain_reference(tmp_path / "theirs.npz", said)
+    samples = measure(image_array(pictures(0)), BlockMeans(), crop_rule="theirs")
+    want = frechet_distance(samples.features.mean, samples.features.cov, np.zeros(12), np.eye(12))
+    assert distance_to(reference, samples).distance == pytest.approx(want, rel=1e-12)
+    with pytest.raises(ValueError, match=r"lacks the arrays \['sigma'\]"):
+        np.savez(tmp_path / "half.npz", mu=np.zeros(12))
+        load_plain_reference(tmp_path / "half.npz", said)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.statistics import FeatureStatistics, Provenance, load_statistics, save_statistics
+from eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, save_measurement
 
 PROVENANCE = Provenance(
     extractor="test",
@@ -58,9 +58,12 @@ def test_merging_nothing_changes_nothing():
 def test_saved_statistics_come_back_and_can_be_continued(tmp_path):
     values = features(80)
     path = tmp_path / "new folder" / "reference.npz"
-    save_statistics(path, streamed(values[:50]), PROVENANCE)
-    loaded, provenance = load_statistics(path)
-    assert provenance == PROVENANCE
+    spatial = streamed(values[:50] ** 2)
+    save_measurement(path, Measurement(streamed(values[:50]), PROVENANCE, spatial))
+    measurement = load_measurement(path)
+    loaded = measurement.features
+    assert measurement.provenance == PROVENANCE
+    np.testing.assert_allclose(measurement.spatial.cov, spatial.cov, rtol=1e-12)
     loaded.update(values[50:])
     np.testing.assert_allclose(loaded.cov, np.cov(values.astype(np.float64), rowvar=False), rtol=1e-9)
     assert [p.name for p in path.parent.iterdir()] == ["reference.npz"]
@@ -84,25 +87,25 @@ def test_a_covariance_needs_two_features():
 
 def test_unreadable_files_are_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
-        load_statistics(tmp_path / "none.npz")
+        load_measurement(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match="not a readable"):
-        load_statistics(tmp_path / "text.npz")
+        load_measurement(tmp_path / "text.npz")
     np.savez(tmp_path / "other.npz", mu=np.ones(3))
     with pytest.raises(ValueError, match="lacks the arrays"):
-        load_statistics(tmp_path / "other.npz")
+        load_measurement(tmp_path / "other.npz")
 
 
 def test_pickled_objects_are_not_loaded(tmp_path):
     path = tmp_path / "pickled.npz"
     np.savez(path, mean=np.array([{}], dtype=object), cov=np.ones((1, 1)), count=2, provenance="{}")
     with pytest.raises(ValueError, match="plain arrays"):
-        load_statistics(path)
+        load_measurement(path)
 
 
 def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "reference.npz"
-    save_statistics(path, streamed(features(50)), PROVENANCE)
+    save_measurement(path, Measurement(streamed(features(50)), PROVENANCE))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a readable"):
-        load_statistics(path)
+        load_measurement(path)

@@ -1,0 +1,72 @@
+"""The files of a report: report.md with its pictures, report.json, and report.html, a page that needs no other file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.page import page, png
+from eval.report import Report, contact_sheet, table
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write report.md, report.json and report.html, each whole or not at all; the Markdown names pictures in `pictures/`.
+
+    Raises:
+        OSError: if the folder can't be written.
+    """
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    names = [f"{number:02d}.png" for number in range(1, len(report.pictures) + 1)]
+    for name, picture in zip(names, report.pictures, strict=True):
+        _write(pictures / name, png(contact_sheet([images for _, images in picture.rows])))
+    texts = {
+        "report.md": markdown(report, [f"pictures/{name}" for name in names]),
+        "report.json": as_json(report),
+        "report.html": page(report),
+    }
+    for file_name, text in texts.items():
+        _write(folder / file_name, text.encode())
+    return [folder / file_name for file_name in texts]
+
+
+def markdown(report: Report, pictures: Sequence[str]) -> str:
+    """The report as Markdown; `pictures` are the paths by which it shows them, one each."""
+    parts = [f"# {report.title}", table(report)]
+    parts += ["\n".join(f"- {note}" for note in report.notes)] * bool(report.notes)
+    parts.append("\n".join(f"- {name}: {text}" for name, text in report.facts.items()))
+    for picture, path in zip(report.pictures, pictures, strict=True):
+        rows = ", ".join(name for name, _ in picture.rows)
+        parts.append(f"## {picture.title}\n\n{picture.caption} Rows from above: {rows}.\n\n![{picture.title}]({path})")
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(report: Report) -> str:
+    """Everything but the pictures; a value with an interval is an object of estimate, low, high and confidence."""
+    rows = [{**vars(row), "values": dict(row.values)} for row in report.rows]
+    kept = {
+        "title": report.title,
+        "facts": dict(report.facts),
+        "columns": report.columns,
+        "rows": rows,
+        "notes": report.notes,
+        "details": dict(report.details),
+    }
+    return json.dumps(kept, indent=2, ensure_ascii=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a report can't hold a {type(value).__name__}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
