@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cascade.pipeline import CascadePipeline
     from stages.base import BasePipeline
+    from stages.regression import RegressionPipeline
     from stages.sr3 import SR3Pipeline
 
     __version__: str
 
-__all__ = ["BasePipeline", "CascadePipeline", "SR3Pipeline", "__version__"]
+__all__ = ["BasePipeline", "CascadePipeline", "RegressionPipeline", "SR3Pipeline", "__version__"]
 
-_HOMES = {"BasePipeline": "stages.base", "CascadePipeline": "cascade.pipeline", "SR3Pipeline": "stages.sr3"}
+_HOMES = {
+    "BasePipeline": "stages.base",
+    "CascadePipeline": "cascade.pipeline",
+    "RegressionPipeline": "stages.regression",
+    "SR3Pipeline": "stages.sr3",
+}
 
 
 def __getattr__(name: str) -> Any:

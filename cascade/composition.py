@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cascade.labels import Vocabulary
-from stages.sr3 import SR3Pipeline
+from stages.sr3 import RefiningPipeline
 
 
 def check_kinds(stages: Mapping[str, Any]) -> None:
@@ -17,11 +17,13 @@ def check_kinds(stages: Mapping[str, Any]) -> None:
     for i, (name, stage) in enumerate(stages.items()):
         if not re.fullmatch(r"\w[\w-]*", name):
             raise ValueError(f"stage {name!r} needs a name of letters, digits, - and _; it becomes a folder's")
-        if i == 0 and isinstance(stage, SR3Pipeline):
-            raise ValueError(f"the first stage, {name!r}, is an SR3Pipeline, which enlarges images; put a base before it")
-        if i > 0 and not isinstance(stage, SR3Pipeline):
-            kind = type(stage).__name__
-            raise ValueError(f"stage {name!r} is a {kind}, but a stage after the first enlarges images: expected an SR3Pipeline")
+        if i == 0 and isinstance(stage, RefiningPipeline):
+            raise ValueError(f"the first stage, {name!r}, enlarges images; put a base before it")
+        if i > 0 and not isinstance(stage, RefiningPipeline):
+            raise ValueError(
+                f"stage {name!r} is a {type(stage).__name__}, but a stage after the first enlarges images: expected an"
+                " SR3Pipeline or a RegressionPipeline"
+            )
 
 
 def check_sizes(own: Mapping[str, Any], sizes: Mapping[str, int]) -> None:

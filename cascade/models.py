@@ -43,7 +43,7 @@ class StageEntry:
 
     name: What it is called.
     folder: Its folder beside `cascade.json`.
-    pipeline: "BasePipeline", "SR3Pipeline", or the name of a diffusers pipeline.
+    pipeline: "BasePipeline", "SR3Pipeline", "RegressionPipeline", or the name of a diffusers pipeline.
     size: Side of the images that it makes.
     low_res_size: Side of the images that it refines; None for the base.
     """
@@ -183,14 +183,15 @@ def _pipeline_class(folder: Path, entry: StageEntry) -> type[DiffusionPipeline]:
     import diffusers
 
     from stages.base import BasePipeline
+    from stages.regression import RegressionPipeline
     from stages.sr3 import SR3Pipeline
 
-    own = {"BasePipeline": BasePipeline, "SR3Pipeline": SR3Pipeline}
+    own = {one.__name__: one for one in (BasePipeline, SR3Pipeline, RegressionPipeline)}
     found: Any = own.get(entry.pipeline) or getattr(diffusers, entry.pipeline, None)
     if not _is_subclass(found, diffusers.DiffusionPipeline) or found is diffusers.DiffusionPipeline:
         raise ModelError(
-            f"stage {entry.name!r} in {folder / MANIFEST} is a {entry.pipeline!r}, expected BasePipeline, SR3Pipeline or the name"
-            " of a diffusers pipeline"
+            f"stage {entry.name!r} in {folder / MANIFEST} is a {entry.pipeline!r}, expected {', '.join(own)} or the name of a"
+            " diffusers pipeline"
         )
     return found
 

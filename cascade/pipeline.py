@@ -22,9 +22,9 @@ from cascade.composition import check_kinds, check_sizes, num_classes_of
 from cascade.foreign import ForeignBase
 from cascade.labels import Vocabulary
 from cascade.models import CARD, MANIFEST, Manifest, ModelError, StageEntry, load_stage, resolve
-from cascade.settings import Seeds, check_name, check_settings, generator_of, schedulers, seeds_of, settings_of
+from cascade.settings import Seeds, accepted, check_name, check_settings, generator_of, schedulers, seeds_of, settings_of
 from stages.pipeline import Generators, OnStepEnd, OutputType, StagePipeline, as_output
-from stages.sr3 import Images, SR3Pipeline, as_tensors
+from stages.sr3 import Images, RefiningPipeline, as_tensors
 
 OneClass = str | int
 Classes = OneClass | Sequence[OneClass] | Tensor
@@ -53,9 +53,10 @@ class CascadePipeline:
     exchanged alone.
 
     Args:
-        stages: Pipelines by name, in the order in which they run: a base, then any number of `SR3Pipeline`. The base is a
-            `BasePipeline`, or any diffusers pipeline that returns images and needs no argument but `class_labels`. A stage may
-            make larger images than the next one refines (`low_res_size`), which are then reduced; never smaller ones.
+        stages: Pipelines by name, in the order in which they run: a base, then any number of `SR3Pipeline` or
+            `RegressionPipeline`. The base is a `BasePipeline`, or any diffusers pipeline that returns images and needs no
+            argument but `class_labels`. A stage may make larger images than the next one refines (`low_res_size`), which are then
+            reduced; never smaller ones.
         classes: What the classes are called; None = they are known by index alone.
         name: Of the model.
         card: Its model card, Markdown; None = it has none.
@@ -95,6 +96,8 @@ class CascadePipeline:
         guidance_scale: float | Mapping[str, float] | None = None,
         guidance_interval: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         aug_level: float | Mapping[str, float] | None = None,
+        consistency: bool | Mapping[str, bool] | None = None,
+        tile_size: int | Mapping[str, int] | None = None,
         scheduler: type | Mapping[str, type] | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -117,6 +120,8 @@ class CascadePipeline:
             guidance_scale: 1 = no guidance.
             guidance_interval: Lowest and highest EDM sigma that is guided.
             aug_level: Noise added to the small images of SR3 stages, in [0, 1].
+            consistency: Whether the images of SR3 stages must average to the small ones that they are made from.
+            tile_size: Side of the tiles that the networks of SR3 stages see at once, which bounds their memory.
             scheduler: A class of diffusers schedulers, which takes over the config of the stage's own for this call.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32).
             return_dict: False returns `(images,)`.
@@ -137,6 +142,8 @@ class CascadePipeline:
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
             "aug_level": aug_level,
+            "consistency": consistency,
+            "tile_size": tile_size,
         }
         common = {"callback_on_step_end": callback_on_step_end, "batch_size": batch_size}
         names = self._names(next(iter(self.stages)), size)
@@ -156,6 +163,8 @@ class CascadePipeline:
         guidance_scale: float | Mapping[str, float] | None = None,
         guidance_interval: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         aug_level: float | Mapping[str, float] | None = None,
+        consistency: bool | Mapping[str, bool] | None = None,
+        tile_size: int | Mapping[str, int] | None = None,
         scheduler: type | Mapping[str, type] | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -189,10 +198,12 @@ class CascadePipeline:
             "guidance_scale": guidance_scale,
             "guidance_interval": guidance_interval,
             "aug_level": aug_level,
+            "consistency": consistency,
+            "tile_size": tile_size,
         }
         common = {"callback_on_step_end": callback_on_step_end, "batch_size": batch_size}
         names = self._names(self._entry(images) if stage is None else stage, size)
-        if not isinstance(self.stages[names[0]], SR3Pipeline):
+        if not isinstance(self.stages[names[0]], RefiningPipeline):
             raise ValueError(f"stage {names[0]!r} makes images from noise; enlarge from an SR3 stage on")
         with schedulers(self.stages, scheduler):
             out = self._run(names, images, labels, seeds_of(seeds, generator, count), settings, common, output_type)
@@ -225,8 +236,9 @@ class CascadePipeline:
                 else:
                     further = {"num_images": len(seeds)} if images is None else {"image": images}
                     mine = None if stage.unet.num_classes is None else labels
-                    further |= {"class_labels": mine, "generator": generators, "output_type": "pt"}
-                    images = stage(**further, **common, **own[name]).images
+                    further |= {"class_labels": mine, "output_type": "pt"}
+                    further |= accepted(stage, {"generator": generators, **common})  # a regression draws nothing
+                    images = stage(**further, **own[name]).images
             made[name] = images
         shown: dict[str, Any] = {name: as_output(one, output_type) for name, one in made.items()}
         outputs = {name: ImagePipelineOutput(images=one) for name, one in shown.items()}
@@ -250,7 +262,7 @@ class CascadePipeline:
     def _entry(self, images: Sequence[Tensor]) -> str:
         """The stage at which images of these sizes enter."""
         side = max(max(one.shape[-2:]) for one in images)
-        larger = {n: stage for n, stage in self._own().items() if isinstance(stage, SR3Pipeline) and stage.size > side}
+        larger = {n: stage for n, stage in self._own().items() if isinstance(stage, RefiningPipeline) and stage.size > side}
         if not larger:
             raise ValueError(f"image is {side} px, but the stages of this cascade make at most {max(self.sizes.values())} px")
         return [name for i, (name, stage) in enumerate(larger.items()) if i == 0 or stage.low_res_size <= side][-1]

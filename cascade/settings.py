@@ -77,6 +77,12 @@ def settings_of(stages: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
     return settings
 
 
+def accepted(stage: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the stage's call takes."""
+    takes = inspect.signature(stage.__call__).parameters
+    return {key: value for key, value in given.items() if key in takes}
+
+
 def check_name(name: str, stages: Mapping[str, Any]) -> None:
     """ValueError if there is no stage of this name."""
     if name not in stages:
@@ -95,10 +101,14 @@ def check_settings(name: str, stage: Any, settings: Mapping[str, Any]) -> None:
             if steps is not None and steps < 1:
                 raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
             return
+        if stage.scheduler is None:  # one evaluation, and nothing to set
+            return
         denoiser = stage.guided(settings.get("guidance_scale"), settings.get("guidance_interval"))
         check_compatible(Run.of(stage.scheduler, stage.config["num_inference_steps"] if steps is None else steps), denoiser)
         if isinstance(stage, SR3Pipeline):
             stage.check_aug_level(settings.get("aug_level", stage.config["aug_level"]))
+            stage.check_consistency(settings.get("consistency", stage.config["consistency"]))
+            stage.check_tile_size(settings.get("tile_size", stage.config["tile_size"]))
     except ValueError as error:
         raise ValueError(f"stage {name!r}: {error}") from error
 
@@ -110,13 +120,13 @@ def schedulers(stages: Mapping[str, Any], chosen: type | Mapping[str, type] | No
     Raises:
         ValueError: if a mapping names a stage that there is not, or something is no class of diffusers schedulers.
     """
-    every = () if chosen is None else stages
+    every = [name for name, stage in stages.items() if chosen is not None and _scheduler_of(stage) is not None]
     wanted: Mapping[str, Any] = chosen if isinstance(chosen, Mapping) else dict.fromkeys(every, chosen)
     for name, kind in wanted.items():
         check_name(name, stages)
         if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
             raise ValueError(f"scheduler is {kind!r}, expected a class of diffusers schedulers, such as DDIMScheduler")
-        if getattr(stages[name], "scheduler", None) is None:
+        if _scheduler_of(stages[name]) is None:
             raise ValueError(f"stage {name!r} has no scheduler that could be exchanged")
     before = {name: stages[name].scheduler for name in wanted}
     try:
@@ -126,3 +136,7 @@ def schedulers(stages: Mapping[str, Any], chosen: type | Mapping[str, type] | No
     finally:
         for name, scheduler in before.items():
             stages[name].scheduler = scheduler
+
+
+def _scheduler_of(stage: Any) -> Any:
+    return getattr(stage, "scheduler", None)

@@ -54,7 +54,8 @@ def test_installed_elsewhere_it_generates_outside_the_checkout(wheel, tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=False)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
-    run(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--prefix", home, wheel, cwd=tmp_path)
+    install = ("install", "--quiet", "--no-deps", "--prefix", home, "--ignore-installed")  # else pip takes ours from here away
+    run(sys.executable, "-m", "pip", *install, wheel, cwd=tmp_path)
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     python = home / "bin" / "python"
     for script in ("generate", "cascade"):
