@@ -169,13 +169,17 @@ class _Watch:
         self.validated = ""
 
     def step(self, images_seen: int) -> None:
+        if images_seen < self.total_images:  # else a report follows, with the last figures
+            self._show(images_seen)
+
+    def _show(self, images_seen: int) -> None:
         note = "" if self.last is None else f"{self.last.size} px, loss {self.last.loss:.4f}{self.validated}"
         rate = None if self.last is None else self.last.images_per_second
         self.progress.update(images_seen, self.total_images, note, rate)
 
     def report(self, now: Report) -> None:
         self.last = now
-        self.step(now.images_seen)
+        self._show(now.images_seen)
 
     def validation(self, now: ValidationReport) -> None:
         self.validated = f", held-out {now.loss:.4f}" + (f" ({now.psnr:.2f} dB)" if now.psnr is not None else "")
