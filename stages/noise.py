@@ -144,7 +144,8 @@ class SR3Law:
     """SR3's training law (Saharia et al. 2021, arXiv:2104.07636, section 2.4): a bin of the schedule, uniform alpha_bar in it.
 
     With `t ~ U{1..T}`, alpha_bar is uniform between `alpha_bar_{t-1}` and `alpha_bar_t` (`alpha_bar_0 = 1`), so the network meets
-    every noise level and the steps at sampling time are free. `size` shifts it for images larger than 64; SR3 does not.
+    every noise level and the steps at sampling time are free. `discrete` draws `alpha_bar_t` itself, as DDPM does, whose T levels
+    are then all that the network meets. `size` shifts it for images larger than 64; SR3 does not.
     """
 
     kind: ClassVar[str] = "sr3"
@@ -152,17 +153,21 @@ class SR3Law:
     beta_end: float = 0.01
     num_steps: int = 2000
     size: int = 64
+    discrete: bool = False
 
     def log_snr(self, u: Tensor) -> Tensor:
         """Log-SNR drawn by uniform numbers `u` in [0, 1), same shape, float64: integer part = the bin, rest = the place in it."""
         schedule = LinearSchedule(beta_start=self.beta_start, beta_end=self.beta_end, num_steps=self.num_steps)
         edges = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar_of(schedule.table())])
-        alpha_bar = interpolate(edges, _check_time(u).double() * self.num_steps)
+        position = _check_time(u).double() * self.num_steps
+        if self.discrete:
+            position = (position.floor() + 1).clamp(max=self.num_steps)
+        alpha_bar = interpolate(edges, position)
         return resolution_shift(log_snr_of_alpha_bar(alpha_bar), self.size).clamp(-MAX_LOG_SNR, MAX_LOG_SNR)
 
     def schedule(self) -> Schedule:
         """The schedule that a stage trained under this law is sampled with by default: the same table."""
-        return LinearSchedule(**asdict(self))
+        return LinearSchedule(beta_start=self.beta_start, beta_end=self.beta_end, num_steps=self.num_steps, size=self.size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

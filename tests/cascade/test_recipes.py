@@ -1,6 +1,8 @@
 """Recipes of papers: their figures and sources, the sizes of their networks, and a small twin of each that trains and samples."""
 
+import importlib.util
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from accelerate import init_empty_weights
 from cascade.cli.main import main
 from cascade.cli.training import pipeline_of
 from cascade.config import load_recipe
-from cascade.training_costs import real_step
+from cascade.labels import EMOJI
+from cascade.training_costs import real_step, training_cost
 from stages.noise import SR3Law
 from stages.training.recipe import REGRESSION
 from stages.unet import UNet
@@ -20,6 +23,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = ("sr3", "cdm", "imagenet")
 NAMES = [f"{folder}/{path.stem}" for folder in FOLDERS for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 SR3 = [name for name in NAMES if name.startswith("sr3/")]
+ABLATIONS = [f"emoji/ablations/{path.stem}" for path in sorted((CONFIGS / "emoji" / "ablations").glob("*.yaml"))]
 
 PUBLISHED = {  # SR3, table A.1; ADM's 64x64 model and EDM2-S have 296 and 280 million, EDM2-XS 125
     "sr3/faces-16-128": 550e6,
@@ -149,7 +153,7 @@ def twin(name):
     return replace(loaded, network=network, optimization=optimization, phases=(phase,))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *ABLATIONS])
 def test_a_small_twin_trains_and_samples(name):
     small = twin(name)
     classes = small.data.classes or None
@@ -163,6 +167,45 @@ def test_a_small_twin_trains_and_samples(name):
     given |= {} if small.objective.kind == REGRESSION else {"num_inference_steps": 2}
     images = stage(**given, output_type="pt").images
     assert images.shape == (1, 3, small.network["sample_size"], small.network["sample_size"]) and images.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def driver():
+    """benchmarks/ablations.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("ablations_driver", CONFIGS.parent / "benchmarks" / "ablations.py")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def arms(driver):
+    """The recipe of every arm of the papers' comparisons."""
+    return {
+        name: load_recipe(CONFIGS / "emoji" / "ablations" / f"{arm.recipe}.yaml", arm.settings)
+        for name, arm in driver.ARMS.items()
+    }
+
+
+def test_arms_of_the_comparisons_differ_in_one_thing_alone(driver, arms):
+    """In what their settings name; the regression in its objective."""
+    reference = arms[driver.REFERENCE]
+    for name, arm in arms.items():
+        if arm.network.get("low_res_size"):
+            same = ("network", "phases", "optimization", "seed")
+            assert [getattr(arm, key) for key in same] == [getattr(reference, key) for key in same], name
+            changed = [key for key in ("data", "objective", "augmentation") if getattr(arm, key) != getattr(reference, key)]
+            assert len(changed) == (name != driver.REFERENCE), name
+    assert {name for table in driver.TABLES for name, _ in table.rows} >= arms.keys() - {driver.BASE}
+
+
+def test_the_single_model_is_trained_with_the_multiply_adds_of_the_cascade(driver, arms):
+    names = (driver.BASE, driver.REFERENCE, driver.SINGLE)
+    work = {name: training_cost(arms[name], len(EMOJI)).image.multiply_adds * arms[name].total_images for name in names}
+    cascade = work[driver.BASE] + work[driver.REFERENCE]
+    assert work[driver.SINGLE] == pytest.approx(cascade, rel=1e-3)
+    assert arms[driver.SINGLE].objective == arms[driver.BASE].objective
 
 
 def test_a_dry_run_shows_sr3s_natural_images(capsys, tmp_path, monkeypatch):

@@ -110,6 +110,15 @@ def test_sr3_law_is_uniform_in_alpha_bar_inside_each_bin():
         torch.testing.assert_close(got, torch.lerp(alpha_bar[i], alpha_bar[i + 1], inside), rtol=0, atol=1e-6)
 
 
+def test_the_discrete_sr3_law_draws_each_entry_of_its_table_alike_and_nothing_else():
+    law = SR3Law(beta_start=0.1, beta_end=0.3, num_steps=4, discrete=True)
+    alpha_bar = torch.cumprod(1 - torch.linspace(0.1, 0.3, 4).double(), 0)
+    got = alpha_bar_of(law.log_snr(torch.linspace(0, 1, 101, dtype=torch.float64)[:-1]))
+    torch.testing.assert_close(got, alpha_bar.repeat_interleave(25))
+    assert law.log_snr(torch.ones(1)) == law.log_snr(torch.tensor([0.99]))
+    torch.testing.assert_close(law.schedule().table(), law.log_snr((torch.arange(4) + 0.5) / 4))
+
+
 def test_cosine_law_is_the_shifted_schedule():
     u = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     torch.testing.assert_close(CosineLaw(size=256).log_snr(u), CosineSchedule().log_snr(u) - 2 * math.log(4))
