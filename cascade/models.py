@@ -62,11 +62,13 @@ class Manifest:
     name: Name of the model.
     classes: What its classes are called; None where they have no names.
     stages: In the order in which they run.
+    default_size: Side of the images that are made where nothing else is asked for; None = those of the last stage.
     """
 
     name: str
     classes: Vocabulary | None
     stages: tuple[StageEntry, ...]
+    default_size: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -83,7 +85,7 @@ class Manifest:
             raise ModelError(f"{path} has format {values.get('format')!r}, but this version of cascade reads format {FORMAT}")
         with _damaged(path):
             stages = tuple(StageEntry(**entry) for entry in values["stages"])
-            manifest = cls(str(values["name"]), _classes_from_json(values["classes"]), stages)
+            manifest = cls(str(values["name"]), _classes_from_json(values["classes"]), stages, values.get("default_size"))
         if not stages:
             raise ModelError(f"{path} has no stages")
         for stage in stages:
@@ -91,6 +93,8 @@ class Manifest:
                 raise ModelError(f"{path} has a stage {stage.name!r} in folder {stage.folder!r}, expected names without a path")
             if type(stage.size) is not int or type(stage.low_res_size) not in (int, type(None)):
                 raise ModelError(f"{path} has a stage of size {stage.size!r} from {stage.low_res_size!r}, expected whole numbers")
+        if manifest.default_size not in (None, *(stage.size for stage in stages)):
+            raise ModelError(f"{path} has default_size {manifest.default_size!r}, expected the size of one of its stages")
         return manifest
 
     def write(self, folder: Path) -> None:
@@ -100,6 +104,7 @@ class Manifest:
             "name": self.name,
             "classes": _classes_to_json(self.classes),
             "stages": [vars(stage) for stage in self.stages],
+            "default_size": self.default_size,
         }
         (folder / MANIFEST).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

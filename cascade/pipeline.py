@@ -60,9 +60,10 @@ class CascadePipeline:
         classes: What the classes are called; None = they are known by index alone.
         name: Of the model.
         card: Its model card, Markdown; None = it has none.
+        default_size: Side of the images that a call makes where it doesn't say; None = those of the last stage.
 
     Raises:
-        ValueError: if the stages don't fit together, or `classes` doesn't fit them.
+        ValueError: if the stages don't fit together, or `classes` or `default_size` doesn't fit them.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class CascadePipeline:
         classes: Vocabulary | Sequence[str] | None = None,
         name: str = "cascade",
         card: str | None = None,
+        default_size: int | None = None,
     ) -> None:
         check_kinds(stages)
         self.stages: Mapping[str, Any] = MappingProxyType(dict(stages))
@@ -81,6 +83,8 @@ class CascadePipeline:
         self.sizes = {base_name: self._foreign.size} if self._foreign is not None else {}
         self.sizes |= {stage_name: stage.size for stage_name, stage in self._own().items()}
         check_sizes(self._own(), self.sizes)
+        self.default_size = default_size
+        self._names(base_name, default_size)
         self.num_classes = num_classes_of(self._own(), self.classes)
         self._offload_device: torch.device | None = None
         self.set_progress_bar_config()
@@ -115,7 +119,7 @@ class CascadePipeline:
             seeds: One an image, or a single one s: image i of this call has seed s + i. An image depends on the model, its class,
                 its seed and the settings only; to the byte on a CPU with the default `batch_size`. None = drawn.
             generator: In place of `seeds`: a generator an image, or a single one, from which seeds are drawn; None = torch's own.
-            size: Stop at the stage that makes images of this side; None = at the last.
+            size: Stop at the stage that makes images of this side; None = `default_size`.
             num_inference_steps: Steps of the scheduler.
             guidance_scale: 1 = no guidance.
             guidance_interval: Lowest and highest EDM sigma that is guided.
@@ -146,7 +150,7 @@ class CascadePipeline:
             "tile_size": tile_size,
         }
         common = {"callback_on_step_end": callback_on_step_end, "batch_size": batch_size}
-        names = self._names(next(iter(self.stages)), size)
+        names = self._names(next(iter(self.stages)), size or self.default_size)
         with schedulers(self.stages, scheduler):
             out = self._run(names, None, labels, seeds_of(seeds, generator, count), settings, common, output_type)
         return out if return_dict else (out.images,)  # type: ignore[return-value]
@@ -181,7 +185,8 @@ class CascadePipeline:
                 classes.
             stage: Where to enter; None = at the last stage that needs no larger images, or else at the first that makes larger
                 ones.
-            seeds, generator, size, ...: As in a call of the cascade.
+            size: Stop at the stage that makes images of this side; None = at the last.
+            seeds, generator, ...: As in a call of the cascade.
 
         Raises:
             ValueError: for arguments that don't fit the cascade, before any network is run.
@@ -332,7 +337,7 @@ class CascadePipeline:
         try:
             loaded = {entry.name: load_stage(folder, entry, dtype) for entry in manifest.stages}
             text = card.read_text("utf-8") if card.is_file() else None
-            cascade = cls(loaded, manifest.classes, manifest.name, text)
+            cascade = cls(loaded, manifest.classes, manifest.name, text, manifest.default_size)
         except ModelError:
             raise
         except ValueError as error:
@@ -360,7 +365,7 @@ class CascadePipeline:
                 stage.save_pretrained(written / name)
             if self.card is not None:
                 (written / CARD).write_text(self.card, "utf-8")
-            Manifest(self.name, self.classes, self._entries()).write(written)
+            Manifest(self.name, self.classes, self._entries(), self.default_size).write(written)
             if target.exists():
                 target.rename(replaced)
             written.rename(target)

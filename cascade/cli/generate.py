@@ -64,7 +64,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--seed", type=seed, default=0, metavar="S", help="of the first picture, the next have S+1, S+2, ... (default 0)"
     )
     parser.add_argument(
-        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)"
+        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture or a grid (default: the current folder)"

@@ -44,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="PNG files, tar shards of 1,000 for WebDataset, or one .npz for OpenAI's evaluator (default png)",
     )
     parser.add_argument(
-        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)"
+        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)"
     )
     add_sampling_options(parser)
     add_process_options(parser)

@@ -73,7 +73,7 @@ class Request:
     @property
     def size(self) -> int:
         """Side of the pictures that are asked for."""
-        return self.args.size or self.manifest.stages[-1].size
+        return self.args.size or self.manifest.default_size or self.manifest.stages[-1].size
 
     def label(self, query: str) -> int:
         """Index of the class that a person means."""

@@ -44,8 +44,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     request = Request.of(args)
     labels = _labels(request, args.classes or [], len(args.images))
-    paths = [_target(args.out, source, request.size, len(args.images)) for source in args.images]
-    sources = [_read(source, request.size) for source in args.images]
+    size = args.size or request.manifest.stages[-1].size
+    paths = [_target(args.out, source, size, len(args.images)) for source in args.images]
+    sources = [_read(source, size) for source in args.images]
     clash = next((path for path in paths if path.exists() and any(path.samefile(source) for source in args.images)), None)
     if clash is not None:
         raise ValueError(f"{clash} is one of the pictures to enlarge, so it is not replaced; choose another --out")
@@ -135,6 +136,6 @@ def _enlarge(
         "source": str(source),
         "class_index": label,
         "seed": args.seed,
-        "size": request.size,
+        "size": out.images[0].width,
         "command": origin.command,
     }

@@ -63,6 +63,7 @@ def test_cascade_json_says_what_the_model_is(saved):
             {"name": "base", "folder": "base", "pipeline": "BasePipeline", "size": 8, "low_res_size": None},
             {"name": "sr16", "folder": "sr16", "pipeline": "SR3Pipeline", "size": 16, "low_res_size": 8},
         ],
+        "default_size": None,
     }
     assert Manifest.read(saved).stages[1] == StageEntry("sr16", "sr16", "SR3Pipeline", 16, 8)
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "base", "cascade.json", "sr16"]
@@ -114,6 +115,16 @@ def test_imagenet_is_stored_by_its_name(tmp_path):
         Manifest("x", classes, (StageEntry("base", "base", "BasePipeline", 64),)).write(tmp_path)
         assert json.loads((tmp_path / "cascade.json").read_text())["classes"] == stored
         assert Manifest.read(tmp_path).classes == classes
+
+
+def test_the_default_size_is_stored_and_checked(folder, tiny):
+    CascadePipeline(tiny.stages, tiny.classes, default_size=8).save_pretrained(folder)
+    loaded = CascadePipeline.from_pretrained(folder)
+    assert loaded.default_size == 8 and images(loaded).shape[-1] == 8
+    for size in (12, "8", [8]):
+        change(folder / "cascade.json", default_size=size)
+        with pytest.raises(ModelError, match="expected the size of one of its stages"):
+            CascadePipeline.from_pretrained(folder)
 
 
 def test_saving_replaces_a_cascade_and_nothing_else(folder, tmp_path, tiny):

@@ -127,6 +127,18 @@ def test_size_stops_at_a_stage_and_leaves_its_images_as_they_are():
     assert torch.equal(whole.stages["base"].images, small.images)
 
 
+def test_a_default_size_is_that_of_calls_and_not_of_upscaling():
+    whole = cascade()
+    made = CascadePipeline(whole.stages, whole.classes, default_size=16)
+    small = made("cat", seeds=4, output_type="pt")
+    assert list(small.stages) == ["base", "sr16"]
+    assert torch.equal(small.images, whole("cat", seeds=4, size=16, output_type="pt").images)
+    assert made("cat", seeds=4, size=32).images[0].size == (32, 32)
+    assert made.upscale(small.images, "cat", seeds=4).images[0].size == (32, 32)
+    with pytest.raises(ValueError, match="no stage makes 24x24 images; choose size from 8, 16, 32"):
+        CascadePipeline(whole.stages, whole.classes, default_size=24)
+
+
 def test_settings_are_one_value_or_one_a_stage():
     made = cascade()
     seen = evaluations(*made.stages.values())
