@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tarfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import psutil
 import resvg_py
 from PIL import Image
 
@@ -286,6 +288,9 @@ def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
 def _write_array(path: Path, shape: tuple[int, ...], pictures: Iterable[np.ndarray]) -> None:
     """Write pictures one after the other; not through a memory map, where a full disk kills the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+        if left.suffix[1:].isdecimal() and not psutil.pid_exists(int(left.suffix[1:])):
+            left.unlink(missing_ok=True)
     needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"rendered, the drawings take {needed / 1e9:.1f} GB, but {path.parent} has {free / 1e9:.1f} left")
@@ -333,11 +338,22 @@ def _claim_folder(out: Path, contents: dict[str, object]) -> None:
 def _in_processes(function: Callable[[_Item], _Result], items: list[_Item]) -> Iterator[_Result]:
     """function of every item, in order, computed on every core."""
     # Spawned, not forked: a process that runs torch holds threads and locks that a fork would copy.
-    pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         yield from pool.map(function, items, chunksize=16)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it is killed; by itself it would wait for work for ever."""
+
+    def wait() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _reporting(results: Iterable[_Result], total: int, progress: Progress | None) -> Iterator[_Result]:

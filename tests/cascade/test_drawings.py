@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -227,6 +230,27 @@ def test_stopped_or_full_leaves_nothing(four, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="left"):
         cached_array(8, "heldout", tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_killed_rendering_leaves_no_process_and_its_file_only_until_the_next(tmp_path):
+    script = tmp_path / "render.py"
+    script.write_text(
+        "from cascade.drawings import cached_array\n"
+        "if __name__ == '__main__':\n"
+        f"    cached_array(256, 'heldout', {str(tmp_path)!r}, lambda done, total: print(done, flush=True))\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    process.stdout.readline()
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert family and psutil.wait_procs(family, timeout=20)[1] == []
+    (folder,) = tmp_path.glob("drawings-*")
+    (left,) = folder.glob(".heldout-256.npy.*")
+    other = left.with_suffix(f".{os.getppid()}")
+    other.write_bytes(b"a process that is at work")
+    module._write_array(folder / "heldout-256.npy", (1, 1), [np.zeros(1, np.uint8)])
+    assert not left.exists() and other.exists()
 
 
 def test_image_folder(four, tmp_path):
