@@ -28,11 +28,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FORWARDS = 3
 """Multiply-adds of a training step in forward passes: the backward pass takes two, for the gradients of features and weights."""
 
-WORKING_MAPS = 3
-"""Feature maps of the largest size that the backward pass holds beside what was kept: our measurement (docs/training.md)."""
+WORKING_MAPS = 10
+"""Feature maps of the largest size that a step needs beside what is kept for the backward pass: our measurement on a CPU
+(docs/benchmarks.md)."""
 
 TYPICAL_SHARE = 0.5
-"""Of the machine's convolution rate that training reaches: our measurement, rounded (docs/training.md)."""
+"""Of the machine's convolution rate that training reaches: our measurement, rounded (docs/benchmarks.md)."""
 
 STEP_SECONDS = 2.0
 CPU_BYTES = 2**30
