@@ -158,7 +158,7 @@ def add_resamples(parser: ArgumentParser) -> None:
 
 
 def per_stage(
-    option: str, text: str | None, kind: Callable[[str], _Value], stages: Sequence[str]
+    option: str, text: str | None, kind: Callable[[str], _Value], stages: Sequence[str], running: Sequence[str]
 ) -> _Value | dict[str, _Value] | None:
     """What an option says: one value for all stages, or a value for each stage that it names.
 
@@ -167,6 +167,7 @@ def per_stage(
         text: "8", "20,8" (one per stage, in order), "base=20,sr256=8" (any of them); None = not given.
         kind: Makes a value of a part of the text.
         stages: Names of the stages that the option is about.
+        running: Those of them that run, the first ones. A list may leave out the others.
 
     Raises:
         ValueError: if a value, a name or the number of values is wrong.
@@ -178,9 +179,9 @@ def per_stage(
         if len(parts) == 1 and "=" not in text:
             return kind(text)
         if "=" not in text:
-            if len(parts) != len(stages):
-                raise ArgumentTypeError(f"{text!r} has {len(parts)} values for {len(stages)} stages ({', '.join(stages)})")
-            return {name: kind(part) for name, part in zip(stages, parts, strict=True)}
+            if not len(running) <= len(parts) <= len(stages):
+                raise ArgumentTypeError(f"{text!r} has {len(parts)} values for {len(running)} stages ({', '.join(running)})")
+            return {name: kind(part) for name, part in zip(stages, parts, strict=False)}
         pairs = [part.partition("=") for part in parts]
         for name, _, _ in pairs:
             if name not in stages:

@@ -32,17 +32,21 @@ class Request:
     args: The command line.
     folder: Of the model.
     manifest: What the model is.
+    size: Side of the pictures that are asked for.
     settings: Arguments of the cascade's call, schedulers still by their short names.
     """
 
     args: Namespace
     folder: Path
     manifest: Manifest
+    size: int
     settings: Mapping[str, Any]
 
     @classmethod
-    def of(cls, args: Namespace) -> Request:
+    def of(cls, args: Namespace, to_the_end: bool = False) -> Request:
         """Check the options that `arguments.add_model_options` adds, and `args.size`.
+
+        Where no size is asked for it is the model's default, or with `to_the_end` that of its last stage.
 
         Raises:
             ValueError: if there is no such model, or it can't do what is asked.
@@ -55,25 +59,23 @@ class Request:
             raise ValueError(
                 f"--size is {args.size}, but the stages of {manifest.name!r} make {known} px pictures; choose one of these"
             )
+        size = args.size or (not to_the_end and manifest.default_size) or sizes[-1]
         names = [stage.name for stage in manifest.stages]
         refining = [stage.name for stage in manifest.stages if stage.low_res_size]
+        running = names[: sizes.index(size) + 1]
+        of_all, of_refining = (names, running), (refining, [name for name in running if name in refining])
         settings: dict[str, Any] = {
-            "num_inference_steps": per_stage("--steps", args.steps, positive, names),
-            "guidance_scale": per_stage("--guidance-scale", args.guidance_scale, scale, names),
-            "aug_level": per_stage("--aug-level", args.aug_level, level, refining),
-            "consistency": per_stage("--consistency", args.consistency, switch, refining),
-            "scheduler": per_stage("--scheduler", args.scheduler, scheduler, names),
+            "num_inference_steps": per_stage("--steps", args.steps, positive, *of_all),
+            "guidance_scale": per_stage("--guidance-scale", args.guidance_scale, scale, *of_all),
+            "aug_level": per_stage("--aug-level", args.aug_level, level, *of_refining),
+            "consistency": per_stage("--consistency", args.consistency, switch, *of_refining),
+            "scheduler": per_stage("--scheduler", args.scheduler, scheduler, *of_all),
         }
-        return cls(args, folder, manifest, settings)
+        return cls(args, folder, manifest, size, settings)
 
     @property
     def classes(self) -> Vocabulary | None:
         return self.manifest.classes
-
-    @property
-    def size(self) -> int:
-        """Side of the pictures that are asked for."""
-        return self.args.size or self.manifest.default_size or self.manifest.stages[-1].size
 
     def label(self, query: str) -> int:
         """Index of the class that a person means."""

@@ -42,11 +42,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    request = Request.of(args)
+    request = Request.of(args, to_the_end=True)
     labels = _labels(request, args.classes or [], len(args.images))
-    size = args.size or request.manifest.stages[-1].size
-    paths = [_target(args.out, source, size, len(args.images)) for source in args.images]
-    sources = [_read(source, size) for source in args.images]
+    paths = [_target(args.out, source, request.size, len(args.images)) for source in args.images]
+    sources = [_read(source, request.size) for source in args.images]
     clash = next((path for path in paths if path.exists() and any(path.samefile(source) for source in args.images)), None)
     if clash is not None:
         raise ValueError(f"{clash} is one of the pictures to enlarge, so it is not replaced; choose another --out")
@@ -136,6 +135,6 @@ def _enlarge(
         "source": str(source),
         "class_index": label,
         "seed": args.seed,
-        "size": out.images[0].width,
+        "size": request.size,
         "command": origin.command,
     }

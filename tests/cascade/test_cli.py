@@ -29,15 +29,21 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_setting_is_for_all_stages_for_each_or_for_the_named():
-    stages = ["base", "sr256"]
-    assert per_stage("--steps", None, positive, stages) is None
-    assert per_stage("--steps", "8", positive, stages) == 8
-    assert per_stage("--steps", "20,8", positive, stages) == {"base": 20, "sr256": 8}
-    assert per_stage("--steps", "sr256=8", positive, stages) == {"sr256": 8}
-    assert per_stage("--aug-level", "sr256=0.5, base=0", level, stages) == {"base": 0.0, "sr256": 0.5}
+    stages = ["base", "sr256"], ["base", "sr256"]
+    assert per_stage("--steps", None, positive, *stages) is None
+    assert per_stage("--steps", "8", positive, *stages) == 8
+    assert per_stage("--steps", "20,8", positive, *stages) == {"base": 20, "sr256": 8}
+    assert per_stage("--steps", "sr256=8", positive, *stages) == {"sr256": 8}
+    assert per_stage("--aug-level", "sr256=0.5, base=0", level, *stages) == {"base": 0.0, "sr256": 0.5}
     for wrong in ("20,8,3", "sr64=8", "base=20,8", "base=x", "0", "", "8,"):
         with pytest.raises(ValueError, match="--steps"):
-            per_stage("--steps", wrong, positive, stages)
+            per_stage("--steps", wrong, positive, *stages)
+    later = ["base", "sr256", "sr1024"], ["base", "sr256"]
+    assert per_stage("--steps", "20,8", positive, *later) == {"base": 20, "sr256": 8}
+    assert per_stage("--steps", "20,8,4", positive, *later) == {"base": 20, "sr256": 8, "sr1024": 4}
+    for wrong in ("20,8,4,2", "20,8,4,2,1"):
+        with pytest.raises(ValueError, match="values for 2 stages \\(base, sr256\\)"):
+            per_stage("--steps", wrong, positive, *later)
 
 
 def test_the_name_of_a_file_tells_classes_of_one_name_apart():
