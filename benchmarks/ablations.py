@@ -47,6 +47,8 @@ COARSE = "kind: sr3, beta_start: 2e-4, beta_end: 0.9, num_steps: 10"
 """Ten levels over the range of SR3's 2000."""
 KEPT = ("EfficientNet-Lite Frechet distance", "kernel distance x 1000", "precision", "recall")
 """Of all that `eval.scoring.score` gives; the other shares say the same here."""
+SHORT = {KEPT[0]: "distance", KEPT[1]: "kernel distance"}
+"""What tables call them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +134,13 @@ class Measuring:
     def _shares(self, images: Images, reference: FeatureSet) -> dict[str, Value]:
         features = feature_set(image_array(images), self.extractor, crop_rule=DRAWINGS_CROP_RULE)
         found = score(features, reference, resamples=RESAMPLES).values()
+        return {name: found[name] for name in KEPT} | self.errors(images)
+
+    def errors(self, images: Images) -> dict[str, Value]:
+        """Of the shipped classifier of drawings."""
         classifier = classifier_of(EMOJI)
         assert classifier is not None
-        return {name: found[name] for name in KEPT} | error_values(images, self.labels, classifier[1], RESAMPLES)
+        return error_values(images, self.labels, classifier[1], RESAMPLES)
 
 
 def load(name: str, seed: int) -> Any:
@@ -204,7 +210,7 @@ def run_known(how: Measuring) -> None:
         assert labels is not None
         rng = np.random.default_rng(0)
         alike = train.take(np.array([rng.choice(np.flatnonzero(labels == label)) for label in how.labels])).array()
-        _keep(RUNS / "drawings", {"real": {"0": how.on_real(how.originals)}, "samples": {"0": how.on_samples(alike)}})
+        _keep(RUNS / "drawings", {"real": {"0": how.errors(how.originals)}, "samples": {"0": how.on_samples(alike)}})
 
 
 def _keep(folder: Path, result: Mapping[str, Any]) -> None:
@@ -251,10 +257,13 @@ def results(name: str) -> list[dict[str, Any]]:
 
 
 def shown(table: Table) -> str:
-    """The table as Markdown: means over seeds with their range, or of a single seed with the interval of its images."""
-    found = {row: [one[table.given][row[1]] for one in results(row[0]) if table.given in one] for row in table.rows}
+    """The table as Markdown, of the rows that were measured: means over seeds with their range, or of a single seed with the
+    interval of its images."""
+    every = {row: [one[table.given][row[1]] for one in results(row[0]) if table.given in one] for row in table.rows}
+    found = {row: values for row, values in every.items() if values}
     columns = list(dict.fromkeys(key for values in found.values() for one in values for key in one))
-    lines = [["", "level", "seeds", *columns], ["---", *["---:"] * (len(columns) + 2)]]
+    heads = [SHORT.get(column, column) for column in columns]
+    lines = [["", "level", "seeds", *heads], ["---", *["---:"] * (len(columns) + 2)]]
     for (name, level), values in found.items():
         cells = [_cell([one[column] for one in values if column in one]) for column in columns]
         lines.append([name, level, str(len(values)), *cells])
