@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from stages.denoiser import PREDICTION_TYPES, Denoiser, convert, to_x0
-from stages.noise import MAX_LOG_SNR
+from stages.noise import MAX_LOG_SNR, like_image
 
 StepCallback = Callable[[int, Tensor, Tensor], Tensor | None]
 
@@ -139,7 +139,8 @@ def sample(
             takes the place of the latter.
 
     Returns:
-        Images, [B, C, H, W], in [-1, 1] up to overshoot, as the scheduler's last step leaves them.
+        Images, [B, C, H, W], in [-1, 1] up to overshoot, as the scheduler's last step leaves them. An image is NaN where the
+        denoiser ever gave a value for it that is no finite number, which a scheduler's clipping would hide.
 
     Raises:
         ValueError: before the denoiser is called, if the scheduler isn't understood or doesn't go together with the denoiser.
@@ -148,16 +149,18 @@ def sample(
     check_compatible(run, denoiser)
     options = _step_options(run.scheduler, generator)
     x = noise * run.scale[0].item()
+    finite = torch.ones(len(x), dtype=torch.bool, device=x.device)  # looked at once, so that no step waits for an accelerator
     for i, t in enumerate(run.scheduler.timesteps):
         x_t = x / run.scale[i].item()
         level = run.log_snr[i].nan_to_num(posinf=MAX_LOG_SNR, neginf=-MAX_LOG_SNR).item()
         log_snr = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
         prediction = denoiser(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
+        finite &= prediction.isfinite().flatten(1).all(dim=1)
         _scale_model_input(run.scheduler, x, t)  # some count their steps by it
         x = run.scheduler.step(_output(run, i, denoiser, prediction, x, x_t), t, x, **options).prev_sample
         changed = callback(i, t, x) if callback is not None else None
         x = (x if changed is None else changed).to(noise.dtype)
-    return x
+    return x.where(like_image(finite, x) > 0, torch.nan)
 
 
 def _step_options(scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:

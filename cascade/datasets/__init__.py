@@ -53,7 +53,10 @@ def open_pictures(data: Data, size: int, progress: Progress = lambda done, total
     """
     crop = crop_rule(data.crop)
     if data.source not in DRAWINGS:
-        return Photos(listing(data, progress), size, crop)
+        found = listing(data, progress)
+        if data.balanced and isinstance(found, ShardSet):
+            raise ValueError(f"data.balanced is for drawings and folders, and {data.source!r} names shards; take it out")
+        return Photos(found, size, crop)
     pictures, labels = cached_array(size, DRAWINGS[data.source], progress=progress, every=data.every)
     return PictureSet(pictures, labels, EMOJI.names, tuple(may_flip(name) for name in EMOJI.names))
 

@@ -65,6 +65,32 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, 1, epoch]).permutation(count)
 
 
+def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
+    """Places of an epoch in which every class has an equal share, int64 [N], in an order of the epoch's own.
+
+    A class goes through its own pictures in turns, each an order of its own, and an epoch goes on where the one before it stopped:
+    pictures of a class are seen equally often, up to one. Where N is no multiple of the classes, which of them have one picture
+    more changes from epoch to epoch.
+
+    Args:
+        seed: Of the recipe.
+        epoch: Counted from 0.
+        labels: Class of every place, int64 [N].
+    """
+    count = len(labels)
+    _, numbered = np.unique(labels, return_inverse=True)
+    classes = int(numbered.max()) + 1
+    turn = np.arange(epoch * count, (epoch + 1) * count)  # a count over all epochs, dealt to the classes one after the other
+    places = np.empty(count, dtype=np.int64)
+    for label in range(classes):
+        mine = np.flatnonzero(numbered == label)
+        dealt = turn % classes == label
+        rounds, within = np.divmod(turn[dealt] // classes, len(mine))
+        orders = {number: np.random.default_rng([seed, 4, label, number]).permutation(mine) for number in np.unique(rounds)}
+        places[dealt] = [orders[number][place] for number, place in zip(rounds, within, strict=True)]
+    return places[epoch_order(seed, epoch, count)]
+
+
 @dataclass(frozen=True, slots=True)
 class PictureSet:
     """Pictures in memory, or mapped from a file.
@@ -126,16 +152,24 @@ class TrainingExamples(Dataset):
                 f"the pictures are {pictures.size} px, and this stage trains on {needed} px; render them at that size"
             )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._labels: np.ndarray | None = None
 
     def picture_index(self, number: int, further: int = 0) -> int:
-        """Place of example `number`'s picture: every epoch goes once through the set in an order of its own.
+        """Place of example `number`'s picture: every epoch goes once through the set, or the balanced one, in an order of its own.
 
         `further` pictures on in that order is the one that replaces it.
         """
         epoch, place = divmod(number, len(self.pictures))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.pictures.order(self.recipe.seed, epoch)
+            self._epoch, self._order = epoch, self._order_of(epoch)
         return int(self._order[(place + further) % len(self._order)])
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if not self.recipe.data.balanced:
+            return self.pictures.order(self.recipe.seed, epoch)
+        if self._labels is None:
+            self._labels = np.array([self.pictures.label(place) for place in range(len(self.pictures))])
+        return balanced_order(self.recipe.seed, epoch, self._labels)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.recipe.seed, 2, number])

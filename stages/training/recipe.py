@@ -41,6 +41,7 @@ class Data:
         are not looked at, and the network gets none (SR3's stages).
     every: Only every n-th of the drawings, in the order of their classes; 1 = all. At 1024 px all of them fill 27 GB.
     flip: Mirror half of the images, where their class allows it.
+    balanced: Show every class equally often, however few pictures it has. Not for shards, which are read in their own order.
     max_damaged: Largest share of the pictures met that may be unusable; above it the training stops.
     """
 
@@ -50,6 +51,7 @@ class Data:
     classes: int | None = None
     every: int = 1
     flip: bool = True
+    balanced: bool = False
     max_damaged: float = 0.1
 
 

@@ -55,7 +55,10 @@ class Validator:
         self.every = recipe.validation.every or recipe.checkpoint_every
         self.count, self.phase = min(recipe.validation.images, len(held_out)), recipe.phases[-1]
         fixed = replace(
-            recipe, seed=SEED, data=replace(recipe.data, flip=False), objective=replace(recipe.objective, label_dropout=0.0)
+            recipe,
+            seed=SEED,
+            data=replace(recipe.data, flip=False, balanced=False),
+            objective=replace(recipe.objective, label_dropout=0.0),
         )
         self.examples = TrainingExamples(held_out, fixed, self.phase, null_label)
         u = (torch.arange(recipe.validation.levels, dtype=torch.float64) + 0.5) / recipe.validation.levels

@@ -155,8 +155,9 @@ def test_a_model_that_is_missing_damaged_or_misfit_is_named(model, here, tmp_pat
     assert names(here) == []
 
 
-def test_weights_that_overflow_are_a_failure(model, here, tmp_path, capsys):
-    folder = damaged(model, tmp_path / "other", with_weight("conv_in.weight", 3e38))
+@pytest.mark.parametrize("name", ["conv_in.weight", "conv_out.weight"])  # NaN; infinite, which the scheduler would clip
+def test_weights_that_overflow_are_a_failure(model, here, tmp_path, capsys, name):
+    folder = damaged(model, tmp_path / "other", with_weight(name, 1e38))
     assert generate(["--class", "cat", "--model", folder]) == 1
     assert "not numbers" in capsys.readouterr().err and names(here) == []
 

@@ -349,3 +349,10 @@ def test_without_pyarrow_parquet_says_what_to_install(folder, tmp_path, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"needs the package pyarrow; install cascade-diffusion\[data\]"):
         open_pictures(Data(source=pattern), SIZE)
+
+
+def test_balanced_classes_are_for_what_can_be_read_in_any_order(folder, tmp_path):
+    assert len(open_pictures(Data(source=str(folder), balanced=True), SIZE)) == 30
+    pattern = write_tars(folder, tmp_path / "shards", 7)
+    with pytest.raises(ValueError, match="data.balanced is for drawings and folders"):
+        open_pictures(Data(source=pattern, balanced=True), SIZE)

@@ -308,6 +308,26 @@ def test_clipping_is_the_schedulers():
         torch.testing.assert_close(images, torch.full_like(NOISE, want), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("wrong", [torch.inf, -torch.inf, torch.nan])
+def test_clipping_hides_no_value_that_is_not_finite(wrong):
+    class Once(IdealDenoiser):
+        """Gives one such value, for the second image, in the first step."""
+
+        calls = 0
+
+        def __call__(self, x_t, *args):
+            x0 = super().__call__(x_t, *args).clone()
+            if self.calls == 0 and len(x0) > 1:
+                x0[1, 0, 0, 0] = wrong
+            self.calls += 1
+            return x0
+
+    scheduler = DDIMScheduler(prediction_type="sample", clip_sample=True)
+    images = sample(Once("sample"), scheduler, NOISE.repeat(2, 1, 1, 1), 5)
+    assert images[1].isnan().all()
+    torch.testing.assert_close(images[:1], sample(Once("sample"), scheduler, NOISE, 5), rtol=0, atol=1e-12)
+
+
 class Untouchable(IdealDenoiser):
     def __call__(self, *args):
         raise AssertionError("called before the checks were done")
