@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from cascade.places import CONFIGS
+from cascade.schedulers import SCHEDULERS
 from stages.base import BasePipeline
 from stages.noise import LAWS, NoiseLaw, law_to_dict
 from stages.pipeline import StagePipeline
@@ -32,7 +33,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: The file; its keys are the fields of `stages.training.Recipe`. `network` holds arguments of `stages.unet.UNet`,
-            `sampling` those of the stage's pipeline, `objective.law` the `kind` of a noise law beside its fields.
+            `sampling` those of the stage's pipeline and the short name of its `scheduler`, `objective.law` the `kind` of a noise
+            law beside its fields.
         overrides: `key=value` with dotted keys, as `optimization.learning_rate=1e-4` or `phases.0.images=1000`; values are YAML.
 
     Raises:
@@ -131,11 +133,21 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     network = _arguments(UNet.__init__, arguments["network"], "network", _FIXED_BY_DATA)
     if "sample_size" not in network:
         raise ValueError("network.sample_size is missing; it is the side of the stage's images")
-    objective = arguments.get("objective", Objective())
-    sampling = _arguments(pipeline_class(network, objective).__init__, arguments.get("sampling", {}), "sampling", _COMPONENTS)
-    recipe = Recipe(**{**arguments, "network": network, "sampling": sampling})
+    recipe = Recipe(**{**arguments, "network": network, "sampling": _sampling(arguments, network)})
     _check_sizes(recipe)
     return recipe
+
+
+def _sampling(arguments: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the stage's pipeline, and the short name of its scheduler if it has one."""
+    stage, given = pipeline_class(network, arguments.get("objective", Objective())), arguments.get("sampling", {})
+    if not isinstance(given, Mapping) or "scheduler" not in given or stage is RegressionPipeline:
+        return _arguments(stage.__init__, given, "sampling", _COMPONENTS)
+    name = given["scheduler"]
+    if not isinstance(name, str) or name not in SCHEDULERS:
+        raise ValueError(f"sampling.scheduler is {_shown(name)}, expected one of {', '.join(SCHEDULERS)}")
+    others = {key: value for key, value in given.items() if key != "scheduler"}
+    return {"scheduler": name, **_arguments(stage.__init__, others, "sampling", _COMPONENTS)}
 
 
 def _check_sizes(recipe: Recipe) -> None:

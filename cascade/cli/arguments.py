@@ -6,20 +6,11 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+from cascade.schedulers import SCHEDULERS
+
 DEFAULT_MODEL = "emoji"
 RESAMPLES = 100
 DTYPES = ("float32", "bfloat16", "float16")
-SCHEDULERS = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "deis": "DEISMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-}
-"""Short names of diffusers' schedulers."""
 
 _Value = TypeVar("_Value")
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade.cli.arguments import SCHEDULERS, level, per_stage, positive, scale, scheduler, switch
+from cascade.cli.arguments import level, per_stage, positive, scale, scheduler, switch
 from cascade.cli.progress import on_terminal, say, silence_libraries
 from cascade.labels import Vocabulary
 from cascade.models import Manifest, StageEntry, resolve
+from cascade.schedulers import scheduler_class
 
 if TYPE_CHECKING:
     import torch
@@ -102,13 +103,11 @@ class Request:
 
     def arguments(self) -> dict[str, Any]:
         """The settings as arguments of the cascade's call, with batch size."""
-        import diffusers
-
         chosen = self.settings["scheduler"]
         if isinstance(chosen, dict):
-            kind: Any = {stage: getattr(diffusers, SCHEDULERS[name]) for stage, name in chosen.items()}
+            kind: Any = {stage: scheduler_class(name) for stage, name in chosen.items()}
         else:
-            kind = None if chosen is None else getattr(diffusers, SCHEDULERS[chosen])
+            kind = None if chosen is None else scheduler_class(chosen)
         return {**self.settings, "scheduler": kind, "batch_size": self.args.batch_size}
 
     def described(self, cascade: CascadePipeline, stages: Sequence[str]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cascade.cli.arguments import DEFAULT_MODEL, SCHEDULERS, add_sampling_options, positive, scheduler, seed
+from cascade.cli.arguments import DEFAULT_MODEL, add_sampling_options, positive, scheduler, seed
 from cascade.cli.running import add_process_options, run_images
 from cascade.cli.sampling import Request, load
 from cascade.runs import read_record
+from cascade.schedulers import SCHEDULERS, scheduler_class
 
 if TYPE_CHECKING:
     from eval.report import Report
@@ -197,11 +198,9 @@ def _report(args: Namespace, stage: str, found: list[Candidate], chosen: Candida
 
 def _save(request: Request, stage: str, chosen: Candidate, folder: Path) -> None:
     """The model with the schedule as the stage's default."""
-    import diffusers
-
     cascade = load(request)
     pipeline = cascade.stages[stage]
     if chosen.scheduler is not None:
-        pipeline.scheduler = getattr(diffusers, SCHEDULERS[chosen.scheduler]).from_config(pipeline.scheduler.config)
+        pipeline.scheduler = scheduler_class(chosen.scheduler).from_config(pipeline.scheduler.config)
     pipeline.register_to_config(num_inference_steps=chosen.steps)
     cascade.save_pretrained(folder)

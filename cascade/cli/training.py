@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 
 from cascade import datasets
 from cascade.cli.errors import Failure
 from cascade.config import pipeline_class
+from cascade.schedulers import DEFAULT, scheduler_class
 from stages.noise import LinearSchedule, betas_of
 from stages.pipeline import StagePipeline
 from stages.regression import RegressionPipeline
@@ -39,16 +39,16 @@ def load_pictures(recipe: Recipe, progress: Callable[[int, int], None]) -> Pictu
 
 
 def pipeline_of(network: UNet, recipe: Recipe) -> StagePipeline:
-    """The trained network as a stage; its default sampler, if it samples, is DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095)."""
+    """The trained network as a stage, with the scheduler and the settings that its recipe names."""
     stage: Any = pipeline_class(recipe.network, recipe.objective)
     if stage is RegressionPipeline:
         return RegressionPipeline(network)
     schedule = recipe.objective.law.schedule()
     betas = betas_of(schedule, schedule.num_steps) if isinstance(schedule, LinearSchedule) else betas_of(schedule)
-    scheduler: Any = DPMSolverMultistepScheduler(
-        num_train_timesteps=len(betas), trained_betas=betas, prediction_type=network.prediction_type
-    )
-    return stage(network, scheduler, **recipe.sampling)
+    settings = dict(recipe.sampling)
+    kind = scheduler_class(settings.pop("scheduler", DEFAULT))
+    scheduler = kind(num_train_timesteps=len(betas), trained_betas=betas, prediction_type=network.prediction_type)
+    return stage(network, scheduler, **settings)
 
 
 def check_export(folder: Path) -> None:

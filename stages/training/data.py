@@ -68,7 +68,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
     """Places of an epoch in which every class has an equal share, int64 [N], in an order of the epoch's own.
 
-    A class goes through its own pictures in turns, each an order of its own, and an epoch goes on where the one before it stopped:
+    A class goes through its own pictures in turns, each in an order of its own, and an epoch goes on where the last one stopped:
     pictures of a class are seen equally often, up to one. Where N is no multiple of the classes, which of them have one picture
     more changes from epoch to epoch.
 
@@ -155,7 +155,7 @@ class TrainingExamples(Dataset):
         self._labels: np.ndarray | None = None
 
     def picture_index(self, number: int, further: int = 0) -> int:
-        """Place of example `number`'s picture: every epoch goes once through the set, or the balanced one, in an order of its own.
+        """Place of example `number`'s picture: an epoch goes once through the set, or the balanced one, in its own order.
 
         `further` pictures on in that order is the one that replaces it.
         """

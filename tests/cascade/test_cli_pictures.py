@@ -10,9 +10,9 @@ from PIL import Image
 
 from cascade import CascadePipeline
 from cascade.cli import pictures
-from cascade.cli.arguments import SCHEDULERS
 from cascade.cli.generate import main as generate
 from cascade.cli.main import main
+from cascade.schedulers import SCHEDULERS
 
 
 def names(folder: Path) -> list[str]:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cascade.cli.training import pipeline_of
 from cascade.config import load_recipe, recipe_to_dict, recipe_to_yaml
 from stages.noise import CosineLaw, LogNormalLaw, SR3Law
 from stages.training import Data, Recipe, Validation
+from stages.unet import UNet
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("presets", "protocols"))
@@ -94,6 +96,15 @@ def test_sampling_takes_the_settings_of_the_stage(minimal):
     assert refining.sampling == {"aug_level": 0.1}
 
 
+def test_sampling_names_the_scheduler_by_its_short_name(minimal):
+    recipe = load_recipe(minimal, ["sampling={scheduler: ddpm, num_inference_steps: 20}"])
+    assert recipe.sampling == {"scheduler": "ddpm", "num_inference_steps": 20}
+    network = UNet(**recipe.network, num_classes=2)
+    stage = pipeline_of(network, recipe)
+    assert type(stage.scheduler).__name__ == "DDPMScheduler" and stage.config["num_inference_steps"] == 20
+    assert type(pipeline_of(network, load_recipe(minimal)).scheduler).__name__ == "DPMSolverMultistepScheduler"
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
@@ -107,6 +118,8 @@ def test_sampling_takes_the_settings_of_the_stage(minimal):
         ("objective.law={kind: cosine, mean: 1}", "unknown key 'objective.law.mean'"),
         ("sampling.aug_level=0.1", "unknown key 'sampling.aug_level'"),
         ("sampling.unet=3", "unknown key 'sampling.unet'"),
+        ("sampling.scheduler=ddpn", "sampling.scheduler is 'ddpn', expected one of ddpm, ddim,"),
+        ("sampling.scheduler=[ddpm]", "sampling.scheduler is a list, expected one of ddpm, ddim,"),
         ("optimization.learning_rate=fast", "optimization.learning_rate is 'fast', expected a number"),
         ("optimization.warmup=1.5", "optimization.warmup is 1.5, expected a whole number"),
         ("seed=true", "seed is True, expected a whole number"),
