@@ -9,7 +9,7 @@ import torch
 
 from cascade import CascadePipeline
 from cascade.cli.main import main
-from cascade.cli.search_schedule import AIMS, Candidate, front, title_of
+from cascade.cli.search_schedule import AIMS, Candidate, choice, front, title_of
 from eval.images import image_array
 from eval.scoring import feature_set, score
 
@@ -43,13 +43,30 @@ def test_of_some_aims_more_is_better():
     assert front([low, high]) == [high]
 
 
+@pytest.mark.parametrize(
+    ("aim", "values", "chosen"),
+    [
+        ("distance", {4: 110.0, 8: 105.0, 16: 100.0, 32: 101.0}, 8),  # 105 is within 5 % of 100
+        ("distance", {4: 110.0, 8: 105.1, 16: 100.0, 32: 99.0}, 16),
+        ("recall", {4: 0.4, 8: 0.57, 16: 0.6}, 8),
+        ("kernel-distance", {4: 1.0, 8: -0.1, 16: -0.2}, 16),  # an unbiased estimate may lie below 0
+    ],
+)
+def test_chosen_are_the_fewest_evaluations_within_five_percent_of_the_best(aim, values, chosen):
+    assert choice([Candidate(nfe, None, nfe, 0, value, aim) for nfe, value in values.items()]).steps == chosen
+
+
+def test_of_equally_many_evaluations_the_better_is_chosen():
+    assert choice([Candidate(4, name, 4, 0, value) for name, value in (("ddim", 101.0), ("euler", 100.0))]).scheduler == "euler"
+
+
 def test_every_aim_is_a_score():
     images = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
     samples = feature_set(image_array(images), measuring.Pooled(), crop_rule=None)
     assert {title_of(aim) for aim in AIMS} == set(score(samples, samples, resamples=0).values())
 
 
-def test_the_least_distance_within_the_budget_is_kept_as_the_models_default(model, tmp_path):
+def test_the_choice_within_the_budget_is_kept_as_the_models_default(model, tmp_path):
     words = ["--try-steps", "1,2,3", "--try-schedulers", "ddim,euler", "--max-steps", "2", "--save", str(tmp_path / "new")]
     assert search(model, tmp_path / "out", *words) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -57,7 +74,7 @@ def test_the_least_distance_within_the_budget_is_kept_as_the_models_default(mode
     assert len(rows) == 6
     allowed = {name: distance for name, distance in rows.items() if not name.startswith("3 ")}
     (chosen,) = [row["name"] for row in report["rows"] if row["note"] == "chosen"]
-    assert rows[chosen] == min(allowed.values())
+    assert rows[chosen] <= 1.05 * min(allowed.values())
     steps, kind = chosen.split(" steps, ")
     stage = CascadePipeline.from_pretrained(tmp_path / "new").stages["sr64"]
     assert stage.config["num_inference_steps"] == int(steps)
