@@ -47,7 +47,12 @@ def pipeline_of(network: UNet, recipe: Recipe) -> StagePipeline:
     betas = betas_of(schedule, schedule.num_steps) if isinstance(schedule, LinearSchedule) else betas_of(schedule)
     settings = dict(recipe.sampling)
     kind = scheduler_class(settings.pop("scheduler", DEFAULT))
-    scheduler = kind(num_train_timesteps=len(betas), trained_betas=betas, prediction_type=network.prediction_type)
+    scheduler = kind(
+        num_train_timesteps=len(betas),
+        trained_betas=betas,
+        prediction_type=network.prediction_type,
+        timestep_spacing="linspace",  # from the noisiest level on; some schedulers would begin a step below it
+    )
     return stage(network, scheduler, **settings)
 
 

@@ -7,7 +7,9 @@ import yaml
 
 from cascade.cli.training import pipeline_of
 from cascade.config import load_recipe, recipe_to_dict, recipe_to_yaml
+from cascade.schedulers import SCHEDULERS
 from stages.noise import CosineLaw, LogNormalLaw, SR3Law
+from stages.sampling import Run
 from stages.training import Data, Recipe, Validation
 from stages.unet import UNet
 
@@ -96,13 +98,20 @@ def test_sampling_takes_the_settings_of_the_stage(minimal):
     assert refining.sampling == {"aug_level": 0.1}
 
 
-def test_sampling_names_the_scheduler_by_its_short_name(minimal):
-    recipe = load_recipe(minimal, ["sampling={scheduler: ddpm, num_inference_steps: 20}"])
-    assert recipe.sampling == {"scheduler": "ddpm", "num_inference_steps": 20}
-    network = UNet(**recipe.network, num_classes=2)
-    stage = pipeline_of(network, recipe)
-    assert type(stage.scheduler).__name__ == "DDPMScheduler" and stage.config["num_inference_steps"] == 20
-    assert type(pipeline_of(network, load_recipe(minimal)).scheduler).__name__ == "DPMSolverMultistepScheduler"
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_sampling_names_the_scheduler_by_its_short_name(minimal, name):
+    recipe = load_recipe(minimal, [f"sampling={{scheduler: {name}, num_inference_steps: 20}}"])
+    assert recipe.sampling == {"scheduler": name, "num_inference_steps": 20}
+    stage = pipeline_of(UNet(**recipe.network, num_classes=2), recipe)
+    assert type(stage.scheduler).__name__ == SCHEDULERS[name] and stage.config["num_inference_steps"] == 20
+    assert stage.scheduler.config.prediction_type == stage.unet.prediction_type
+    few, many = (Run.of(stage.scheduler, steps).log_snr[0] for steps in (20, 40))
+    assert few == pytest.approx(many)  # both begin at the noisiest level
+
+
+def test_without_a_name_it_is_dpm_solver(minimal):
+    recipe = load_recipe(minimal)
+    assert type(pipeline_of(UNet(**recipe.network, num_classes=2), recipe).scheduler).__name__ == "DPMSolverMultistepScheduler"
 
 
 @pytest.mark.parametrize(
