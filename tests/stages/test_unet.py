@@ -5,7 +5,7 @@ import torch
 
 from stages.denoiser import Denoiser
 from stages.noise import add_noise
-from stages.unet import Attention, PixelNorm, ResidualBlock, UNet, sinusoidal_embedding
+from stages.unet import Attention, PixelNorm, ResidualBlock, UNet, _attend, sinusoidal_embedding
 
 TINY = {"sample_size": 16, "channels": [32, 64], "blocks": [1, 2], "attention_sizes": [8], "head_channels": 32, "num_classes": 5}
 
@@ -77,6 +77,18 @@ def test_attention_equals_explicit_softmax():
     weights = torch.softmax(q.transpose(-1, -2) @ k / 4, dim=-1)
     mixed = (v @ weights.transpose(-1, -2)).reshape(2, 32, 4, 4)
     torch.testing.assert_close(attention(x), (x + attention.out(mixed)) / 2**0.5)
+
+
+def test_attention_in_bfloat16_on_a_cpu_rounds_once():
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(8, 2, 64, 32, generator=rng).bfloat16() for _ in range(3))
+    exact = torch.softmax(q.double() @ k.double().transpose(-1, -2) / 32**0.5, dim=-1) @ v.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = _attend(q, k, v)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-6)
+    kernel = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert not torch.allclose(kernel.double(), exact, rtol=2**-8, atol=1e-6), "the kernel of bfloat16 rounds oftener"
 
 
 @pytest.mark.parametrize("late", [False, True])
