@@ -235,8 +235,6 @@ def _load_network(network: Any, folder: Path, dtype: torch.dtype) -> ModelMixin:
     from accelerate import init_empty_weights
     from safetensors.torch import load_file
 
-    from stages.pipeline import align
-
     path = folder / "config.json"
     config = _read_json(path)
     if config.get("_class_name") != network.__name__:
@@ -246,10 +244,11 @@ def _load_network(network: Any, folder: Path, dtype: torch.dtype) -> ModelMixin:
     weights: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder):
         with _damaged(path):
-            weights |= {name: v.to(dtype) if v.is_floating_point() else v for name, v in load_file(path).items()}
+            # Copied even where the type is right: load_file maps the file, whose later changes would reach the model, and whose
+            # odd addresses change rounding.
+            weights |= {name: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) for name, v in load_file(path).items()}
     _check_weights(folder, {name: tuple(value.shape) for name, value in model.state_dict().items()}, weights)
     model.load_state_dict(weights, assign=True)
-    align(model)
     return model.eval()
 
 

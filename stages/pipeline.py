@@ -175,7 +175,7 @@ class StagePipeline(DiffusionPipeline):
         """Weights in channels_last, which halves a CPU's time for convolutions; at the first run, so that loading stays lazy."""
         for network in (self.unet, self.guide_unet):
             if network is not None:
-                align(network.to(memory_format=torch.channels_last))
+                _align(network.to(memory_format=torch.channels_last))
 
     @property
     def _default_batch_size(self) -> int:
@@ -203,7 +203,7 @@ class StagePipeline(DiffusionPipeline):
         return images
 
 
-def align(network: nn.Module) -> None:
+def _align(network: nn.Module) -> None:
     """Copy the weights that begin at an odd address, as those mapped from a file do, to one that torch would choose.
 
     The address changes how a CPU rounds: aligned, a network makes the same bits however it was loaded.

@@ -102,6 +102,14 @@ def test_weights_in_several_files_are_one_network(folder, tiny):
         CascadePipeline.from_pretrained(folder)
 
 
+def test_a_loaded_model_does_not_change_with_its_files(folder, tiny):
+    loaded = CascadePipeline.from_pretrained(folder)
+    for path in folder.rglob("*.safetensors"):
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+    assert torch.equal(images(loaded), images(tiny))
+
+
 def test_a_foreign_base_survives_saving(tmp_path):
     made = cascade(base=foreign(), sr16=sr3())
     made.save_pretrained(tmp_path / "mixed")
