@@ -166,8 +166,8 @@ def measured(name: str, seed: int, how: Measuring) -> dict[str, dict[str, dict[s
     cascade = CascadePipeline({"base": load(BASE, 0), SR_STAGE: load(name, seed)})
 
     def enlarged(small: Any, level: float) -> Images:
-        options = {"aug_level": level, "seeds": range(IMAGES), "batch_size": BATCH_SIZE}
-        return _pixels(cascade.upscale(small, how.labels, SR_STAGE, **options))  # type: ignore[arg-type]
+        options: Any = {"aug_level": level, "seeds": range(IMAGES), "batch_size": BATCH_SIZE}
+        return _pixels(cascade.upscale(small, how.labels, SR_STAGE, **options))
 
     levels = LEVELS if name.startswith("noise") else (0.0,)
     return {

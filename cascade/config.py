@@ -189,7 +189,7 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
     if hint == NoiseLaw:
         return _law(value, key)
     if dataclasses.is_dataclass(hint):
-        return hint(**_arguments(hint.__init__, value, key, ("self",)))  # type: ignore[operator,misc]
+        return hint(**_arguments(hint.__init__, value, key, ("self",)))  # type: ignore[operator,misc]  # a class, checked above
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):  # only ever "X | None"
         return None if value is None else _converted(value, next(a for a in inner if a is not types.NoneType), key)
@@ -221,7 +221,7 @@ def _law(value: Any, key: str) -> NoiseLaw:
         raise ValueError(f"{_joined(key, 'kind')} is {_shown(got)}, expected one of {', '.join(LAWS)}")
     law = LAWS[value["kind"]]
     fields = {name: field for name, field in value.items() if name != "kind"}
-    return law(**_arguments(law.__init__, fields, key, ("self",)))  # type: ignore[misc]
+    return law(**_arguments(law.__init__, fields, key, ("self",)))  # type: ignore[misc]  # of any class of LAWS
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _counted(network: nn.Module) -> Iterator[_Count]:
             count.multiply_adds = counter.get_total_flops() // 2 // len(x)
         return _zeros(kept[0], len(x))
 
-    network.forward = forward  # type: ignore[method-assign,assignment]
+    network.forward = forward  # type: ignore[method-assign,assignment]  # counts until it is put back
     try:
         with torch.no_grad():
             yield count

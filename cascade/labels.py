@@ -106,7 +106,7 @@ class Vocabulary:
     def _checked(self, query: object) -> int:
         """query as an index of this vocabulary, or ValueError."""
         try:
-            index = operator.index(query)  # type: ignore[arg-type]
+            index = operator.index(query)  # type: ignore[arg-type]  # TypeError says what is none
         except TypeError:
             index = None
         if index is None or isinstance(query, bool):

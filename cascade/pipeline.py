@@ -153,7 +153,7 @@ class CascadePipeline:
         names = self._names(next(iter(self.stages)), size or self.default_size)
         with schedulers(self.stages, scheduler):
             out = self._run(names, None, labels, seeds_of(seeds, generator, count), settings, common, output_type)
-        return out if return_dict else (out.images,)  # type: ignore[return-value]
+        return out if return_dict else (out.images,)  # type: ignore[return-value]  # who asks for a tuple knows
 
     def upscale(
         self,
@@ -212,7 +212,7 @@ class CascadePipeline:
             raise ValueError(f"stage {names[0]!r} makes images from noise; enlarge from an SR3 stage on")
         with schedulers(self.stages, scheduler):
             out = self._run(names, images, labels, seeds_of(seeds, generator, count), settings, common, output_type)
-        return out if return_dict else (out.images,)  # type: ignore[return-value]
+        return out if return_dict else (out.images,)  # type: ignore[return-value]  # who asks for a tuple knows
 
     def _run(
         self,

@@ -280,7 +280,7 @@ def complete(path: Path) -> Iterator[BinaryIO]:
 def _make(cascade: CascadePipeline, plan: RunPlan, block: range, arguments: Mapping[str, Any]) -> Sequence[Image]:
     labels = [plan.label(i) for i in block]
     out: Any = cascade(
-        class_labels=None if labels[0] is None else labels,  # type: ignore[arg-type]
+        class_labels=None if labels[0] is None else labels,  # type: ignore[arg-type]  # all or none are None
         num_images_per_class=len(block) if labels[0] is None else 1,
         seeds=[plan.seed + i for i in block],
         size=plan.size,

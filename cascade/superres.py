@@ -40,7 +40,7 @@ def by_stage(cascade: CascadePipeline, stage: str, arguments: Mapping[str, Any])
     """What a stage of a cascade makes of small images, with these settings of the cascade's call."""
 
     def enlarge(images: list[Image.Image], labels: list[int] | None, seeds: list[int]) -> list[Image.Image]:
-        made: Any = cascade.upscale(images, labels, stage, seeds=seeds, size=cascade.sizes[stage], **arguments)  # type: ignore[arg-type]
+        made: Any = cascade.upscale(images, labels, stage, seeds=seeds, size=cascade.sizes[stage], **arguments)
         return made.images
 
     return enlarge

@@ -148,7 +148,7 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = DrawingClassifier(config).train()
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this pair
     generator = torch.Generator().manual_seed(settings.seed)
     steps_per_epoch = math.ceil(len(small) / settings.batch_size)
     optimizer, schedule = _optimizer(model, settings, settings.epochs * steps_per_epoch)

@@ -102,7 +102,7 @@ def save_measurement(path: Path, measurement: Measurement) -> None:
         arrays |= {"mean_spatial": measurement.spatial.mean, "cov_spatial": measurement.spatial.cov}
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stubs take the names for its options
     partial.replace(path)
 
 

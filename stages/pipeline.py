@@ -62,7 +62,7 @@ class StagePipeline(DiffusionPipeline):
     scheduler: Any = None
     guide_unet: Any = None
     _optional_components = ["guide_unet"]
-    model_cpu_offload_seq = "guide_unet->unet"  # type: ignore[assignment]
+    model_cpu_offload_seq = "guide_unet->unet"  # type: ignore[assignment]  # diffusers declares None
 
     def __init__(
         self, unet: ModelMixin, scheduler: SchedulerMixin | None, guide_unet: ModelMixin | None = None, **defaults: Any

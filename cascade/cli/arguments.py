@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn, TypeVar
 
 from cascade.schedulers import SCHEDULERS
@@ -19,7 +20,7 @@ class Parser(ArgumentParser):
     """A parser whose errors are one sentence, raised as ValueError."""
 
     def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, allow_abbrev=False, **options)  # type: ignore[arg-type,misc]
+        super().__init__(*args, allow_abbrev=False, **options)  # type: ignore[arg-type,misc]  # what argparse takes
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see `{self.prog} --help`")
@@ -88,10 +89,9 @@ def scheduler(text: str) -> str:
 
 
 def _number(kind: Callable[[str], _Value], text: str, fits: Callable[[_Value], bool], expected: str) -> _Value:
-    try:
+    value: _Value | None = None
+    with suppress(ValueError):
         value = kind(text)
-    except ValueError:
-        value = None  # type: ignore[assignment]
     if value is None or not fits(value):
         raise ArgumentTypeError(f"{text!r} is not {expected}")
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -259,7 +259,10 @@ def _classifier(args: Namespace) -> None:
     heldout, real_labels = image_source("drawings:heldout", size=config.image_size)
     assert real_labels is not None
     with Progress("training", "epochs") as progress:
-        report: Callable[..., None] = lambda e: progress.update(e.epoch, e.epochs, f"loss {e.loss:.3f}")  # noqa: E731
+
+        def report(e: Any) -> None:
+            progress.update(e.epoch, e.epochs, f"loss {e.loss:.3f}")
+
         model = train_classifier(
             images.array(),
             labels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -215,10 +215,11 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
 
 def _flat(values: object, key: str = "") -> dict[str, object]:
     """Nested values by their dotted keys."""
+    inner: Iterable[tuple[object, object]]
     if isinstance(values, dict):
         inner = values.items()
     elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
-        inner = enumerate(values)  # type: ignore[assignment]
+        inner = enumerate(values)
     else:
         return {key: values}
     flat: dict[str, object] = {}

@@ -272,7 +272,7 @@ class UNet(nn.Module):
 class SuperResUNet(UNet):
     """The same with a low-resolution image, upsampled bilinearly and concatenated after the noisy one."""
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # takes low_res before y, as published
         self, x: Tensor, timesteps: Tensor, low_res: Tensor, y: Tensor | None = None
     ) -> Tensor:
         """As `UNet.forward`; `low_res` are images in [-1, 1], [B, 3, h, w]."""

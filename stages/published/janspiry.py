@@ -183,6 +183,7 @@ class SR3Network(nn.Module):
         clock = t if self.stepped else noise_level
         if clock is None:
             raise ValueError(f"this network sees the {'step: t' if self.stepped else 'noise level: noise_level'} is missing")
+        # mypy does not know that a network has the one of its kind
         features, *layers = self.time_mlp if self.stepped else self.noise_level_mlp  # type: ignore[misc]
         dtype = layers[0].weight.dtype
         embedding = features(clock.flatten()).to(dtype)

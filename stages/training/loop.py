@@ -191,7 +191,7 @@ def _batches(phase: Phase, pictures: PictureSource, state: TrainingState, worker
             yield parts
     finally:
         if workers:  # they heed no signal: none may outlive an error here
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # private, and the only way to end them
 
 
 def _of_all(parts: list[Batch], keys: Sequence[str], accelerator: Accelerator) -> Batch:
