@@ -217,9 +217,14 @@ class TrainingExamples(Dataset):
         low_res = resize(x0, crop // factor)
         if self.recipe.augmentation.blur and rng.random() < 0.5:
             low_res = gaussian_blur(low_res, torch.tensor([rng.random() * self.recipe.augmentation.blur]))
-        aug_level = torch.tensor([rng.random() * self.recipe.augmentation.noise], dtype=torch.float32)
+        aug_level = torch.tensor([self._aug_level(rng.random())], dtype=torch.float32)
         low_res = augment(low_res, aug_level, _normal(rng, low_res.shape))
         return {"x0": x0[0], "low_res": low_res[0], "aug_level": aug_level[0]}
+
+    def _aug_level(self, u: float) -> float:
+        """The level at share `u` in [0, 1): 0 for the first `clean` of them, then rising evenly to `noise`."""
+        augmentation = self.recipe.augmentation
+        return 0.0 if u < augmentation.clean else augmentation.noise * (u - augmentation.clean) / (1 - augmentation.clean)
 
 
 class Numbers(Sampler[int]):

@@ -66,8 +66,11 @@ def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], objective: O
         return _error(prediction, batch["x0"], objective.loss)
     x_t = add_noise(batch["x0"], batch["eps"], batch["log_snr"])
     prediction = denoiser(x_t, batch["log_snr"], labels, batch.get("low_res"), batch.get("aug_level"))
-    error = _error(prediction, _target(denoiser.prediction_type, batch, x_t), objective.loss)
-    return weight(objective, denoiser.prediction_type, batch["log_snr"]) * error
+    target = _target(denoiser.prediction_type, batch, x_t)
+    loss = weight(objective, denoiser.prediction_type, batch["log_snr"]) * _error(prediction, target, objective.loss)
+    if objective.l1_above is None:
+        return loss
+    return torch.where(batch["log_snr"] > objective.l1_above, _error(prediction, target, "l1"), loss)
 
 
 def _error(prediction: Tensor, target: Tensor, loss: str) -> Tensor:

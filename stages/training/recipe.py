@@ -60,10 +60,12 @@ class Augmentation:
     """What is done to the low-resolution input of an SR3 stage in training, so that it forgives the flaws of the stage before.
 
     noise: Levels drawn uniformly from 0 to this (`conditioning.augment`), seen by the network; 0 = none (Ho et al. 2021, CDM).
+    clean: Share of the images whose level is exactly 0: what `upscale` uses for real images, and a uniform level never is.
     blur: Largest std of a Gaussian blur in low-resolution pixels, for half of the images; 0 = none (SR3, section 2.5; CDM).
     """
 
     noise: float = 0.0
+    clean: float = 0.0
     blur: float = 0.0
 
 
@@ -75,6 +77,8 @@ class Objective:
         noise levels, so that `law` and `weighting` say nothing.
     law: How noise levels are drawn.
     loss: "l2" or "l1" (SR3 table 5 prefers l1). For a regression, the least l2 is the best PSNR (of the mean error).
+    l1_above: Log-SNR above which an l2 loss becomes the plain l1 one: where little is hidden, the median leaves flat areas flat
+        and the mean smears them; where much is, the mean keeps what the median drops. None = nowhere.
     weighting: Of noise levels: "none", "min_snr" or "sigmoid", see `objective.weight`.
     sigmoid_bias: Of the sigmoid weighting: the log-SNR above which errors of the noise lose their weight.
     label_dropout: Share of images whose class is hidden, for classifier-free guidance.
@@ -83,6 +87,7 @@ class Objective:
     kind: str = DIFFUSION
     law: NoiseLaw = field(default_factory=CosineLaw)
     loss: str = "l2"
+    l1_above: float | None = None
     weighting: str = "none"
     sigmoid_bias: float = 0.0
     label_dropout: float = 0.1
@@ -208,6 +213,7 @@ class Recipe:
         precision = self.optimization.precision
         _require(precision in PRECISIONS, f"precision is {precision!r}, expected one of {PRECISIONS}")
         _require(0 <= self.augmentation.noise <= 1, f"augmentation noise must lie in [0, 1], got {self.augmentation.noise}")
+        _require(0 <= self.augmentation.clean <= 1, f"augmentation clean must lie in [0, 1], got {self.augmentation.clean}")
         _require(0 <= self.optimization.cooldown <= 1, f"cooldown must lie in [0, 1], got {self.optimization.cooldown}")
         classes = self.data.classes
         _require(classes is None or classes >= 0, f"data.classes must be 0, for none, or their number, got {classes}")
@@ -224,6 +230,7 @@ class Recipe:
         kinds = (DIFFUSION, REGRESSION)
         _require(o.kind in kinds, f"kind of the objective is {o.kind!r}, expected one of {kinds}")
         _require(o.loss in LOSSES, f"loss is {o.loss!r}, expected one of {LOSSES}")
+        _require(o.l1_above is None or o.loss == "l2", "l1_above changes an l2 loss, and loss is l1 already")
         _require(o.weighting in WEIGHTINGS, f"weighting is {o.weighting!r}, expected one of {WEIGHTINGS}")
         _require(o.weighting == "sigmoid" or not o.sigmoid_bias, f"sigmoid_bias belongs to weighting sigmoid, not {o.weighting}")
         _require(0 <= o.label_dropout < 1, f"label_dropout must lie in [0, 1), got {o.label_dropout}")
@@ -231,6 +238,7 @@ class Recipe:
             _require(self.network.get("prediction_type") == "sample", "a regression needs network.prediction_type 'sample'")
             _require(self.network.get("low_res_size") is not None, "a regression enlarges images and needs network.low_res_size")
             _require(o.weighting == "none", f"a regression has no noise levels: weighting must be none, got {o.weighting}")
+            _require(o.l1_above is None, f"a regression has no noise levels: l1_above must be left out, got {o.l1_above}")
             levels = 1 if self.validation is None else self.validation.levels
             _require(levels == 1, f"a regression has no noise levels: validation.levels must be 1, got {levels}")
 

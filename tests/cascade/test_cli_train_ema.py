@@ -212,6 +212,8 @@ def test_a_regression_is_trained_exported_and_averaged(here, capsys):
         ("objective.kind=guess", "kind of the objective is 'guess'"),
         ("objective.kind=regression", "needs network.prediction_type 'sample'"),
         ("objective.sigmoid_bias=1", "sigmoid_bias belongs to weighting sigmoid"),
+        ("objective={loss: l1, l1_above: 0}", "l1_above changes an l2 loss, and loss is l1 already"),
+        ("augmentation.clean=1.5", "augmentation clean must lie in [0, 1], got 1.5"),
         ("objective.weighting=sigmoyd", "weighting is 'sigmoyd', expected one of ('none', 'min_snr', 'sigmoid')"),
     ],
 )

@@ -91,6 +91,16 @@ def test_sigmoid_weights_of_the_noise_are_the_sigmoid():
     torch.testing.assert_close(got, torch.sigmoid(1.5 - log_snr), rtol=1e-5, atol=0)
 
 
+def test_above_its_level_an_l2_loss_is_the_plain_l1_one():
+    examples = batch(TrainingExamples(picture_set(), recipe(), Phase(size=16, images=100), 2), range(16))
+    log_snr = examples["log_snr"] = torch.linspace(-4, 6, 16)
+    got = denoising_loss(Zero("sample"), examples, Objective(weighting="min_snr", l1_above=1.0))
+    l1 = examples["x0"].abs().flatten(1).mean(dim=1)  # the prediction is zero
+    l2 = (log_snr.exp().clamp(max=5) + 1) * examples["x0"].square().flatten(1).mean(dim=1)
+    torch.testing.assert_close(got, torch.where(log_snr > 1, l1, l2))
+    assert not torch.allclose(l1, l2, rtol=0.05)
+
+
 REGRESSION = {
     "network": {"sample_size": 16, "low_res_size": 8, "prediction_type": "sample"},
     "objective": Objective(kind="regression", label_dropout=0),
@@ -201,6 +211,19 @@ def test_noise_of_the_augmentation_has_the_power_of_its_level():
         ratios.append(((a["low_res"] - angle.cos() * b["low_res"]).square().mean() / angle.sin() ** 2).item())
     assert max(levels) <= 0.5 and np.mean(levels) == pytest.approx(0.25, abs=0.03)
     assert np.mean(ratios) == pytest.approx(1, abs=0.03)
+
+
+def test_clean_is_the_share_of_inputs_without_noise_and_leaves_the_rest_uniform():
+    sr3 = recipe(network={"sample_size": 16, "low_res_size": 8}, augmentation=Augmentation(noise=0.5, clean=0.4))
+    plain = recipe(network={"sample_size": 16, "low_res_size": 8})
+    some, none = (TrainingExamples(picture_set(), r, Phase(size=16, images=1000), 2) for r in (sr3, plain))
+    levels = np.array([float(some[n]["aug_level"]) for n in range(600)])
+    assert np.mean(levels == 0) == pytest.approx(0.4, abs=0.05)
+    left = levels[levels > 0]
+    assert left.max() <= 0.5 and left.mean() == pytest.approx(0.25, abs=0.03)
+    assert left.std() == pytest.approx(0.5 / 12**0.5, abs=0.01)
+    number = int(np.argmax(levels == 0))
+    assert torch.equal(some[number]["low_res"], none[number]["low_res"])
 
 
 def test_two_processes_share_the_batches_of_one():
