@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser
+from stages.packed import packed_convolutions
 from stages.projection import Consistent, project
 from stages.sampling import StepCallback, draw_noise, generators_of, nfe, sample
 from stages.tiling import Tiled
@@ -149,7 +150,7 @@ class StagePipeline(DiffusionPipeline):
             denoiser, batch_size = Tiled(denoiser, tile_size, batch_size or self._default_batch_size), 1
         batches = self._micro_batches(count, batch_size)
         made = []
-        with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress:
+        with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress, packed_convolutions(*self._networks):
             for part in batches:
                 mine = generators[part]
                 given = condition(part, mine)
@@ -171,11 +172,14 @@ class StagePipeline(DiffusionPipeline):
         output: Any = as_output(torch.cat(made), output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)
 
+    @property
+    def _networks(self) -> list[Any]:
+        return [network for network in (self.unet, self.guide_unet) if network is not None]
+
     def _lay_out(self) -> None:
         """Weights in channels_last, which halves a CPU's time for convolutions; at the first run, so that loading stays lazy."""
-        for network in (self.unet, self.guide_unet):
-            if network is not None:
-                _align(network.to(memory_format=torch.channels_last))
+        for network in self._networks:
+            _align(network.to(memory_format=torch.channels_last))
 
     @property
     def _default_batch_size(self) -> int:
