@@ -10,7 +10,7 @@ ROOMS = {"cascade": {"cascade", "stages", "eval"}, "stages": {"stages"}, "eval":
 LEVELS = [  # inside stages: a module may import those of its own or a later line, but base and sr3 not each other
     {"base", "sr3", "regression", "training", "published"},
     {"pipeline"},
-    {"projection", "tiling"},
+    {"projection", "tiling", "packed"},
     {"sampling", "denoiser", "conditioning", "unet"},
     {"noise"},
 ]
