@@ -202,6 +202,9 @@ def test_a_regression_is_trained_exported_and_averaged(here, capsys):
     assert json.loads(Path("averaged/model_index.json").read_text())["_class_name"] == "RegressionPipeline"
 
 
+AS_REGRESSION = "objective={kind: regression, loss: l2"
+
+
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
@@ -213,11 +216,14 @@ def test_a_regression_is_trained_exported_and_averaged(here, capsys):
         ("objective.kind=regression", "needs network.prediction_type 'sample'"),
         ("objective.sigmoid_bias=1", "sigmoid_bias belongs to weighting sigmoid"),
         ("objective={loss: l1, l1_above: 0}", "l1_above changes an l2 loss, and loss is l1 already"),
+        (f"{AS_REGRESSION}, l1_above: 0}}", "a regression has no noise levels: l1_above must be left out, got 0.0"),
         ("augmentation.clean=1.5", "augmentation clean must lie in [0, 1], got 1.5"),
         ("objective.weighting=sigmoyd", "weighting is 'sigmoyd', expected one of ('none', 'min_snr', 'sigmoid')"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(here, capsys, setting, problem):
-    words = ["sampling={}"] if "kind=regression" in setting else []
+    words = ["sampling={}"] if "regression" in setting else []
+    if AS_REGRESSION in setting:
+        words.append("network={sample_size: 16, low_res_size: 8, prediction_type: sample}")
     assert main(["train", "tiny.yaml", setting, *words]) == 2
     assert problem in capsys.readouterr().err
