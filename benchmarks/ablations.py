@@ -22,19 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from cascade.classes import EMOJI
 from cascade.cli.main import main as cascade_command
-from cascade.config import load_recipe, pipeline_class
-from cascade.labels import EMOJI
+from cascade.eval.images import Images, image_array
+from cascade.eval.report import Value
+from cascade.eval.scoring import FeatureSet, feature_set, score
+from cascade.files import CONFIGS
+from cascade.measure.named import DRAWINGS_CROP_RULE, classifier_of, extractor_of, feature_cache, image_source
+from cascade.measure.super_resolution import bicubic, error_values, low_resolution, paired_values
 from cascade.models import StageEntry, load_stage
 from cascade.pipeline import CascadePipeline
-from cascade.places import CONFIGS
-from cascade.sources import DRAWINGS_CROP_RULE, classifier_of, extractor_of, feature_cache, image_source
-from cascade.superres import bicubic, error_values, low_resolution, paired_values
-from cascade.training_costs import training_cost
-from eval.images import Images, image_array
-from eval.report import Value
-from eval.scoring import FeatureSet, feature_set, score
-from stages.sr3 import SR3Pipeline
+from cascade.stages.sr3 import SR3Pipeline
+from cascade.training.forecast import training_cost
+from cascade.training.recipes import load_recipe, pipeline_class
 
 RUNS = Path("runs/ablations")
 RESULT = "result.json"
@@ -46,7 +46,7 @@ LEVELS = (0.0, 0.1, 0.2, 0.4)
 COARSE = "kind: sr3, beta_start: 2e-4, beta_end: 0.9, num_steps: 10"
 """Ten levels over the range of SR3's 2000."""
 KEPT = ("EfficientNet-Lite Frechet distance", "kernel distance x 1000", "precision", "recall")
-"""Of all that `eval.scoring.score` gives; the other shares say the same here."""
+"""Of all that `cascade.eval.scoring.score` gives; the other shares say the same here."""
 SHORT = {KEPT[0]: "distance", KEPT[1]: "kernel distance"}
 """What tables call them."""
 

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascade import CascadePipeline
-from stages.denoiser import ClassifierFreeGuidance
-from stages.packed import packed_convolutions
+from cascade.stages.cpu_convolutions import packed_convolutions
+from cascade.stages.denoiser import ClassifierFreeGuidance
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 9) -> float:

@@ -31,12 +31,12 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from cascade.config import load_recipe
 from cascade.costs import operation_counter
-from cascade.places import CONFIGS
-from cascade.training_costs import DTYPES, FORWARDS, convolution_rate, real_step, synchronize, this_device, training_cost
-from stages.training import Recipe
-from stages.training.loop import MIXED_PRECISION
+from cascade.files import CONFIGS
+from cascade.stages.training import Recipe
+from cascade.stages.training.loop import MIXED_PRECISION
+from cascade.training.forecast import DTYPES, FORWARDS, convolution_rate, real_step, synchronize, this_device, training_cost
+from cascade.training.recipes import load_recipe
 
 RECIPES = ("emoji/base64", "emoji/sr256")
 NUM_CLASSES = 75

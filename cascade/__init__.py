@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cascade.pipeline import CascadePipeline
-    from stages.base import BasePipeline
-    from stages.regression import RegressionPipeline
-    from stages.sr3 import SR3Pipeline
+    from cascade.stages.base import BasePipeline
+    from cascade.stages.regression import RegressionPipeline
+    from cascade.stages.sr3 import SR3Pipeline
 
     __version__: str
 
 __all__ = ["BasePipeline", "CascadePipeline", "RegressionPipeline", "SR3Pipeline", "__version__"]
 
 _HOMES = {
-    "BasePipeline": "stages.base",
+    "BasePipeline": "cascade.stages.base",
     "CascadePipeline": "cascade.pipeline",
-    "RegressionPipeline": "stages.regression",
-    "SR3Pipeline": "stages.sr3",
+    "RegressionPipeline": "cascade.stages.regression",
+    "SR3Pipeline": "cascade.stages.sr3",
 }
 
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cascade.labels import Vocabulary
-from stages.sr3 import RefiningPipeline
+from cascade.classes import Vocabulary
+from cascade.stages.sr3 import RefiningPipeline
 
 
 def check_kinds(stages: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade import presets
-from cascade.labels import Vocabulary, imagenet
+from cascade.classes import Vocabulary, imagenet
 
 if TYPE_CHECKING:
     import torch
@@ -187,9 +187,9 @@ def _pipeline_class(folder: Path, entry: StageEntry) -> type[DiffusionPipeline]:
     """The class of a stage: one of ours or of diffusers, and nothing else."""
     import diffusers
 
-    from stages.base import BasePipeline
-    from stages.regression import RegressionPipeline
-    from stages.sr3 import SR3Pipeline
+    from cascade.stages.base import BasePipeline
+    from cascade.stages.regression import RegressionPipeline
+    from cascade.stages.sr3 import SR3Pipeline
 
     own = {one.__name__: one for one in (BasePipeline, SR3Pipeline, RegressionPipeline)}
     found: Any = own.get(entry.pipeline) or getattr(diffusers, entry.pipeline, None)
@@ -212,7 +212,8 @@ def _load_component(home: Path, name: str, library: str | None, class_name: str 
     if library is None or class_name is None:
         return None
     module: Any = diffusers if library == "diffusers" else None
-    if library == "stages.unet" or library.startswith("stages.published."):
+    library = f"cascade.{library}" if library.startswith("stages.") else library  # as models were saved before 0.2
+    if library == "cascade.stages.unet" or library.startswith("cascade.stages.published."):
         with _damaged(home / "model_index.json"):
             module = import_module(library)
     found: Any = getattr(module, class_name, None)

@@ -18,13 +18,13 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from cascade.any_base import ForeignBase
+from cascade.call import Seeds, accepted, check_name, check_settings, generator_of, schedulers, seeds_of, settings_of
+from cascade.classes import Vocabulary
 from cascade.composition import check_kinds, check_sizes, num_classes_of
-from cascade.foreign import ForeignBase
-from cascade.labels import Vocabulary
 from cascade.models import CARD, MANIFEST, Manifest, ModelError, StageEntry, load_stage, resolve
-from cascade.settings import Seeds, accepted, check_name, check_settings, generator_of, schedulers, seeds_of, settings_of
-from stages.pipeline import Generators, OnStepEnd, OutputType, StagePipeline, as_output
-from stages.sr3 import Images, RefiningPipeline, as_tensors
+from cascade.stages.sr3 import Images, RefiningPipeline, as_tensors
+from cascade.stages.stage import Generators, OnStepEnd, OutputType, StagePipeline, as_output
 
 OneClass = str | int
 Classes = OneClass | Sequence[OneClass] | Tensor

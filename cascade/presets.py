@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cascade.places import CONFIGS, cache_folder
+from cascade.files import CONFIGS, cache_folder
 
 _SAMPLING = ("num_inference_steps", "guidance_scale", "guidance_interval", "aug_level")
 
@@ -16,7 +16,7 @@ _SAMPLING = ("num_inference_steps", "guidance_scale", "guidance_interval", "aug_
 class PublishedFile:
     """A checkpoint that a preset needs.
 
-    family: As for `stages.published.stage`.
+    family: As for `cascade.stages.published.stage`.
     name: Of the file, by which its configuration is known.
     address: Where it is published.
     licence: Of the weights.
@@ -81,9 +81,9 @@ def assembled(name: str) -> Path:
 
 
 def _assemble(name: str, stages: Mapping[str, PresetStage]) -> Any:
-    from cascade.labels import imagenet
+    from cascade.classes import imagenet
     from cascade.pipeline import CascadePipeline
-    from stages import published
+    from cascade.stages import published
 
     pipelines: dict[str, Any] = {}
     for stage_name, stage in stages.items():

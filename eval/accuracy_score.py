@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.classifier import (
+from cascade.eval.classifier import (
     ClassAgreement,
     ClassifierConfig,
     EpochReport,
@@ -14,7 +14,7 @@ from eval.classifier import (
     class_probabilities,
     train_classifier,
 )
-from eval.images import Images
+from cascade.eval.images import Images
 
 
 def classification_accuracy_score(

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.images import area_downsample
+from cascade.eval.images import area_downsample
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "drawings_classifier.safetensors"
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.images import Images
-from eval.published_weights import PublishedWeights
+from cascade.eval.images import Images
+from cascade.eval.published_weights import PublishedWeights
 
 # SHA-256 as several independent projects state it.
 VIT_L14 = PublishedWeights(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.images import Images
-from eval.published_weights import file_sha256
+from cascade.eval.images import Images
+from cascade.eval.published_weights import file_sha256
 
 INPUT_SIZE = 224
 

@@ -6,8 +6,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.images import Images, ImageSet
-from eval.statistics import Provenance
+from cascade.eval.images import Images, ImageSet
+from cascade.eval.statistics import Provenance
 
 
 class FeatureExtractor(Protocol):

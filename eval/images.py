@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from eval.statistics import read_npz
+from cascade.eval.statistics import read_npz
 
 Images = NDArray[np.uint8]      # RGB, [N, height, width, 3]
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from eval.features import ADMFeatures
-from eval.images import Images
-from eval.published_weights import PublishedWeights
+from cascade.eval.features import ADMFeatures
+from cascade.eval.images import Images
+from cascade.eval.published_weights import PublishedWeights
 
 INPUT_SIZE = 299
 SPATIAL_LAYER, SPATIAL_CHANNELS = "mixed_6", 7      # ADM's evaluator: the first 7 channels of its 1x1 branch, 17x17 places

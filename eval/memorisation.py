@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.images import Images, area_downsample
+from cascade.eval.images import Images, area_downsample
 
 BLOCK = 256     # queries whose distances to all training images are held at a time
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.statistics import Features
+from cascade.eval.statistics import Features
 
 ADM_SPLIT = 5000    # images in a part of the Inception Score as ADM's evaluator has it
 BLOCK = 1024    # rows of a distance matrix that are held at a time

@@ -7,9 +7,9 @@ import math
 
 from PIL import Image
 
-from eval.bootstrap import Interval
-from eval.images import Images
-from eval.report import Curve, Picture, Report, Row, Value, interval_shown, shown
+from cascade.eval.bootstrap import Interval
+from cascade.eval.images import Images
+from cascade.eval.report import Curve, Picture, Report, Row, Value, interval_shown, shown
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 340, 64, 190, 16, 52   # of a curve's drawing and its margins
 TICKS = 4

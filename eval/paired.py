@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
-from eval.images import Images, area_downsample
+from cascade.eval.images import Images, area_downsample
 
 PEAK = 255.0            # largest value of a pixel
 WINDOW = 11             # pixels of SSIM's Gaussian window

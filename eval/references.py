@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.features import ADMExtractor, FeatureExtractor, provenance
-from eval.frechet import frechet_distance
-from eval.images import Images, ImageSet
-from eval.published_weights import cached_download, file_sha256
-from eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz, save_measurement
+from cascade.eval.features import ADMExtractor, FeatureExtractor, provenance
+from cascade.eval.frechet import frechet_distance
+from cascade.eval.images import Images, ImageSet
+from cascade.eval.published_weights import cached_download, file_sha256
+from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz, save_measurement
 
 # Halve by box while twice the size or more, bicubic to size, centre crop: the data loader of arXiv:2105.05233.
 ADM_CROP_RULE = "adm-box-bicubic-centre"

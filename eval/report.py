@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.bootstrap import Interval
-from eval.images import Images
+from cascade.eval.bootstrap import Interval
+from cascade.eval.images import Images
 
 Value = float | str | Interval | None
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.page import page, png
-from eval.report import Report, contact_sheet, table
+from cascade.eval.page import page, png
+from cascade.eval.report import Report, contact_sheet, table
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.bootstrap import Interval, bootstrap_interval
-from eval.features import ADMExtractor, FeatureExtractor, provenance
-from eval.frechet import frechet_distance, redrawn_distance
-from eval.images import ImageSet
-from eval.metrics import ADM_SPLIT, Estimate, Manifold, inception_score, kid, overlap
-from eval.references import FrechetResult, Reference, check_comparable, distance_to, reference_of
-from eval.statistics import FeatureStatistics, Measurement, Provenance
+from cascade.eval.bootstrap import Interval, bootstrap_interval
+from cascade.eval.features import ADMExtractor, FeatureExtractor, provenance
+from cascade.eval.frechet import frechet_distance, redrawn_distance
+from cascade.eval.images import ImageSet
+from cascade.eval.metrics import ADM_SPLIT, Estimate, Manifold, inception_score, kid, overlap
+from cascade.eval.references import FrechetResult, Reference, check_comparable, distance_to, reference_of
+from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance
 
 MANIFOLD_K = 3      # as ADM's evaluator has it
 FEWEST = 10_000     # samples below which a Frechet distance stands beside no published one

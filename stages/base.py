@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
-from stages.pipeline import ClassLabels, Generators, OnStepEnd, OutputType, StagePipeline, low_res_size_of
+from cascade.stages.stage import ClassLabels, Generators, OnStepEnd, OutputType, StagePipeline, low_res_size_of
 
 
 class BasePipeline(StagePipeline):

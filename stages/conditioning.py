@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.noise import like_image
+from cascade.stages.noise import like_image
 
 
 def resize(images: Tensor, size: int, mode: Literal["area", "bicubic"] = "area") -> Tensor:

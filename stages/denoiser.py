@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from stages.noise import like_image, signal_and_noise
+from cascade.stages.noise import like_image, signal_and_noise
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 

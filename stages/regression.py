@@ -9,10 +9,10 @@ from diffusers import ModelMixin
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from stages.denoiser import Denoiser
-from stages.noise import MAX_LOG_SNR
-from stages.pipeline import ClassLabels, OutputType, as_output, check_way_out, low_res_size_of
-from stages.sr3 import Images, RefiningPipeline
+from cascade.stages.denoiser import Denoiser
+from cascade.stages.noise import MAX_LOG_SNR
+from cascade.stages.sr3 import Images, RefiningPipeline
+from cascade.stages.stage import ClassLabels, OutputType, as_output, check_way_out, low_res_size_of
 
 
 def regress(

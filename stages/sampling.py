@@ -17,8 +17,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from stages.denoiser import PREDICTION_TYPES, Denoiser, convert, to_x0
-from stages.noise import MAX_LOG_SNR, like_image
+from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, convert, to_x0
+from cascade.stages.noise import MAX_LOG_SNR, like_image
 
 StepCallback = Callable[[int, Tensor, Tensor], Tensor | None]
 

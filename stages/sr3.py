@@ -13,10 +13,10 @@ from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
 
-from stages.conditioning import augment, resize
-from stages.pipeline import ClassLabels, Condition, Generators, OnStepEnd, OutputType, StagePipeline, low_res_size_of
-from stages.sampling import draw_noise
-from stages.tiling import tile_starts
+from cascade.stages.conditioning import augment, resize
+from cascade.stages.sampling import draw_noise
+from cascade.stages.stage import ClassLabels, Condition, Generators, OnStepEnd, OutputType, StagePipeline, low_res_size_of
+from cascade.stages.tiling import tile_starts
 
 logger = logging.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from stages.denoiser import Denoiser
+from cascade.stages.denoiser import Denoiser
 
 OVERLAP = 0.25
 """Share of a tile's side that it has in common with the next one, at the least."""

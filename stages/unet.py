@@ -21,8 +21,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from stages.denoiser import PREDICTION_TYPES
-from stages.noise import resolution_shift, signal_and_noise
+from cascade.stages.denoiser import PREDICTION_TYPES
+from cascade.stages.noise import resolution_shift, signal_and_noise
 
 LOG_SNR_SCALE = 12.5
 AUG_LEVEL_SCALE = 250.0

@@ -67,6 +67,6 @@ def test_nothing_executes_what_a_file_says(forbidden):
 
 
 def test_the_modules_of_saved_classes_have_not_moved():
-    from stages.unet import UNet
+    from cascade.stages.unet import UNet
 
-    assert UNet.__module__ == "stages.unet"
+    assert UNet.__module__ == "cascade.stages.unet"

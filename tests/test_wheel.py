@@ -38,8 +38,8 @@ def check_that_it_generates(python: Path, folder: Path) -> None:
 def test_the_wheel_holds_rooms_recipes_model_and_licences(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in (
-        "stages/unet.py",
-        "eval/frechet.py",
+        "cascade/stages/unet.py",
+        "cascade/eval/frechet.py",
         "cascade/assets/drawings.tar.xz",
         "cascade/assets/emoji/cascade.json",
         "cascade/configs/emoji/base64.yaml",

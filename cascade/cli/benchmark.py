@@ -8,10 +8,10 @@ from pathlib import Path
 from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, positive, seed
 from cascade.cli.errors import Failure
 from cascade.cli.progress import say
-from cascade.cli.running import add_process_options
 from cascade.cli.sampling import Request
-from cascade.protocols import protocol_names, protocol_path
-from cascade.runs import check_folder
+from cascade.measure.protocols import protocol_names, protocol_path
+from cascade.runs.processes import add_process_options
+from cascade.runs.run import check_folder
 
 NAME = "benchmark"
 HELP = "Sample a model by a protocol, score it, and print the table beside published figures."
@@ -47,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     protocol_path(args.protocol)
     request = Request.of(args)
-    from cascade.protocols import load_protocol
+    from cascade.measure.protocols import load_protocol
 
     protocol = load_protocol(args.protocol)
     count = args.num_images or protocol.num_images
@@ -55,10 +55,10 @@ def run(args: Namespace) -> None:
         args.size = protocol.size
         request = Request.of(args)
         check_folder(args.out / "samples")
-    from cascade.cli.benchmarking import samples_report
-    from cascade.cli.enlarging import SROptions, sr_report
-    from eval.report import table
-    from eval.report_files import write_report
+    from cascade.eval.report import table
+    from cascade.eval.report_files import write_report
+    from cascade.measure.samples import samples_report
+    from cascade.measure.sr_report import SROptions, sr_report
 
     if protocol.kind == "super-resolution":
         source = args.reference or protocol.reference

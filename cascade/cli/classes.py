@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from cascade.classes import Vocabulary, imagenet
 from cascade.cli.arguments import DEFAULT_MODEL
-from cascade.labels import Vocabulary, imagenet
 from cascade.models import Manifest, resolve
 
 NAME = "classes"

@@ -36,7 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     config = None if args.config is None else _read(args.config)
 
-    from stages.published import convert
+    from cascade.stages.published import convert
 
     print(convert(args.family, args.weights, config, args.out))
 

@@ -48,7 +48,7 @@ def _check_options(parser: ArgumentParser) -> None:
 
 
 def _emoji(args: Namespace) -> None:
-    from cascade.drawings import write_image_folder
+    from cascade.data.drawings import write_image_folder
 
     with Progress("drawings") as progress:
         count = write_image_folder(args.out, args.size, args.split, progress.update)
@@ -56,10 +56,10 @@ def _emoji(args: Namespace) -> None:
 
 
 def _check(args: Namespace) -> None:
-    from cascade.datasets import listing
-    from cascade.datasets.checking import check, cores, uncropped
-    from cascade.datasets.listing import Photos
-    from stages.training import Data
+    from cascade.data import listing
+    from cascade.data.checking import check, cores, uncropped
+    from cascade.data.folder import Photos
+    from cascade.stages.training import Data
 
     with Progress("listing", "shards") as progress:
         found = listing(Data(source=args.source, label=args.label), progress.update)

@@ -7,11 +7,11 @@ from pathlib import Path
 from accelerate import init_empty_weights
 
 from cascade.cli.progress import duration
-from cascade.cli.training import class_names
-from cascade.config import recipe_to_yaml
-from cascade.training_costs import TYPICAL_SHARE, TrainingCost, this_device, total_memory, training_cost, training_speed
-from stages.training import Recipe
-from stages.unet import UNet
+from cascade.stages.training import Recipe
+from cascade.stages.unet import UNet
+from cascade.training.forecast import TYPICAL_SHARE, TrainingCost, this_device, total_memory, training_cost, training_speed
+from cascade.training.recipes import recipe_to_yaml
+from cascade.training.stage import class_names
 
 _DAY = 24 * 3600
 

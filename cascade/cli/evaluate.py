@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, positive, seed
 from cascade.cli.progress import Progress, say
 from cascade.cli.sampling import Request
-from cascade.runs import check_folder
+from cascade.runs.run import check_folder
 
 if TYPE_CHECKING:
-    from eval.images import ImageSet
+    from cascade.eval.images import ImageSet
 
 NAME = "evaluate"
 HELP = "Measure pictures: build references, score sets of pictures, SR3 stages, and train a classifier."
@@ -120,8 +120,8 @@ def _classifier_options(parser: ArgumentParser) -> None:
 
 
 def _reference(args: Namespace) -> None:
-    from cascade.sources import crop_rule_of, extractor_of, image_source
-    from eval.references import build_reference
+    from cascade.eval.references import build_reference
+    from cascade.measure.named import crop_rule_of, extractor_of, image_source
 
     if args.out.suffix != ".npz":
         raise ValueError(f"--out is {args.out}, expected a file that ends in .npz")
@@ -147,11 +147,11 @@ def _reference(args: Namespace) -> None:
 @contextmanager
 def _cut(args: Namespace) -> Iterator[tuple[ImageSet, str | None]]:
     """The photos as square pictures, for a while in a file beside the reference; and the name of their rule."""
-    from cascade.datasets import open_pictures
-    from cascade.datasets.checking import cores, keep_pixels
-    from eval.images import image_array
-    from eval.references import ADM_CROP_RULE
-    from stages.training import Data
+    from cascade.data import open_pictures
+    from cascade.data.checking import cores, keep_pixels
+    from cascade.eval.images import image_array
+    from cascade.eval.references import ADM_CROP_RULE
+    from cascade.stages.training import Data
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".cutting-", dir=args.out.parent) as folder:
@@ -164,10 +164,10 @@ def _cut(args: Namespace) -> Iterator[tuple[ImageSet, str | None]]:
 
 
 def _images(args: Namespace) -> None:
-    from cascade.cli.comparing import features_of, scored
-    from cascade.sources import crop_rule_of, extractor_of, image_source, reference_source
-    from eval.images import ImageSet, image_array
-    from eval.scoring import FEWEST, MANIFOLD_K
+    from cascade.eval.images import ImageSet, image_array
+    from cascade.eval.scoring import FEWEST, MANIFOLD_K
+    from cascade.measure.comparisons import features_of, scored
+    from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
 
     images, _ = image_source(args.images, size=args.size, minimum=MANIFOLD_K + 1)
     crop_rule = crop_rule_of(args.images, args.crop_rule)
@@ -192,7 +192,7 @@ def _images(args: Namespace) -> None:
 def _print_scores(scores: Any, args: Namespace) -> None:
     from dataclasses import asdict
 
-    from eval.report import shown
+    from cascade.eval.report import shown
 
     if args.json:
         print(json.dumps(asdict(scores), indent=2))
@@ -209,9 +209,9 @@ def _print_scores(scores: Any, args: Namespace) -> None:
 def _sr(args: Namespace) -> None:
     request = Request.of(args)
     check_folder(args.out)
-    from cascade.cli.enlarging import SROptions, sr_report
-    from eval.report import table
-    from eval.report_files import write_report
+    from cascade.eval.report import table
+    from cascade.eval.report_files import write_report
+    from cascade.measure.sr_report import SROptions, sr_report
 
     options = SROptions(
         images=args.images,
@@ -233,11 +233,9 @@ def _sr(args: Namespace) -> None:
 def _classifier(args: Namespace) -> None:
     import numpy as np
 
-    from cascade.drawings import may_flip
-    from cascade.labels import EMOJI
-    from cascade.runs import labels_of_run
-    from cascade.sources import image_source
-    from eval.classifier import (
+    from cascade.classes import EMOJI
+    from cascade.data.drawings import may_flip
+    from cascade.eval.classifier import (
         ClassifierConfig,
         TrainingSettings,
         class_agreement,
@@ -245,6 +243,8 @@ def _classifier(args: Namespace) -> None:
         save_classifier,
         train_classifier,
     )
+    from cascade.measure.named import image_source
+    from cascade.runs.run import labels_of_run
 
     config = ClassifierConfig(num_classes=len(EMOJI))
     if args.samples is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade.cli import pictures
+from cascade import png as pictures
 from cascade.cli.arguments import Parser, add_model_options, parsed, positive, seed, version
 from cascade.cli.errors import guarded
 from cascade.cli.sampling import Request, StageLines, chunks, load

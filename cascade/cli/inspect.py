@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cascade.cli.pictures import read_chunks
 from cascade.models import MANIFEST, Manifest, resolve
+from cascade.png import read_chunks
 
 NAME = "inspect"
 HELP = "Show what a model or a stage consists of, or what a generated picture says of itself."

@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from cascade.cli.arguments import DEFAULT_MODEL, add_sampling_options, positive, seed
-from cascade.cli.running import add_process_options, run_images
 from cascade.cli.sampling import Request
+from cascade.runs.processes import add_process_options, run_images
 
 NAME = "sample"
 HELP = "Make many pictures for measuring; a stopped run goes on, and several processes share it."

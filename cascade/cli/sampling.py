@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cascade.classes import Vocabulary
 from cascade.cli.arguments import level, per_stage, positive, scale, scheduler, switch
 from cascade.cli.progress import on_terminal, say, silence_libraries
-from cascade.labels import Vocabulary
 from cascade.models import Manifest, StageEntry, resolve
 from cascade.schedulers import scheduler_class
 
@@ -112,7 +112,7 @@ class Request:
 
     def described(self, cascade: CascadePipeline, stages: Sequence[str]) -> dict[str, Any]:
         """Every setting that the result of these stages depends on, defaults written out, as plain values."""
-        from cascade.settings import settings_of
+        from cascade.call import settings_of
 
         arguments = self.arguments()
         chosen = arguments.pop("scheduler")

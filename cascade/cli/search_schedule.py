@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade.cli.arguments import DEFAULT_MODEL, add_sampling_options, positive, scheduler, seed
-from cascade.cli.running import add_process_options, run_images
 from cascade.cli.sampling import Request, load
-from cascade.runs import read_record
+from cascade.runs.processes import add_process_options, run_images
+from cascade.runs.run import read_record
 from cascade.schedulers import SCHEDULERS, scheduler_class
 
 if TYPE_CHECKING:
-    from eval.report import Report
+    from cascade.eval.report import Report
 
 NAME = "search-schedule"
 HELP = "Search steps and scheduler of a stage by what its samples score; keep the choice in a model of its own."
@@ -112,8 +112,8 @@ def run(args: Namespace) -> None:
     allowed = [one for one in found if args.max_steps is None or one.steps <= args.max_steps]
     chosen = choice(allowed)
     report = _report(args, stage, found, chosen)
-    from eval.report import table
-    from eval.report_files import write_report
+    from cascade.eval.report import table
+    from cascade.eval.report_files import write_report
 
     write_report(report, args.out)
     print(table(report))
@@ -137,10 +137,10 @@ def _kind(text: str) -> str:
 
 def _measured(args: Namespace, stage: str, wanted: list[tuple[int, str | None]]) -> list[Candidate]:
     """Sample and score every candidate, each in a folder of its own, so that a stopped search goes on."""
-    from cascade.sources import extractor_of, feature_cache, image_source
-    from eval.images import image_folder
-    from eval.report import number_of
-    from eval.scoring import feature_set, score
+    from cascade.eval.images import image_folder
+    from cascade.eval.report import number_of
+    from cascade.eval.scoring import feature_set, score
+    from cascade.measure.named import extractor_of, feature_cache, image_source
 
     extractor = extractor_of("efficientnet-lite0")
     images, _ = image_source(args.reference, size=args.size, minimum=2)
@@ -176,7 +176,7 @@ def title_of(aim: str) -> str:
 
 
 def _report(args: Namespace, stage: str, found: list[Candidate], chosen: Candidate) -> Report:
-    from eval.report import Curve, Report, Row
+    from cascade.eval.report import Curve, Report, Row
 
     aim = title_of(args.aim)
     kinds = dict.fromkeys(one.scheduler for one in found)

@@ -15,10 +15,10 @@ from cascade.cli.errors import Failure
 from cascade.cli.progress import Progress, say, silence_libraries
 
 if TYPE_CHECKING:
-    from stages.training import Recipe
-    from stages.training.data import PictureSource
-    from stages.training.report import Report
-    from stages.training.validation import ValidationReport
+    from cascade.stages.training import Recipe
+    from cascade.stages.training.examples import PictureSource
+    from cascade.stages.training.meter import Report
+    from cascade.stages.training.validation import ValidationReport
 
 NAME = "train"
 HELP = "Train one stage from a recipe, or go on with a training that was stopped."
@@ -73,8 +73,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     from cascade.cli.dry_run import described, summary
-    from cascade.cli.training import check_export, class_names
-    from cascade.config import load_recipe
+    from cascade.training.recipes import load_recipe
+    from cascade.training.stage import check_export, class_names
 
     silence_libraries()
     recipe = load_recipe(args.config, args.settings)
@@ -93,11 +93,11 @@ def run(args: Namespace) -> None:
 
 
 def _train(recipe: Recipe, folder: Path, target: Path, args: Namespace, title: str) -> None:
-    from cascade.cli.train_samples import grid_maker
-    from cascade.cli.training import export, load_pictures, picture_size
-    from cascade.datasets import open_held_out
-    from stages.training import train
-    from stages.training.processes import this_process
+    from cascade.data import open_held_out
+    from cascade.stages.training import train
+    from cascade.stages.training.processes import this_process
+    from cascade.training.sample_grids import grid_maker
+    from cascade.training.stage import export, load_pictures, picture_size
 
     state = this_process()
     main = state.is_main_process
@@ -139,7 +139,7 @@ def _trackers(names: list[str] | None, tell: Callable[[str], None]) -> list[str]
     Raises:
         ValueError: if one that was asked for can't be used.
     """
-    from stages.training.tracking import TENSORBOARD, check_trackers
+    from cascade.stages.training.journal import TENSORBOARD, check_trackers
 
     if names is None:
         if find_spec(TENSORBOARD):
@@ -152,7 +152,7 @@ def _trackers(names: list[str] | None, tell: Callable[[str], None]) -> list[str]
 
 def _workers(pictures: PictureSource, processes: int) -> int:
     """Processes that prepare the data of one training process: none for pictures in memory, else its share of the cores."""
-    from stages.training import PictureSet
+    from cascade.stages.training import PictureSet
 
     if isinstance(pictures, PictureSet):
         return 0
@@ -192,7 +192,7 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
         ValueError: if data or network differ, so that the run can't go on.
         Failure: if it can't be written.
     """
-    from cascade.config import load_recipe, recipe_to_dict, recipe_to_yaml
+    from cascade.training.recipes import load_recipe, recipe_to_dict, recipe_to_yaml
 
     path = folder / RECIPE
     try:

@@ -29,10 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     from cascade.cli.train import RECIPE
-    from cascade.cli.training import check_export, export
-    from cascade.config import load_recipe
-    from stages.training.post_hoc import Snapshots
-    from stages.unet import UNet
+    from cascade.stages.training.post_hoc import Snapshots
+    from cascade.stages.unet import UNet
+    from cascade.training.recipes import load_recipe
+    from cascade.training.stage import check_export, export
 
     silence_libraries()
     if not (args.run / RECIPE).is_file():

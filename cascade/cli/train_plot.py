@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    from stages.training.tracking import LOG, read_log
+    from cascade.stages.training.journal import LOG, read_log
 
     out = args.out or (args.runs[0] if len(args.runs) == 1 else Path()) / "curves.png"
     if out.suffix.lower() != ".png":

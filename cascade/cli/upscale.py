@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade.cli import pictures
+from cascade import png as pictures
 from cascade.cli.arguments import add_model_options, positive, seed
 from cascade.cli.sampling import Request, StageLines, load
 

@@ -38,7 +38,7 @@ class Checkpoint:
     """A published file.
 
     file: Its name.
-    family: As `stages.published.load` takes it.
+    family: As `cascade.stages.published.load` takes it.
     config: The configuration of its network.
     url: Where it is published.
     parameters: Learned numbers of the network.

@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from stages.noise import like_image, sigma_of, signal_and_noise
+from cascade.stages.noise import like_image, sigma_of, signal_and_noise
 
 STEP_TOLERANCE = 0.01
 """A time this close to a whole step is that step: schedulers keep alpha_bar in float32, too coarse for the clean end."""
@@ -30,13 +30,13 @@ def steps_of(log_snr: Tensor, table: Tensor) -> Tensor:
 
 
 class PublishedDenoiser(ModelMixin, ConfigMixin):
-    """What the denoisers of all published families share. Each is a `stages.denoiser.Denoiser` around the raw network `network`.
+    """What the denoisers of all published families share. Each is a `Denoiser` around the raw network `network`.
 
     Each names `ModelMixin` as a base again: diffusers finds out how to load a class by looking for that name in the class's own
     module.
 
     Args:
-        published: The family's own configuration, shaped as `stages.published.load` takes it.
+        published: The family's own configuration, shaped as `cascade.stages.published.load` takes it.
         sample_size: Side of the images that it makes; follows from `published`, written beside it for readers of the config.
         low_res_size: Side of the images that it refines, None for a base; follows from `published` too.
 

@@ -17,12 +17,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from stages.noise import like_image
-from stages.published import adm
-from stages.published.clock import SigmaDenoiser
-from stages.published.edm import SIGMA_DATA, preconditioning
-from stages.published.openai import WITHOUT_EFFECT, openai_architecture
-from stages.published.options import section
+from cascade.stages.noise import like_image
+from cascade.stages.published import adm
+from cascade.stages.published.clock import SigmaDenoiser
+from cascade.stages.published.edm import SIGMA_DATA, preconditioning
+from cascade.stages.published.openai import WITHOUT_EFFECT, openai_architecture
+from cascade.stages.published.options import section
 
 BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
 """Width multipliers that the project's scripts choose where none are given."""

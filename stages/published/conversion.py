@@ -10,11 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from stages.base import BasePipeline
-from stages.published import catalogue
-from stages.published.clock import PublishedDenoiser
-from stages.published.loading import empty_denoiser, pipeline_of, read, stage_family
-from stages.sr3 import SR3Pipeline
+from cascade.stages.base import BasePipeline
+from cascade.stages.published import catalogue
+from cascade.stages.published.clock import PublishedDenoiser
+from cascade.stages.published.loading import empty_denoiser, pipeline_of, read, stage_family
+from cascade.stages.sr3 import SR3Pipeline
 
 
 def convert(family: str, weights: str | PathLike[str], config: Mapping[str, Any] | None, out: str | PathLike[str]) -> Path:
@@ -23,16 +23,16 @@ def convert(family: str, weights: str | PathLike[str], config: Mapping[str, Any]
     The folder appears only once it is complete. Weights keep the number type of the file, and are not held in memory beside it.
 
     Args:
-        family: One of `stages.published.loading.DENOISERS`.
-        weights: As for `stages.published.load`.
-        config: As for `stages.published.load`.
+        family: One of `cascade.stages.published.loading.DENOISERS`.
+        weights: As for `cascade.stages.published.load`.
+        config: As for `cascade.stages.published.load`.
         out: Folder to make; must not exist.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: as `stages.published.stage`; and if `out` exists.
+        ValueError: as `cascade.stages.published.stage`; and if `out` exists.
     """
     source, out = Path(weights), Path(out)
     if out.exists():
@@ -83,7 +83,7 @@ A stage converted from a published `{family}` checkpoint. It {task}, with {denoi
 {classes}
 
 ```python
-import stages.published  # so that diffusers finds the network's class
+import cascade.stages.published  # so that diffusers finds the network's class
 from {pipeline.__module__} import {pipeline.__name__}
 
 stage = {pipeline.__name__}.from_pretrained("path/to/this/folder")

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from stages.noise import like_image
-from stages.published.adm import timestep_embedding, upsample
-from stages.published.clock import SigmaDenoiser
-from stages.published.options import section
+from cascade.stages.noise import like_image
+from cascade.stages.published.adm import timestep_embedding, upsample
+from cascade.stages.published.clock import SigmaDenoiser
+from cascade.stages.published.options import section
 
 SIGMA_DATA = 0.5
 """Std of the training images, as all published EDM networks take it."""

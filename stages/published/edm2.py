@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from stages.noise import like_image
-from stages.published.adm import upsample
-from stages.published.clock import SigmaDenoiser
-from stages.published.edm import SIGMA_DATA, label_vectors, preconditioning
-from stages.published.options import section
+from cascade.stages.noise import like_image
+from cascade.stages.published.adm import upsample
+from cascade.stages.published.clock import SigmaDenoiser
+from cascade.stages.published.edm import SIGMA_DATA, label_vectors, preconditioning
+from cascade.stages.published.options import section
 
 _NEEDED = ("img_resolution", "img_channels", "label_dim", "model_channels")
 _DEFAULTS: dict[str, Any] = {

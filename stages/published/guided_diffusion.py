@@ -13,10 +13,10 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from stages.noise import like_image, signal_and_noise
-from stages.published import adm
-from stages.published.openai import WITHOUT_EFFECT, OpenAIDenoiser, attention_factors, levels, openai_architecture
-from stages.published.options import section
+from cascade.stages.noise import like_image, signal_and_noise
+from cascade.stages.published import adm
+from cascade.stages.published.openai import WITHOUT_EFFECT, OpenAIDenoiser, attention_factors, levels, openai_architecture
+from cascade.stages.published.options import section
 
 BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
 BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)}

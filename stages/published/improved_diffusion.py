@@ -11,9 +11,9 @@ from typing import Any
 
 from diffusers import ModelMixin
 
-from stages.published import adm
-from stages.published.openai import WITHOUT_EFFECT, OpenAIDenoiser, openai_architecture
-from stages.published.options import section
+from cascade.stages.published import adm
+from cascade.stages.published.openai import WITHOUT_EFFECT, OpenAIDenoiser, openai_architecture
+from cascade.stages.published.options import section
 
 BY_SIZE = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}

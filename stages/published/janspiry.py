@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from stages.noise import LinearSchedule, alpha_bar_of
-from stages.published.adm import upsample
-from stages.published.clock import PublishedDenoiser, SteppedDenoiser
-from stages.published.options import section
+from cascade.stages.noise import LinearSchedule, alpha_bar_of
+from cascade.stages.published.adm import upsample
+from cascade.stages.published.clock import PublishedDenoiser, SteppedDenoiser
+from cascade.stages.published.options import section
 
 SCHEDULE_BUFFERS = (
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",

@@ -11,11 +11,21 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from stages.base import BasePipeline
-from stages.published import catalogue, consistency, edm, edm2, guided_diffusion, improved_diffusion, janspiry, samplers, weights
-from stages.published.clock import PublishedDenoiser
-from stages.published.options import kept
-from stages.sr3 import SR3Pipeline
+from cascade.stages.base import BasePipeline
+from cascade.stages.published import (
+    catalogue,
+    consistency,
+    edm,
+    edm2,
+    guided_diffusion,
+    improved_diffusion,
+    janspiry,
+    samplers,
+    weights,
+)
+from cascade.stages.published.clock import PublishedDenoiser
+from cascade.stages.published.options import kept
+from cascade.stages.sr3 import SR3Pipeline
 
 BUILDERS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "guided-diffusion": guided_diffusion.build,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.noise import LinearSchedule, log_snr_of_alpha_bar
-from stages.published.adm import Architecture, UNet
-from stages.published.clock import SteppedDenoiser
+from cascade.stages.noise import LinearSchedule, log_snr_of_alpha_bar
+from cascade.stages.published.adm import Architecture, UNet
+from cascade.stages.published.clock import SteppedDenoiser
 
 WITHOUT_EFFECT = (
     "dropout",

@@ -7,9 +7,9 @@ from typing import Any
 
 from diffusers import DDPMScheduler, EDMDPMSolverMultistepScheduler
 
-from stages.published.consistency import ConsistencyScheduler, is_distilled
-from stages.published.edm import SIGMA_DATA
-from stages.published.janspiry import sampling_schedule
+from cascade.stages.published.consistency import ConsistencyScheduler, is_distilled
+from cascade.stages.published.edm import SIGMA_DATA
+from cascade.stages.published.janspiry import sampling_schedule
 
 OPENAI_STEPS = 250
 EDM_STEPS = 32

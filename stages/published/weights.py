@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stages.published import pickles
+from cascade.stages.published import pickles
 
 PICKLED_CLASSES = {
     "edm": frozenset(

@@ -1,8 +1,8 @@
 """Training of one stage: recipe, data, objective, moving average, checkpoints and the loop."""
 
-from stages.training.data import PictureSet, TrainingExamples
-from stages.training.loop import train
-from stages.training.recipe import Augmentation, Data, Objective, Optimization, Phase, Recipe, Snapshots, Validation
+from cascade.stages.training.examples import PictureSet, TrainingExamples
+from cascade.stages.training.loop import train
+from cascade.stages.training.recipe import Augmentation, Data, Objective, Optimization, Phase, Recipe, Snapshots, Validation
 
 __all__ = [
     "Augmentation",

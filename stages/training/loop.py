@@ -14,17 +14,17 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from stages.training.damage import DamageLog
-from stages.training.data import Numbers, PictureSource, TrainingExamples
-from stages.training.processes import sole_training, this_process
-from stages.training.recipe import Phase, Recipe
-from stages.training.report import Meter, Report
-from stages.training.state import TrainingState
-from stages.training.step import Batch, Outcome, step
-from stages.training.stopping import StopSignals, leave_signals_to_the_trainer
-from stages.training.tracking import Journal
-from stages.training.validation import ValidationReport, Validator
-from stages.unet import UNet
+from cascade.stages.training.examples import Numbers, PictureSource, TrainingExamples
+from cascade.stages.training.journal import Journal
+from cascade.stages.training.meter import Meter, Report
+from cascade.stages.training.odd_pictures import DamageLog
+from cascade.stages.training.processes import sole_training, this_process
+from cascade.stages.training.recipe import Phase, Recipe
+from cascade.stages.training.signals import StopSignals, leave_signals_to_the_trainer
+from cascade.stages.training.state import TrainingState
+from cascade.stages.training.step import Batch, Outcome, step
+from cascade.stages.training.validation import ValidationReport, Validator
+from cascade.stages.unet import UNet
 
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 """accelerate's names of the precisions."""

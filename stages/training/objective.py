@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stages.denoiser import Denoiser, from_x0
-from stages.noise import add_noise
-from stages.regression import regress
-from stages.training.recipe import REGRESSION, Objective
+from cascade.stages.denoiser import Denoiser, from_x0
+from cascade.stages.noise import add_noise
+from cascade.stages.regression import regress
+from cascade.stages.training.recipe import REGRESSION, Objective
 
 MIN_SNR_GAMMA = 5.0
 """The value that Hang et al. use throughout."""

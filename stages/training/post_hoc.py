@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from torch import Tensor
 
-from stages.training import checkpoint
-from stages.training.ema import PowerAverage, gamma_of
+from cascade.stages.training import checkpoint
+from cascade.stages.training.ema import PowerAverage, gamma_of
 
 FOLDER = "snapshots"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.noise import CosineLaw, NoiseLaw
-from stages.training.ema import MAX_STD
+from cascade.stages.noise import CosineLaw, NoiseLaw
+from cascade.stages.training.ema import MAX_STD
 
 LOSSES = ("l1", "l2")
 WEIGHTINGS = ("none", "min_snr", "sigmoid")
@@ -31,11 +31,11 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """The pictures that are learned, resolved by `cascade.datasets`.
+    """The pictures that are learned, resolved by `cascade.data`.
 
     source: "drawings"; a folder of class folders; shards, as "set/train-*.parquet" or "set/train-*.tar"; or shards of a data set
         on the Hub, as "hub:owner/name/data/train-*.parquet", with "hub:owner/name@revision/..." those of one commit.
-    crop: How a photo becomes a square of the size that is trained: "adm" or "area", see `cascade.datasets.crops`.
+    crop: How a photo becomes a square of the size that is trained: "adm" or "area", see `cascade.data.crops`.
     label: Column of the class in parquet shards; None = the only one that can be it.
     classes: How many classes the pictures have; another number ends the training. None = as many as are found, 0 = their classes
         are not looked at, and the network gets none (SR3's stages).
@@ -73,7 +73,7 @@ class Augmentation:
 class Objective:
     """The loss. The target is the network's own `prediction_type`.
 
-    kind: "diffusion", or "regression": SR3's baseline, whose network sees the small image only (`stages.regression`). It has no
+    kind: "diffusion", or "regression": SR3's baseline, whose network sees the small image only (`RegressionPipeline`). It has no
         noise levels, so that `law` and `weighting` say nothing.
     law: How noise levels are drawn.
     loss: "l2" or "l1" (SR3 table 5 prefers l1). For a regression, the least l2 is the best PSNR (of the mean error).
@@ -176,7 +176,7 @@ class Recipe:
 
     name: Names the run's folder.
     data: The pictures.
-    network: Arguments of `stages.unet.UNet` but `num_classes`, which the data fixes.
+    network: Arguments of `cascade.stages.unet.UNet` but `num_classes`, which the data fixes.
     phases: At least one; sizes and images must rise.
     sampling: Default sampling settings written into the trained stage.
     samples: How often samples are made in training.

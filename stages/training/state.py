@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from stages.training import checkpoint, post_hoc
-from stages.training.ema import EMA, PowerAverage
-from stages.training.recipe import Recipe
-from stages.training.weights import difference, settings_of, take_weights
-from stages.unet import UNet
+from cascade.stages.training import checkpoint, post_hoc
+from cascade.stages.training.ema import EMA, PowerAverage
+from cascade.stages.training.recipe import Recipe
+from cascade.stages.training.start_from import difference, settings_of, take_weights
+from cascade.stages.unet import UNet
 
 
 class TrainingState:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.training.objective import denoising_loss
-from stages.training.state import TrainingState
-from stages.unet import UNet
+from cascade.stages.training.objective import denoising_loss
+from cascade.stages.training.state import TrainingState
+from cascade.stages.unet import UNet
 
 MAX_BAD_STEPS = 5
 _NAMED = 8

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stages.training.data import PictureSource, TrainingExamples
-from stages.training.objective import denoising_loss
-from stages.training.recipe import REGRESSION, Recipe
-from stages.training.state import TrainingState
-from stages.training.step import Running
+from cascade.stages.training.examples import PictureSource, TrainingExamples
+from cascade.stages.training.objective import denoising_loss
+from cascade.stages.training.recipe import REGRESSION, Recipe
+from cascade.stages.training.state import TrainingState
+from cascade.stages.training.step import Running
 
 SEED = 0
 """Of noise, crops and choice of pictures: the same for every run, so that runs compare."""

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from cascade import BasePipeline, CascadePipeline, SR3Pipeline
-from stages.unet import UNet
+from cascade.stages.unet import UNet
 
 CLASSES = ["cat", "hot dog", "Crêpe"]
 NETWORK = {

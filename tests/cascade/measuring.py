@@ -3,9 +3,9 @@
 import numpy as np
 from tiny import SMALL, base, cascade, network, sr3
 
-from cascade.labels import EMOJI
-from eval.features import ADMFeatures
-from stages.regression import RegressionPipeline
+from cascade.classes import EMOJI
+from cascade.eval.features import ADMFeatures
+from cascade.stages.regression import RegressionPipeline
 
 SIZE = 64
 
@@ -58,7 +58,7 @@ def regression(folder, low_res_size=16):
 
 
 def drawings(size, split, cache_dir=None, progress=None):
-    """As `cascade.drawings.cached_array`, a few pictures of noise."""
+    """As `cascade.data.drawings.cached_array`, a few pictures of noise."""
     count = 24 if split == "train" else 12
     rng = np.random.default_rng(count)
     return rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8), np.arange(count) * 5 % len(EMOJI)
@@ -71,6 +71,6 @@ def quick(monkeypatch, tmp_path):
         return ADMPooled() if name == "inception-tensorflow" else Pooled()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("cascade.sources.cached_array", drawings)
-    for module in ("cascade.sources", "cascade.cli.benchmarking", "cascade.cli.enlarging"):
+    monkeypatch.setattr("cascade.measure.named.cached_array", drawings)
+    for module in ("cascade.measure.named", "cascade.measure.samples", "cascade.measure.sr_report"):
         monkeypatch.setattr(f"{module}.extractor_of", extractor_of)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.training.damage import Oddity
+from cascade.stages.training.odd_pictures import Oddity
 
 Write = Callable[[Path], None]
 

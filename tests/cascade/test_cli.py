@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cascade import CascadePipeline
-from cascade.cli import pictures
+from cascade import png as pictures
+from cascade.classes import Vocabulary
 from cascade.cli.arguments import level, per_stage, positive
 from cascade.cli.generate import main as generate
 from cascade.cli.main import COMMANDS, main
-from cascade.labels import Vocabulary
 
 
 def names(folder: Path) -> list[str]:

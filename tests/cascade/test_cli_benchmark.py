@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from cascade import CascadePipeline
-from cascade.cli.comparing import distance_curve
 from cascade.cli.main import main
-from cascade.protocols import load_protocol, protocol_names
-from eval.bootstrap import Interval
-from eval.frechet import frechet_distance
-from eval.published_weights import file_sha256
-from eval.report import Row
+from cascade.eval.bootstrap import Interval
+from cascade.eval.frechet import frechet_distance
+from cascade.eval.published_weights import file_sha256
+from cascade.eval.report import Row
+from cascade.measure.comparisons import distance_curve
+from cascade.measure.protocols import load_protocol, protocol_names
 
 PROTOCOL = """
 name: mine

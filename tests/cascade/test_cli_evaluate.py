@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from cascade.cli.main import main
-from cascade.superres import bicubic, low_resolution
-from eval.bootstrap import Interval
-from eval.classifier import class_agreement, class_probabilities, load_classifier
-from eval.page import page
-from eval.paired import psnr
-from eval.report import Curve, Picture, Report, Row, contact_sheet, shown, table
-from eval.report_files import as_json
-from stages.regression import RegressionPipeline
+from cascade.eval.bootstrap import Interval
+from cascade.eval.classifier import class_agreement, class_probabilities, load_classifier
+from cascade.eval.page import page
+from cascade.eval.paired import psnr
+from cascade.eval.report import Curve, Picture, Report, Row, contact_sheet, shown, table
+from cascade.eval.report_files import as_json
+from cascade.measure.super_resolution import bicubic, low_resolution
+from cascade.stages.regression import RegressionPipeline
 
 
 @pytest.fixture(autouse=True)

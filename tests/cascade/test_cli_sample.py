@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import base, cascade, sr3
 
 from cascade.cli.main import main
-from cascade.runs import model_hash
+from cascade.runs.run import model_hash
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,6 @@ def test_a_wrong_request_is_one_sentence(model, tmp_path, capsys, words, problem
 
 def test_a_folder_of_something_else_is_refused_before_the_model_is_loaded(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "thesis.doc").touch()
-    monkeypatch.setattr("cascade.cli.running.load", lambda request: pytest.fail("loaded"))
+    monkeypatch.setattr("cascade.runs.processes.load", lambda request: pytest.fail("loaded"))
     assert sample(model, tmp_path, "--num-images", "2") == 2
     assert "is not empty and holds no sampling run" in capsys.readouterr().err

@@ -10,8 +10,8 @@ import torch
 from cascade import CascadePipeline
 from cascade.cli.main import main
 from cascade.cli.search_schedule import AIMS, Candidate, choice, front, title_of
-from eval.images import image_array
-from eval.scoring import feature_set, score
+from cascade.eval.images import image_array
+from cascade.eval.scoring import feature_set, score
 
 
 @pytest.fixture(scope="module")

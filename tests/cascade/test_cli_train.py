@@ -12,16 +12,20 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from cascade import CascadePipeline, datasets, drawings
-from cascade.cli import train, training
+from cascade import CascadePipeline
+from cascade import data as datasets
+from cascade.cli import train
 from cascade.cli.main import main
 from cascade.cli.progress import Progress, duration
-from cascade.config import load_recipe
+from cascade.data import drawings
 from cascade.models import Manifest, StageEntry
-from stages.base import BasePipeline
-from stages.noise import CosineLaw, CosineSchedule, LogNormalLaw, SR3Law, log_snr_of_alpha_bar
-from stages.training import checkpoint, report
-from stages.training.recipe import Data, Phase, Recipe
+from cascade.stages.base import BasePipeline
+from cascade.stages.noise import CosineLaw, CosineSchedule, LogNormalLaw, SR3Law, log_snr_of_alpha_bar
+from cascade.stages.training import checkpoint
+from cascade.stages.training import meter as report
+from cascade.stages.training.recipe import Data, Phase, Recipe
+from cascade.training import stage as training
+from cascade.training.recipes import load_recipe
 
 NETWORK = {
     "sample_size": 8,

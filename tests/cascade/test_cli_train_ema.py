@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from cascade.cli.main import main
 from cascade.cli.progress import Progress
-from stages.base import BasePipeline
-from stages.regression import RegressionPipeline
-from stages.training import checkpoint
-from stages.training.ema import PowerAverage
-from stages.training.state import TrainingState
+from cascade.stages.base import BasePipeline
+from cascade.stages.regression import RegressionPipeline
+from cascade.stages.training import checkpoint
+from cascade.stages.training.ema import PowerAverage
+from cascade.stages.training.state import TrainingState
 
 NETWORK = {
     "sample_size": 8,

@@ -11,7 +11,7 @@ from PIL import Image
 from cascade.cli import train_plot
 from cascade.cli.main import main
 from cascade.cli.train_plot import figure, names_in, points, smoothed
-from stages.training.report import LEVELS
+from cascade.stages.training.meter import LEVELS
 
 
 def write_log(run: Path, reports: int = 60, level: float = 1.0, **changes) -> Path:

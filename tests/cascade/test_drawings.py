@@ -14,8 +14,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from cascade import drawings as module
-from cascade.drawings import (
+from cascade.classes import EMOJI
+from cascade.data import drawings as module
+from cascade.data.drawings import (
     NEVER_FLIP,
     area_average,
     cached_array,
@@ -25,7 +26,6 @@ from cascade.drawings import (
     render,
     write_image_folder,
 )
-from cascade.labels import EMOJI
 
 ROOT = Path(__file__).parents[2]
 
@@ -235,7 +235,7 @@ def test_stopped_or_full_leaves_nothing(four, tmp_path, monkeypatch):
 def test_a_killed_rendering_leaves_no_process_and_its_file_only_until_the_next(tmp_path):
     script = tmp_path / "render.py"
     script.write_text(
-        "from cascade.drawings import cached_array\n"
+        "from cascade.data.drawings import cached_array\n"
         "if __name__ == '__main__':\n"
         f"    cached_array(256, 'heldout', {str(tmp_path)!r}, lambda done, total: print(done, flush=True))\n"
     )

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CLASSES, base, cascade, foreign, sr3
 
 from cascade import CascadePipeline
-from cascade.labels import imagenet
+from cascade.classes import imagenet
 from cascade.models import SHIPPED, Manifest, ModelError, StageEntry, resolve
 
 
@@ -247,8 +247,8 @@ def test_a_component_of_another_library_is_refused(folder, component):
 
 def test_nothing_in_a_model_is_executed(folder):
     """Modules beside the files are not imported, whatever the files say of them."""
-    change(folder / "base" / "model_index.json", unet=["stages.published.evil", "Evil"])
-    with pytest.raises(ModelError, match="stages.published.evil"):
+    change(folder / "base" / "model_index.json", unet=["cascade.stages.published.evil", "Evil"])
+    with pytest.raises(ModelError, match="cascade.stages.published.evil"):
         CascadePipeline.from_pretrained(folder)
     (folder / "base" / "unet" / "evil.py").write_text("raise SystemExit('executed')")
     with pytest.raises(ModelError, match="evil.py could execute code when it is loaded, so it is refused"):

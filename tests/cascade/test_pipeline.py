@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import base, cascade, foreign, sr3
 
 from cascade import CascadePipeline, SR3Pipeline
-from cascade.labels import Vocabulary
-from stages.conditioning import resize
+from cascade.classes import Vocabulary
+from cascade.stages.conditioning import resize
 
 
 @pytest.fixture(scope="module")
@@ -400,7 +400,7 @@ def test_wordnet_ids_name_classes():
 def test_importing_the_face_imports_no_torch():
     code = (
         "import sys, cascade\n"
-        "from cascade.labels import EMOJI\n"
+        "from cascade.classes import EMOJI\n"
         "from cascade.models import Manifest, resolve\n"
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'too much'\n"
         "assert set(cascade.__all__) <= set(dir(cascade))\n"

@@ -14,10 +14,10 @@ from cascade import BasePipeline, CascadePipeline, presets
 from cascade.cli.generate import main as generate
 from cascade.cli.main import main
 from cascade.models import resolve
-from stages.published import catalogue
-from stages.published.catalogue import Checkpoint
-from stages.published.loading import BUILDERS
-from stages.published.options import kept
+from cascade.stages.published import catalogue
+from cascade.stages.published.catalogue import Checkpoint
+from cascade.stages.published.loading import BUILDERS
+from cascade.stages.published.options import kept
 
 REFERENCE = Path(__file__).parents[1] / "stages" / "published" / "reference"
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 
+from cascade.classes import EMOJI
 from cascade.cli.main import main
-from cascade.cli.training import pipeline_of
-from cascade.config import load_recipe
-from cascade.labels import EMOJI
-from cascade.training_costs import real_step, training_cost
-from stages.noise import SR3Law
-from stages.training.recipe import REGRESSION
-from stages.unet import UNet
+from cascade.stages.noise import SR3Law
+from cascade.stages.training.recipe import REGRESSION
+from cascade.stages.unet import UNet
+from cascade.training.forecast import real_step, training_cost
+from cascade.training.recipes import load_recipe
+from cascade.training.stage import pipeline_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = ("sr3", "cdm", "imagenet")

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from tiny import SMALL, base, cascade, network
 
-from cascade import runs
 from cascade.costs import cost_of
-from cascade.packing import write_shard
-from cascade.runs import Place, RunPlan, begin, check_folder, image_name, model_hash, read_record, record_of, sample_run
-from stages.sampling import nfe
+from cascade.runs import run as runs
+from cascade.runs.formats import write_shard
+from cascade.runs.run import Place, RunPlan, begin, check_folder, image_name, model_hash, read_record, record_of, sample_run
+from cascade.stages.sampling import nfe
 
 
 def plan(num_images=5, **options):

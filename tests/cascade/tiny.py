@@ -4,7 +4,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from cascade import BasePipeline, CascadePipeline, SR3Pipeline
-from stages.unet import UNet
+from cascade.stages.unet import UNet
 
 SMALL = {"channels": (8, 16), "blocks": (1, 1), "attention_sizes": (), "head_channels": 8}
 CLASSES = ["cat", "dog", "fruit"]

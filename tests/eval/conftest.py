@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def torchvision():
     """torchvision, or a skip where it is not installed."""
-    from eval.inception import import_torchvision
+    from cascade.eval.inception import import_torchvision
 
     try:
         import_torchvision()

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from eval.accuracy_score import classification_accuracy_score
-from eval.classifier import ClassifierConfig, TrainingSettings
+from cascade.eval.accuracy_score import classification_accuracy_score
+from cascade.eval.classifier import ClassifierConfig, TrainingSettings
 
 
 def test_good_samples_teach_and_mislabelled_ones_do_not():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.bootstrap import bootstrap_interval
-from eval.frechet import frechet_distance
+from cascade.eval.bootstrap import bootstrap_interval
+from cascade.eval.frechet import frechet_distance
 
 
 def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():

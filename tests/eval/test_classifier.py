@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.classifier import (
+from cascade.eval.classifier import (
     SHIPPED_WEIGHTS,
     ClassifierConfig,
     DrawingClassifier,

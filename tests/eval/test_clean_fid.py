@@ -9,13 +9,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.features import all_features
-from eval.frechet import frechet_distance
-from eval.images import image_folder
-from eval.inception import Inception
-from eval.published_weights import file_sha256
-from eval.references import measure
-from eval.statistics import FeatureStatistics
+from cascade.eval.features import all_features
+from cascade.eval.frechet import frechet_distance
+from cascade.eval.images import image_folder
+from cascade.eval.inception import Inception
+from cascade.eval.published_weights import file_sha256
+from cascade.eval.references import measure
+from cascade.eval.statistics import FeatureStatistics
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

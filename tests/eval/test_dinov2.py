@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from eval.dinov2 import DINOv2, VisionTransformer
-from eval.published_weights import file_sha256
+from cascade.eval.dinov2 import DINOv2, VisionTransformer
+from cascade.eval.published_weights import file_sha256
 
 WIDTH, DEPTH, PATCH, GRID = 128, 3, 14, 5
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.efficientnet import EfficientNetLite
+from cascade.eval.efficientnet import EfficientNetLite
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
-from eval.frechet import frechet_distance, redrawn_distance
+from cascade.eval.frechet import frechet_distance, redrawn_distance
 
 
 def by_square_root(mean1, cov1, mean2, cov2) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.images import area_downsample, image_archive, image_array, image_folder
+from cascade.eval.images import area_downsample, image_archive, image_array, image_folder
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.features import ADMExtractor
-from eval.inception import INPUT_SIZE, ADMInception, Inception, tensorflow_resize
-from eval.published_weights import file_sha256
+from cascade.eval.features import ADMExtractor
+from cascade.eval.inception import INPUT_SIZE, ADMInception, Inception, tensorflow_resize
+from cascade.eval.published_weights import file_sha256
 
 
 class Block(nn.Module):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.memorisation import Neighbours, memorisation, nearest_in_features, nearest_in_pixels, picture_of_closest
+from cascade.eval.memorisation import Neighbours, memorisation, nearest_in_features, nearest_in_pixels, picture_of_closest
 
 
 def pictures(count: int, seed: int, size: int = 16) -> np.ndarray:
@@ -11,7 +11,7 @@ def pictures(count: int, seed: int, size: int = 16) -> np.ndarray:
 
 
 def test_pixel_neighbours_follow_the_definition(monkeypatch):
-    monkeypatch.setattr("eval.memorisation.BLOCK", 4)
+    monkeypatch.setattr("cascade.eval.memorisation.BLOCK", 4)
     images, training = pictures(9, 0), pictures(30, 1)
     got = nearest_in_pixels(images, training, size=16)
     table = np.abs(images[:, None].astype(float) - training[None]).mean(axis=(2, 3, 4))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics import inception_score, kernel_distance, kid, manifold
+from cascade.eval.metrics import inception_score, kernel_distance, kid, manifold
 
 
 def clouds(
@@ -74,7 +74,7 @@ def test_manifold_follows_the_definitions(k):
 def test_manifold_is_the_same_in_blocks_and_far_from_the_origin(monkeypatch):
     generated, real = clouds()
     want = manifold(generated, real)
-    monkeypatch.setattr("eval.metrics.BLOCK", 7)
+    monkeypatch.setattr("cascade.eval.metrics.BLOCK", 7)
     assert manifold(generated, real) == want
     assert manifold(generated + 1e5, real + 1e5) == want
 

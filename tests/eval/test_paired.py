@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.images import area_downsample
-from eval.paired import consistency, psnr, ssim
+from cascade.eval.images import area_downsample
+from cascade.eval.paired import consistency, psnr, ssim
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.published_weights import PublishedWeights, cache_folder
+from cascade.eval.published_weights import PublishedWeights, cache_folder
 
 CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

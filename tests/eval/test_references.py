@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.features import all_features
-from eval.frechet import frechet_distance
-from eval.images import image_array
-from eval.published_weights import file_sha256
-from eval.references import (
+from cascade.eval.features import all_features
+from cascade.eval.frechet import frechet_distance
+from cascade.eval.images import image_array
+from cascade.eval.published_weights import file_sha256
+from cascade.eval.references import (
     ADM_CROP_RULE,
     build_reference,
     check_comparable,
@@ -20,7 +20,7 @@ from eval.references import (
     load_reference,
     measure,
 )
-from eval.statistics import FeatureStatistics, Measurement, Provenance
+from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance
 
 
 class BlockMeans:
@@ -130,7 +130,7 @@ def clean_fid(tmp_path, monkeypatch):
     server = tmp_path / "server"
     server.mkdir()
     np.savez(server / "cifar10_clean_test_32.npz", mu=np.arange(4.0), sigma=np.eye(4))
-    monkeypatch.setattr("eval.references.CLEAN_FID", server.as_uri())
+    monkeypatch.setattr("cascade.eval.references.CLEAN_FID", server.as_uri())
     return server
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from eval.bootstrap import Interval
-from eval.features import ADMFeatures
-from eval.images import image_array
-from eval.metrics import inception_score
-from eval.references import load_adm_reference, measure, reference_of
-from eval.scoring import feature_set, mean_interval, score
+from cascade.eval.bootstrap import Interval
+from cascade.eval.features import ADMFeatures
+from cascade.eval.images import image_array
+from cascade.eval.metrics import inception_score
+from cascade.eval.references import load_adm_reference, measure, reference_of
+from cascade.eval.scoring import feature_set, mean_interval, score
 
 
 class FakeADM:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, save_measurement
+from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, save_measurement
 
 PROVENANCE = Provenance(
     extractor="test",

@@ -7,8 +7,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, IPNDMScheduler
 from PIL import Image
 
-from stages.base import BasePipeline
-from stages.unet import UNet
+from cascade.stages.base import BasePipeline
+from cascade.stages.unet import UNet
 
 SMALL = {"sample_size": 8, "channels": (8, 16), "blocks": (1, 1), "attention_sizes": (), "head_channels": 8}
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from stages.conditioning import augment, gaussian_blur, resize
+from cascade.stages.conditioning import augment, gaussian_blur, resize
 
 IMAGES = torch.rand(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 

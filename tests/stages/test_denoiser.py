@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from stages.denoiser import PREDICTION_TYPES, Autoguidance, ClassifierFreeGuidance, Denoiser, convert, from_x0, to_x0
-from stages.noise import add_noise, log_snr_of_sigma, signal_and_noise
+from cascade.stages.denoiser import PREDICTION_TYPES, Autoguidance, ClassifierFreeGuidance, Denoiser, convert, from_x0, to_x0
+from cascade.stages.noise import add_noise, log_snr_of_sigma, signal_and_noise
 
 RNG = torch.Generator().manual_seed(0)
 X0 = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=RNG)

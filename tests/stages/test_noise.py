@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from scipy import stats
 
-from stages.noise import (
+from cascade.stages.noise import (
     LAWS,
     MAX_LOG_SNR,
     CosineLaw,

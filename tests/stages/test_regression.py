@@ -8,9 +8,9 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from cascade import BasePipeline, CascadePipeline, RegressionPipeline
-from stages.conditioning import resize
-from stages.noise import MAX_LOG_SNR
-from stages.unet import UNet
+from cascade.stages.conditioning import resize
+from cascade.stages.noise import MAX_LOG_SNR
+from cascade.stages.unet import UNet
 
 SMALL = {"channels": (8, 16), "blocks": (1, 1), "attention_sizes": (), "head_channels": 8, "num_classes": 4}
 PHOTO = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -80,7 +80,8 @@ def test_it_saves_and_loads_as_a_folder(tmp_path):
     pipe = pipeline()
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == "RegressionPipeline" and index["unet"] == ["stages.unet", "UNet"] and "scheduler" not in index
+    assert index["_class_name"] == "RegressionPipeline" and "scheduler" not in index
+    assert index["unet"] == ["cascade.stages.unet", "UNet"]
     loaded = RegressionPipeline.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(PHOTO, 1, output_type="pt").images, pipe(PHOTO, 1, output_type="pt").images)
 

@@ -30,9 +30,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from stages.denoiser import PREDICTION_TYPES, from_x0
-from stages.noise import CosineSchedule, LinearSchedule, betas_of, signal_and_noise
-from stages.sampling import Run, draw_noise, generators_of, nfe, sample
+from cascade.stages.denoiser import PREDICTION_TYPES, from_x0
+from cascade.stages.noise import CosineSchedule, LinearSchedule, betas_of, signal_and_noise
+from cascade.stages.sampling import Run, draw_noise, generators_of, nfe, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

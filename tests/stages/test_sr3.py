@@ -6,10 +6,10 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from stages import sr3
-from stages.conditioning import resize
-from stages.sr3 import SR3Pipeline
-from stages.unet import UNet
+from cascade.stages import sr3
+from cascade.stages.conditioning import resize
+from cascade.stages.sr3 import SR3Pipeline
+from cascade.stages.unet import UNet
 
 SMALL = {"sample_size": 16, "low_res_size": 4, "channels": (8, 16), "blocks": (1, 1), "attention_sizes": (), "head_channels": 8}
 PHOTO = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1

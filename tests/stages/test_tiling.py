@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 
-from stages.denoiser import ClassifierFreeGuidance, Denoiser
-from stages.sampling import sample
-from stages.tiling import OVERLAP, Tiled, tile_starts, tile_weights
+from cascade.stages.denoiser import ClassifierFreeGuidance, Denoiser
+from cascade.stages.sampling import sample
+from cascade.stages.tiling import OVERLAP, Tiled, tile_starts, tile_weights
 
 RNG = torch.Generator().manual_seed(0)
 X_T = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=RNG)

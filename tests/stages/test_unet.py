@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stages.denoiser import Denoiser
-from stages.noise import add_noise
-from stages.unet import Attention, PixelNorm, ResidualBlock, UNet, _attend, sinusoidal_embedding
+from cascade.stages.denoiser import Denoiser
+from cascade.stages.noise import add_noise
+from cascade.stages.unet import Attention, PixelNorm, ResidualBlock, UNet, _attend, sinusoidal_embedding
 
 TINY = {"sample_size": 16, "channels": [32, 64], "blocks": [1, 2], "attention_sizes": [8], "head_channels": 32, "num_classes": 5}
 

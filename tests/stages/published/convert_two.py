@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-from stages import published
+from cascade.stages import published
 
 peaks = []
 for family, weights, config, out in json.loads(Path(sys.argv[1]).read_text()):

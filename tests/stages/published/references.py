@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages import published
+from cascade.stages import published
 
 ROOT = Path(__file__).parent / "reference"
 INPUTS = {

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stages.denoiser import Denoiser, to_x0
-from stages.noise import add_noise, log_snr_of_alpha_bar, log_snr_of_sigma
-from stages.published import catalogue, consistency, guided_diffusion, janspiry
-from stages.published.clock import STEP_TOLERANCE, steps_of
-from stages.published.openai import openai_table
-from stages.sampling import sample
+from cascade.stages.denoiser import Denoiser, to_x0
+from cascade.stages.noise import add_noise, log_snr_of_alpha_bar, log_snr_of_sigma
+from cascade.stages.published import catalogue, consistency, guided_diffusion, janspiry
+from cascade.stages.published.clock import STEP_TOLERANCE, steps_of
+from cascade.stages.published.openai import openai_table
+from cascade.stages.sampling import sample
 from tests.stages.published.references import FAMILIES, arrays, config_of, network_of, relative_error, stage_of
 
 STEPPED = ("guided-diffusion", "guided-diffusion-sr", "improved-diffusion", "improved-diffusion-sr", "sr3-ddpm")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages import published
-from stages.published import catalogue, consistency, edm, guided_diffusion
-from stages.published.loading import BUILDERS
+from cascade.stages import published
+from cascade.stages.published import catalogue, consistency, edm, guided_diffusion
+from cascade.stages.published.loading import BUILDERS
 from tests.stages.published.references import (
     FAMILIES,
     INPUTS,

@@ -8,8 +8,8 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.published import catalogue
-from stages.published.loading import BUILDERS, DENOISERS
+from cascade.stages.published import catalogue
+from cascade.stages.published.loading import BUILDERS, DENOISERS
 
 PRESETS = sorted((Path(__file__).parents[3] / "configs" / "presets").glob("*.yaml"))
 

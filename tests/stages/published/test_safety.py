@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages import published
+from cascade.stages import published
 from tests.stages.published import mock_pickle
 from tests.stages.published.references import arrays, config_of, relative_error, weights_of
 

@@ -15,11 +15,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
-from stages import published
-from stages.base import BasePipeline
-from stages.published import catalogue, loading, samplers
-from stages.sampling import sample
-from stages.sr3 import SR3Pipeline
+from cascade.stages import published
+from cascade.stages.base import BasePipeline
+from cascade.stages.published import catalogue, loading, samplers
+from cascade.stages.sampling import sample
+from cascade.stages.sr3 import SR3Pipeline
 from tests.stages.published import mock_pickle
 from tests.stages.published.references import FAMILIES, arrays, config_of, relative_error, stage_of, weights_of
 
@@ -131,7 +131,7 @@ def test_conversion_leaves_nothing_behind_when_it_fails(tmp_path: Path, monkeypa
     def fail(*args: Any) -> str:
         raise OSError("disk full")
 
-    monkeypatch.setattr("stages.published.conversion.model_card", fail)
+    monkeypatch.setattr("cascade.stages.published.conversion.model_card", fail)
     with pytest.raises(OSError, match="disk full"):
         published.convert("edm2", weights_of("edm2"), config_of("edm2"), tmp_path / "stage")
     assert list(tmp_path.iterdir()) == []

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import toy
 
-from stages.training import Data, TrainingExamples
-from stages.training.data import PictureSet, balanced_order
+from cascade.stages.training import Data, TrainingExamples
+from cascade.stages.training.examples import PictureSet, balanced_order
 
 SIZES = (1, 3, 10, 7)
 LABELS = np.random.default_rng(0).permutation(np.repeat([2, 0, 5, 9], SIZES))  # numbers with gaps, in no order

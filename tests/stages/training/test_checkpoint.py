@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from stages.training import checkpoint
+from cascade.stages.training import checkpoint
 
 
 def save(run, images, loss=None, keep=2, size=3):

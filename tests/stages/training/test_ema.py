@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.training.ema import EMA, MAX_STD, PowerAverage, gamma_of, std_of
+from cascade.stages.training.ema import EMA, MAX_STD, PowerAverage, gamma_of, std_of
 
 
 def scalar(value: float) -> torch.nn.Module:

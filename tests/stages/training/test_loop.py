@@ -9,9 +9,9 @@ import torch
 from accelerate.state import AcceleratorState
 from toy import NETWORK, optimization, pictures, recipe, weights
 
-from stages.training import Objective, Optimization, Phase, checkpoint, train
-from stages.training import loop as loop_module
-from stages.training import report as report_module
+from cascade.stages.training import Objective, Optimization, Phase, checkpoint, train
+from cascade.stages.training import loop as loop_module
+from cascade.stages.training import meter as report_module
 
 
 class Killed(Exception):

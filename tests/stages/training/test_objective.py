@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from stages.denoiser import PREDICTION_TYPES, from_x0
-from stages.noise import MAX_LOG_SNR, CosineLaw, LogNormalLaw, SR3Law, alpha_bar_of, signal_and_noise
-from stages.training import Augmentation, Data, Objective, Phase, PictureSet, Recipe, TrainingExamples
-from stages.training.data import Numbers
-from stages.training.objective import denoising_loss, weight
+from cascade.stages.denoiser import PREDICTION_TYPES, from_x0
+from cascade.stages.noise import MAX_LOG_SNR, CosineLaw, LogNormalLaw, SR3Law, alpha_bar_of, signal_and_noise
+from cascade.stages.training import Augmentation, Data, Objective, Phase, PictureSet, Recipe, TrainingExamples
+from cascade.stages.training.examples import Numbers
+from cascade.stages.training.objective import denoising_loss, weight
 
 
 def picture_set(size: int = 16, count: int = 10) -> PictureSet:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.training import checkpoint, post_hoc
-from stages.training.ema import PowerAverage, gamma_of
-from stages.training.post_hoc import Profile, Snapshots, inner_product, mixture
+from cascade.stages.training import checkpoint, post_hoc
+from cascade.stages.training.ema import PowerAverage, gamma_of
+from cascade.stages.training.post_hoc import Profile, Snapshots, inner_product, mixture
 
 TRACKED = (0.05, 0.10)
 

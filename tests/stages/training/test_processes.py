@@ -16,12 +16,12 @@ import pytest
 import torch
 import toy
 
-from stages.training import checkpoint, train
+from cascade.stages.training import checkpoint, train
 
 ROOT = Path(__file__).parents[3]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["stages.training"])
+CONTEXT.set_forkserver_preload(["cascade.stages.training"])
 SECONDS = 120
 """Longest that a training of these tests may take on a busy machine."""
 

@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from toy import NETWORK, optimization, pictures, recipe, weights
 
-from stages.training import step as step_module
-from stages.training.data import TrainingExamples
-from stages.training.state import TrainingState
-from stages.training.step import step
+from cascade.stages.training import step as step_module
+from cascade.stages.training.examples import TrainingExamples
+from cascade.stages.training.state import TrainingState
+from cascade.stages.training.step import step
 
 
 def begin(folder, accelerator=None, dropout=0.0, **changes):

@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from toy import NETWORK, pictures, recipe
 
-from stages.noise import CosineLaw, add_noise
-from stages.training import Objective, Phase, PictureSet, Validation, checkpoint, train
-from stages.training.state import TrainingState
-from stages.training.validation import Validator
+from cascade.stages.noise import CosineLaw, add_noise
+from cascade.stages.training import Objective, Phase, PictureSet, Validation, checkpoint, train
+from cascade.stages.training.state import TrainingState
+from cascade.stages.training.validation import Validator
 
 
 def held_out(count=6) -> PictureSet:

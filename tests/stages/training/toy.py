@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.training import Data, Objective, Optimization, Phase, PictureSet, Recipe, train
-from stages.training import report as report_module
+from cascade.stages.training import Data, Objective, Optimization, Phase, PictureSet, Recipe, train
+from cascade.stages.training import meter as report_module
 
 NETWORK = {
     "sample_size": 8,

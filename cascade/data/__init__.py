@@ -1,0 +1,103 @@
+"""Pictures to learn from, as they come in the world: drawings, folders of photos, parquet and tar shards, the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from cascade.classes import EMOJI
+from cascade.data.crops import crop_rule
+from cascade.data.drawings import cached_array, may_flip
+from cascade.data.folder import Folder, Listing, Photos, class_folders
+from cascade.data.hub import HUB, shard_files
+from cascade.data.numbering import numbered
+from cascade.data.parquet import ParquetShard
+from cascade.data.shards import Shard, ShardSet
+from cascade.data.tar import TarShard
+from cascade.stages.training import Data, PictureSet
+from cascade.stages.training.examples import PictureSource
+
+DRAWINGS = {"drawings": "train", "drawings:heldout": "heldout"}
+"""Names of the drawings as a source, and the part of them that each means."""
+
+Progress = Callable[[int, int], None]
+"""Called with (done, in all)."""
+
+
+def class_names(data: Data, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
+    """Names of the classes in the data, in the order of their labels.
+
+    Raises:
+        ValueError: if there is no such data or crop rule, or it has no classes.
+    """
+    crop_rule(data.crop)
+    if data.source in DRAWINGS:
+        return EMOJI.names
+    folder = Path(data.source).expanduser()
+    return numbered(class_folders(folder))[0] if folder.is_dir() else listing(data, progress).class_names
+
+
+def open_pictures(data: Data, size: int, progress: Progress = lambda done, total: None) -> PictureSource:
+    """The data as square pictures of one size. Photos are read when they are asked for, drawings are drawn now.
+
+    Args:
+        data: Which, and how they are made square.
+        size: Side of the pictures in pixels.
+        progress: Called while drawings are drawn or shards looked through.
+
+    Raises:
+        ValueError: if there is no such data, or it has no labelled pictures.
+        ConnectionError: if it lies on the Hub, which can't be reached.
+        OSError: if the user's cache can't be written.
+    """
+    crop = crop_rule(data.crop)
+    if data.source not in DRAWINGS:
+        found = listing(data, progress)
+        if data.balanced and isinstance(found, ShardSet):
+            raise ValueError(f"data.balanced is for drawings and folders, and {data.source!r} names shards; take it out")
+        return Photos(found, size, crop)
+    pictures, labels = cached_array(size, DRAWINGS[data.source], progress=progress, every=data.every)
+    return PictureSet(pictures, labels, EMOJI.names, tuple(may_flip(name) for name in EMOJI.names))
+
+
+def open_held_out(data: Data, source: str | None, size: int, progress: Progress = lambda done, total: None) -> PictureSource:
+    """Pictures that are not trained on, of the classes of the training's and made square by the same rule.
+
+    Args:
+        data: What is trained on.
+        source: Where the held-out pictures are, as `Data.source`; None = those that the training's source holds out itself.
+        size: Side of the pictures in pixels.
+        progress: As in `open_pictures`.
+
+    Raises:
+        ValueError: if there is no such data, the source holds nothing out, or its classes are not the training's.
+    """
+    if source is None and data.source != "drawings":
+        raise ValueError(f"data.source {data.source!r} holds no pictures out for the validation; name some as validation.source")
+    found = open_pictures(replace(data, source=source or "drawings:heldout"), size, progress)
+    if found.class_names != class_names(data):
+        raise ValueError(
+            f"the {len(found.class_names)} classes of {source} are not the {len(class_names(data))} of {data.source}, in number"
+            " or name; hold out pictures of the classes that are trained"
+        )
+    return found
+
+
+def listing(data: Data, progress: Progress) -> Listing:
+    """What photos the data has. Arguments and errors as in `open_pictures`."""
+    folder = Path(data.source).expanduser()
+    if folder.is_dir():
+        return Folder(folder)
+    files = shard_files(data.source)
+    if not files:
+        raise ValueError(
+            f"data.source is {data.source!r}, expected 'drawings', a folder with one folder of pictures for each class, or"
+            f" shards, as 'set/train-*.tar', 'set/train-*.parquet' or '{HUB}owner/name/data/train-*.parquet'"
+        )
+    shards: list[Shard] = []
+    for file in files:
+        if not file.name.endswith((".tar", ".parquet")):
+            raise ValueError(f"{file.name} is no shard, expected files that end in .tar or .parquet")
+        shards.append(TarShard(file) if file.name.endswith(".tar") else ParquetShard(file, data.label))
+    return ShardSet(shards, data.source, progress)

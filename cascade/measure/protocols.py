@@ -1,0 +1,136 @@
+"""How a benchmark is measured and what is published of it, as checked YAML files in configs/protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cascade.files import CONFIGS
+
+KINDS = ("samples", "super-resolution")
+LABELS = ("balanced", "random", "heldout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What someone else measured.
+
+    name: Of the model.
+    values: Metric -> value, by the names of the table's columns.
+    source: Where it is published.
+    protocol: How it was measured, where that is known.
+    comparable: Whether it was measured as this protocol measures.
+    """
+
+    name: str
+    values: dict[str, float]
+    source: str
+    protocol: str = ""
+    comparable: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, Mapping) or not self.values:
+            raise ValueError(f"values of {self.name!r} must map metrics to numbers")
+        for metric, value in self.values.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{metric} of {self.name!r} is {value!r}, expected a number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a benchmark is measured.
+
+    name: As the command line calls it, that of its file.
+    title: Heading of the report.
+    kind: "samples" of a cascade, or "super-resolution" of real images made small.
+    size: Side of the images in pixels.
+    num_images: How many the published figures are of, or are asked for by default.
+    extractor: Feature network, as `cascade.measure.named` names it.
+    distance: What the distance's column is called.
+    reference: Real images, as `cascade.measure.named` names them; None = a file that the user gives.
+    reference_file: What that file is and where it is published; None = none is needed.
+    crop_rule: How the real images were cut from their originals.
+    labels: Classes of samples: "balanced", "random" (as `RunPlan` has them), or "heldout": those of the held-out drawings that
+        make the floor.
+    seeds: First seed of each set of samples; where there are several, each has a row and that of least distance stands first.
+    low_res_size: Side of the small images, for super-resolution; None = not that kind.
+    notes: What a reader must know.
+    published: Rows beside ours.
+    """
+
+    name: str
+    title: str
+    kind: str
+    size: int
+    num_images: int
+    extractor: str
+    distance: str
+    reference: str | None = None
+    reference_file: str | None = None
+    crop_rule: str | None = None
+    labels: str = "balanced"
+    seeds: tuple[int, ...] = (0,)
+    low_res_size: int | None = None
+    notes: tuple[str, ...] = ()
+    published: tuple[Published, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("kind", self.kind, KINDS), ("labels", self.labels, LABELS)):
+            if value not in known:
+                raise ValueError(f"{key} is {value!r}, expected one of {', '.join(known)}")
+        for key in ("size", "num_images"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds are {list(self.seeds)}, expected at least one, none twice and none below 0")
+        if any(0 < abs(a - b) < self.num_images for a in self.seeds for b in self.seeds):
+            raise ValueError(f"seeds are {list(self.seeds)}, but sets of {self.num_images} images must not share any")
+        if len(self.seeds) > 1 and self.labels == "heldout":
+            raise ValueError("seeds are several, but protocols with a floor of held-out drawings have one")
+        if (self.low_res_size is not None) != (self.kind == "super-resolution"):
+            raise ValueError(f"low_res_size is {self.low_res_size}, but only super-resolution has one, and needs it")
+        if self.low_res_size is not None and (self.low_res_size < 1 or self.size % self.low_res_size):
+            raise ValueError(f"low_res_size is {self.low_res_size}, expected a divisor of size {self.size}")
+
+
+def protocol_folder() -> Path:
+    """Where the protocols lie that come with the package."""
+    return CONFIGS / "protocols"
+
+
+def protocol_names() -> list[str]:
+    """Names of all protocols that come with the package."""
+    return sorted(path.stem for path in protocol_folder().glob("*.yaml"))
+
+
+def protocol_path(name: str) -> Path:
+    """The file of a protocol: one that comes with the package, or any path that ends in .yaml.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else protocol_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"there is no protocol {name!r}; choose one of {', '.join(protocol_names())}, or give a YAML file")
+    return path
+
+
+def load_protocol(name: str) -> Protocol:
+    """A protocol, every key and type of its file checked.
+
+    Raises:
+        ValueError: if there is none, or its file says something that a protocol doesn't; it names file and key.
+    """
+    from cascade.training.recipes import _arguments, _read
+
+    path = protocol_path(name)
+    values: dict[str, Any] = _read(path)
+    try:
+        protocol = Protocol(**_arguments(Protocol.__init__, values, "", ("self",)))
+        if protocol.name != path.stem:
+            raise ValueError(f"name is {protocol.name!r}, expected {path.stem!r}, that of its file")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return protocol

@@ -1,0 +1,160 @@
+"""Files of pictures: their names, what they say of themselves, and how they are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cascade.classes import Vocabulary
+from cascade.cli.arguments import version
+from cascade.cli.errors import Failure
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_MAKER = "cascade-diffusion"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a picture carries in its text chunks; nothing in it depends on when or where it was made.
+
+    command: The command line that makes it again.
+    model: Name of the model.
+    class_names, class_indices: One of each; several for a grid, none for a model without classes.
+    seeds: One; several for a grid.
+    settings: Everything that the result depends on beside these.
+    """
+
+    command: str
+    model: str
+    class_names: tuple[str, ...]
+    class_indices: tuple[int, ...]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+    def chunks(self) -> dict[str, str]:
+        """Keyword and text of each chunk."""
+        texts = {
+            "Software": f"{_MAKER} {version()}",
+            "Command": self.command,
+            "Model": self.model,
+            "Class": ", ".join(self.class_names),
+            "Class index": ", ".join(str(index) for index in self.class_indices),
+            "Seed": ", ".join(str(seed) for seed in self.seeds),
+            "Settings": json.dumps(self.settings),
+        }
+        return {key: text for key, text in texts.items() if text}
+
+
+def read_chunks(path: Path) -> dict[str, str]:
+    """The text chunks of a PNG file; empty where it has none or is no PNG.
+
+    Raises:
+        OSError: if it can't be read.
+    """
+    from PIL import PngImagePlugin, UnidentifiedImageError
+
+    try:
+        image = PngImagePlugin.PngImageFile(path)
+        with image:
+            return {key: str(text) for key, text in image.text.items()}
+    except (UnidentifiedImageError, SyntaxError, ValueError):  # SyntaxError is Pillow's word for a file that isn't a PNG
+        return {}
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        return {}  # Pillow's word for a file that is cut short
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the file is a picture that this program made."""
+    return path.is_file() and read_chunks(path).get("Software", "").startswith(f"{_MAKER} ")
+
+
+def is_png(out: Path | None) -> bool:
+    """Whether --out names a single picture, not a folder."""
+    return out is not None and out.suffix.lower() == ".png" and not out.is_dir()
+
+
+def stem(classes: Vocabulary | None, label: int | None) -> str:
+    """The part of a file's name that says its class; with the index where another class's would be the same."""
+    if label is None:
+        return "image"
+    if classes is None:
+        return f"class-{label}"
+    word = _slug(classes.names[label])
+    return word if [_slug(name) for name in classes.names].count(word) == 1 else f"{word}-{label}"
+
+
+def check_targets(paths: Sequence[Path]) -> None:
+    """Whether these files can be written without harm, before anything is computed.
+
+    Raises:
+        ValueError: if two are the same, or one exists and was not made by this program.
+        Failure: if their folder can't be written.
+    """
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two pictures would be written to {twice}; write them to different folders by --out")
+    for path in paths:
+        if path.exists() and not is_ours(path):
+            raise ValueError(f"{path} exists and was not made by this program, so it is not replaced; choose another --out")
+    for folder in {path.parent for path in paths}:
+        ancestor = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        if not ancestor.is_dir():
+            raise ValueError(f"{ancestor} is a file, so {folder} can't be a folder for the pictures; choose another --out")
+        if not os.access(ancestor, os.W_OK | os.X_OK):
+            raise Failure(f"{ancestor} can't be written; choose another folder by --out")
+
+
+def write(path: Path, image: Image, origin: Origin) -> None:
+    """Write a PNG file under another name and rename it when it is complete.
+
+    Raises:
+        Failure: if it can't be written; nothing of it is left then.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, text in origin.chunks().items():
+        info.add_text(key, text)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                image.save(file, format="PNG", pnginfo=info)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise Failure(f"{path} could not be written: {error.strerror or error}; nothing half-written is left") from error
+
+
+def grid(rows: Sequence[Sequence[Image]]) -> Image:
+    """Pictures of one size side by side on white, a thin gap between them."""
+    from PIL import Image as images
+
+    size, columns = rows[0][0].width, max(len(row) for row in rows)
+    step = size + max(1, size // 32)
+    sheet = images.new("RGB", (step * columns - step + size, step * len(rows) - step + size), "white")
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            sheet.paste(image, (x * step, y * step))
+    return sheet
+
+
+def joined(words: Iterable[str]) -> str:
+    """Names of classes as part of one file's name, each once; many are counted."""
+    once = list(dict.fromkeys(words))
+    return "-".join(once) if len(once) <= 4 else f"{len(once)}-classes"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[\W_]+", "-", name.casefold()).strip("-")

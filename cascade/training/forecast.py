@@ -1,0 +1,335 @@
+"""What a training will cost, told before it begins: multiply-adds, memory and speed of the recipe's network on this machine."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.data import default_collate
+
+from cascade.costs import operation_counter
+from cascade.stages.training import Phase, PictureSet, Recipe, TrainingExamples
+from cascade.stages.unet import ResidualBlock, UNet
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+FORWARDS = 3
+"""Multiply-adds of a training step in forward passes: the backward pass takes two, for the gradients of features and weights."""
+
+WORKING_MAPS = 10
+"""Feature maps of the largest size that a step needs beside what is kept for the backward pass: our measurement on a CPU
+(docs/benchmarks.md)."""
+
+TYPICAL_SHARE = 0.5
+"""Of the machine's convolution rate that training reaches: our measurement, rounded (docs/benchmarks.md)."""
+
+STEP_SECONDS = 2.0
+CPU_BYTES = 2**30
+RATE_SECONDS = 2.0
+"""Longest step and, on a CPU, largest memory with which a speed is measured rather than estimated; time for the estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCost:
+    """What one image costs.
+
+    multiply_adds: Of one evaluation.
+    activations: Bytes that are kept for the backward pass.
+    checkpointed: The same with gradient checkpointing: inputs of all blocks, and what one block keeps while it is run again.
+    working: Bytes that the backward pass needs beside them.
+    """
+
+    multiply_adds: float
+    activations: float
+    checkpointed: float
+    working: float
+
+    def mixed(self, other: ImageCost, share: float) -> ImageCost:
+        """The mean cost if a share of the images costs `other`."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
+        return ImageCost(*(mine + share * (its - mine) for mine, its in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCost:
+    """What a step of a recipe costs on one process.
+
+    parameters: Of the network.
+    evaluation: Multiply-adds of one evaluation for a whole image, as in sampling; with `coarse_below`, of a costly one.
+    phase: The costliest phase, which the further figures are of.
+    image: Mean cost of one of its training images.
+    fixed: Bytes whatever the batch size, by what they are for.
+    """
+
+    parameters: int
+    evaluation: float
+    phase: Phase
+    image: ImageCost
+    fixed: dict[str, float]
+
+    def memory(self, images: int, checkpointing: bool) -> float:
+        """Peak bytes of a step of so many images at once, beside what the program itself takes."""
+        return sum(self.fixed.values()) + images * self._bytes_of_image(checkpointing)
+
+    def images_within(self, available: float, checkpointing: bool) -> int:
+        """The largest number of images at once that this much memory allows; 0 if not even one fits."""
+        return max(0, math.floor((available - sum(self.fixed.values())) / self._bytes_of_image(checkpointing)))
+
+    def _bytes_of_image(self, checkpointing: bool) -> float:
+        return (self.image.checkpointed if checkpointing else self.image.activations) + self.image.working
+
+
+def training_cost(recipe: Recipe, num_classes: int | None) -> TrainingCost:
+    """Count what the recipe's costliest phase needs, without running or allocating anything.
+
+    Multiply-adds and activations are those of torch's own operators for a CPU at the recipe's precision, run on tensors that
+    have no content; accelerators keep nearly the same.
+
+    Args:
+        recipe: What is to be trained.
+        num_classes: Number of classes in its data; None = none.
+
+    Raises:
+        ValueError: if the network's settings don't describe one.
+    """
+    precision = recipe.optimization.precision
+    phase = max(recipe.phases, key=lambda phase: (phase.size, phase.batch_size))
+    share = coarse_share(recipe, phase)
+    with FakeTensorMode():
+        network = UNet(**{**recipe.network, "coarse_below": None}, num_classes=num_classes)
+        for weight in network.parameters():
+            if weight.ndim == 4:  # as it is trained; the layout decides between kernels
+                weight.data = weight.data.to(memory_format=torch.channels_last)
+        size = network.config.sample_size
+        whole = _image_cost(network, size, precision)
+        image = whole if phase.size == size else _image_cost(network, phase.size, precision)
+        if share:
+            image = image.mixed(_image_cost(network, phase.size // 2, precision), share)
+        parameters, cast = network.num_parameters(), _cast_weights(network, precision)
+    averages = 1 + (0 if recipe.snapshots is None else len(recipe.snapshots.stds))
+    fixed = {"weights": 4, "gradients": 4, "optimizer": 8, "averages": 4 * averages}
+    bytes_of = {name: float(each * parameters) for name, each in fixed.items()}
+    return TrainingCost(parameters, whole.multiply_adds, phase, image, bytes_of | ({"casts": cast} if cast else {}))
+
+
+def coarse_share(recipe: Recipe, phase: Phase) -> float:
+    """Share of the phase's images that a network with `coarse_below` denoises at half their size."""
+    below = recipe.network.get("coarse_below")
+    if below is None or phase.size != recipe.network["sample_size"]:
+        return 0.0
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    return (recipe.objective.law.log_snr(u) < below).double().mean().item()
+
+
+def _cast_weights(network: nn.Module, precision: str) -> float:
+    """Bytes of the weights' copies in the narrower number type, which autocast keeps during a step."""
+    if precision == "float32":
+        return 0.0
+    layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return float(sum(layer.weight.numel() for layer in layers) * DTYPES[precision].itemsize)
+
+
+def _image_cost(network: Any, size: int, precision: str) -> ImageCost:
+    """One image of this size through a network of fake tensors."""
+    kept = _Kept(network)
+    low_res_size = network.config.low_res_size
+    low_res = None if low_res_size is None else torch.empty(1, 3, *[size * low_res_size // network.config.sample_size] * 2)
+    labels = None if network.num_classes is None else torch.zeros(1, dtype=torch.long)
+    dtype = DTYPES[precision]
+    with (
+        operation_counter() as counter,
+        kept,
+        torch.autocast("cpu", dtype, enabled=dtype is not torch.float32),
+    ):
+        network(torch.empty(1, 3, size, size), torch.empty(1), labels, low_res)
+    return ImageCost(counter.get_total_flops() / 2, kept.all(), kept.checkpointed(), WORKING_MAPS * kept.largest())
+
+
+class _Kept:
+    """Watches one forward pass: the storages that autograd keeps, in which block, and the blocks' inputs."""
+
+    def __init__(self, network: UNet) -> None:
+        self.network = network
+        self._weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+        self._weight_shapes = {parameter.shape for parameter in network.parameters()}
+        self._block: nn.Module | None = None
+        self._alive: list[Tensor] = []  # a storage's address names it only as long as it lives
+        self._bytes: dict[int, int] = {}
+        self._blocks: dict[int, nn.Module | None] = {}
+        self._inputs: set[int] = set()
+        self._leave: list[Callable[[], Any]] = []
+
+    def __enter__(self) -> _Kept:
+        for block in self.network.modules():
+            if isinstance(block, ResidualBlock):
+                hooks = (block.register_forward_pre_hook(self._enter_block), block.register_forward_hook(self._leave_block))
+                self._leave += [hook.remove for hook in hooks]
+        hooks_of_autograd = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        hooks_of_autograd.__enter__()
+        self._leave.append(lambda: hooks_of_autograd.__exit__(None, None, None))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for leave in reversed(self._leave):
+            leave()
+
+    def all(self) -> int:
+        """Bytes kept."""
+        return sum(self._bytes[key] for key in self._blocks)
+
+    def checkpointed(self) -> int:
+        """Bytes kept if blocks keep their inputs only, and each in turn the rest."""
+        between = {key for key, block in self._blocks.items() if block is None} | self._inputs
+        within: dict[nn.Module | None, int] = {}
+        for key, block in self._blocks.items():
+            if key not in between:
+                within[block] = within.get(block, 0) + self._bytes[key]
+        return sum(self._bytes[key] for key in between) + max(within.values(), default=0)
+
+    def largest(self) -> int:
+        """Bytes of the largest kept storage."""
+        return max((self._bytes[key] for key in self._blocks), default=0)
+
+    def _note(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        self._alive.append(tensor)
+        self._bytes[storage._cdata] = storage.nbytes()
+        return int(storage._cdata)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        key = self._note(tensor)
+        if key not in self._weights and tensor.shape not in self._weight_shapes:  # nor a weight in a narrower number type
+            self._blocks.setdefault(key, self._block)
+        return tensor
+
+    def _enter_block(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._block = block
+        self._inputs |= {self._note(tensor) for tensor in inputs}
+
+    def _leave_block(self, *_: object) -> None:
+        self._block = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast one process of this machine trains.
+
+    images_per_second: Data preparation included where it was measured, reading pictures never.
+    measured_with: Images of the steps that were timed; None = estimated from the convolution rate.
+    convolution_rate: What a plain convolution reaches at the recipe's precision, floating-point operations a second.
+    """
+
+    images_per_second: float
+    measured_with: int | None
+    convolution_rate: float
+
+
+def training_speed(recipe: Recipe, num_classes: int | None, cost: TrainingCost) -> Speed:
+    """Time a few steps of the real network where that takes seconds, else reckon with the machine's convolution rate."""
+    o, device = recipe.optimization, this_device()
+    rate = convolution_rate(DTYPES[o.precision], device)
+    passes = FORWARDS + o.gradient_checkpointing
+    seconds = 2 * passes * cost.image.multiply_adds / (rate * TYPICAL_SHARE)
+    limit = CPU_BYTES if device.type == "cpu" else free_memory(device) / 2
+    share = cost.phase.batch_size // o.accumulate
+    images = min(share, math.floor(STEP_SECONDS / seconds), cost.images_within(limit, o.gradient_checkpointing))
+    if images < 1 or (device.type == "cpu" and o.precision == "float16"):
+        return Speed(1 / seconds, None, rate)
+    step = real_step(recipe, num_classes, cost.phase, images)
+    return Speed(images / median_seconds(step, repeats=3, limit=4 * STEP_SECONDS), images, rate)
+
+
+def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int) -> Callable[[], None]:
+    """What takes one step of the recipe on so many pictures of noise: data preparation, optimizer and averages included."""
+    from accelerate import Accelerator
+
+    from cascade.stages.training.loop import MIXED_PRECISION
+    from cascade.stages.training.state import TrainingState
+    from cascade.stages.training.step import step
+
+    optimization = replace(recipe.optimization, accumulate=1, compile=False)
+    phases = (replace(phase, batch_size=images),)
+    recipe = replace(recipe, optimization=optimization, phases=phases, start_from=None, snapshots=None)
+    recipe = replace(recipe, validation=None, result="last")
+    pixels = np.random.default_rng(0).integers(0, 256, (images, *[recipe.network["sample_size"]] * 2, 3), dtype=np.uint8)
+    labels = np.zeros(images, np.int64)
+    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[optimization.precision])
+    with TemporaryDirectory() as folder:
+        state = TrainingState.begin(recipe, num_classes or 1, Path(folder), accelerator, lambda message: None)
+    examples = TrainingExamples(PictureSet(pixels, labels, ("noise",), (True,)), recipe, recipe.phases[0], state.null_label)
+
+    def one() -> None:
+        batch = default_collate([examples[number] for number in range(state.images_seen, state.images_seen + images)])
+        step(state, [batch], str, lambda message: None)
+        state.images_seen += images
+        state.ema.update(state.network, state.images_seen, images)
+        synchronize(accelerator.device)
+
+    return one
+
+
+Clock = Callable[[], float]
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 9, limit: float = math.inf, clock: Clock = time.perf_counter) -> float:
+    """Median time of so many calls, or of those that begin within `limit` seconds, after one that is not counted."""
+    end = clock() + limit
+    call()
+    times: list[float] = []
+    while not times or (len(times) < repeats and clock() < end):
+        start = clock()
+        call()
+        times.append(clock() - start)
+    return statistics.median(times)
+
+
+def convolution_rate(dtype: torch.dtype, device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """Floating-point operations a second of a plain convolution: 256 channels, 3x3, maps of 32x32, channels_last.
+
+    A batch of 4 on a CPU, of 256 elsewhere.
+    """
+    images = 4 if device.type == "cpu" else 256
+    x = torch.randn(images, 256, 32, 32, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def convolve() -> None:
+        F.conv2d(x, weight, padding=1)
+        synchronize(device)
+
+    return 2 * 9 * 256 * 256 * images * 32 * 32 / median_seconds(convolve, limit=RATE_SECONDS, clock=clock)
+
+
+def this_device() -> torch.device:
+    """Where a training runs here: the accelerator if there is one, else the CPU."""
+    from cascade.stages.training.processes import this_process
+
+    return this_process().device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the work of an accelerator."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def total_memory(device: torch.device) -> float:
+    """Bytes of the accelerator, or of the machine for a CPU."""
+    return float(torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that nothing uses at the moment."""
+    return float(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)

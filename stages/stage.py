@@ -1,0 +1,241 @@
+"""What the pipelines of all stages share: arguments, their checks, guidance, micro-batches, and the images' way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor, nn
+
+from cascade.stages.consistent import Consistent, project
+from cascade.stages.cpu_convolutions import packed_convolutions
+from cascade.stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser
+from cascade.stages.sampling import StepCallback, draw_noise, generators_of, nfe, sample
+from cascade.stages.tiling import Tiled
+
+ClassLabels = int | Sequence[int] | Tensor
+Generators = torch.Generator | Sequence[torch.Generator]
+OutputType = Literal["pil", "np", "pt"]
+OnStepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+CPU_BATCH_SIZE = 1
+ACCELERATOR_BATCH_SIZE = 8
+ALIGNMENT = 64
+"""Bytes: torch begins every tensor that it allocates at a multiple of them."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a micro-batch is made from, beside noise and class.
+
+    low_res, aug_level: Further inputs of the denoiser.
+    consistent_with: Small images [B, C, h, h] that the large ones must average to; None = they need not.
+    """
+
+    low_res: Tensor | None = None
+    aug_level: Tensor | None = None
+    consistent_with: Tensor | None = None
+
+
+def low_res_size_of(unet: Any) -> int | None:
+    """Side of the images that a network refines; None for that of a base stage."""
+    return getattr(unet.config, "low_res_size", None)
+
+
+class StagePipeline(DiffusionPipeline):
+    """One stage of a cascade as a diffusers pipeline. `BasePipeline`, `SR3Pipeline` and `RegressionPipeline` say what goes in.
+
+    Args:
+        unet: The network, a `Denoiser` with `config.sample_size`.
+        scheduler: Any diffusers scheduler from noise to image; None for a stage that doesn't sample.
+        guide_unet: A weaker network for autoguidance; None = classifier-free guidance.
+        **defaults: Values of call arguments that are used where a call gives None; kept in the pipeline's config.
+    """
+
+    unet: Any
+    scheduler: Any = None
+    guide_unet: Any = None
+    _optional_components = ["guide_unet"]
+    model_cpu_offload_seq = "guide_unet->unet"  # type: ignore[assignment]  # diffusers declares None
+
+    def __init__(
+        self, unet: ModelMixin, scheduler: SchedulerMixin | None, guide_unet: ModelMixin | None = None, **defaults: Any
+    ) -> None:
+        super().__init__()
+        sampler = {} if scheduler is None else {"scheduler": scheduler, "guide_unet": guide_unet}
+        self.register_modules(unet=unet, **sampler)
+        self.register_to_config(**defaults)
+
+    @property
+    def size(self) -> int:
+        """Side of the images that it makes."""
+        return int(self.unet.config.sample_size)
+
+    def guided(self, scale: float | None, interval: Sequence[float] | None) -> Denoiser:
+        """The network under guidance: by `guide_unet` where there is one, classifier-free otherwise.
+
+        Raises:
+            ValueError: if the network can't be guided so.
+        """
+        scale = self.config["guidance_scale"] if scale is None else scale
+        interval = self.config["guidance_interval"] if interval is None else interval
+        bounds = None if interval is None else (float(interval[0]), float(interval[1]))
+        if self.guide_unet is not None:
+            return Autoguidance(self.unet, self.guide_unet, scale, bounds)
+        return ClassifierFreeGuidance(self.unet, scale, bounds)
+
+    def check_labels(self, class_labels: ClassLabels | None, count: int | None) -> Tensor | None:
+        """Class of every image, int64 [B] on the CPU; one int stands for all `count` of them. None for a model without classes.
+
+        Raises:
+            ValueError: if the model has no classes, needs them, has not this one, or their number is not `count`.
+        """
+        classes = self.unet.num_classes
+        if class_labels is None:
+            if classes is not None:
+                raise ValueError(f"class_labels is missing: this model makes {classes} classes, give indices 0 to {classes - 1}")
+            return None
+        if classes is None:
+            raise ValueError(f"class_labels is {class_labels}, but this model knows no classes; leave it out")
+        labels = _as_tensor(class_labels)
+        if labels.numel() == 0:
+            raise ValueError("class_labels is empty; give at least one class index")
+        if labels.ndim > 1 or labels.dtype not in INTEGERS:
+            raise ValueError(f"class_labels must be one index or a list of indices, got {class_labels!r}")
+        labels = labels.long().expand(1 if count is None else count) if labels.ndim == 0 else labels.long()
+        if count is not None and len(labels) != count:
+            raise ValueError(f"got {len(labels)} class_labels for {count} images; give one an image, or a single index for all")
+        if not (labels.min() >= 0 and labels.max() < classes):
+            wrong = [label for label in labels.tolist() if not 0 <= label < classes]
+            raise ValueError(f"class index {wrong[0]} is out of range: this model makes {classes} classes, 0 to {classes - 1}")
+        return labels
+
+    def run(
+        self,
+        count: int,
+        labels: Tensor | None,
+        *,
+        condition: Callable[[slice, list[torch.Generator]], Condition] = lambda part, generators: Condition(),
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        guidance_interval: Sequence[float] | None,
+        generator: Generators | None,
+        callback_on_step_end: OnStepEnd | None,
+        batch_size: int | None,
+        output_type: OutputType,
+        return_dict: bool,
+        tile_size: int | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Sample `count` images in micro-batches; the arguments are those of a pipeline's call.
+
+        `condition` says for a slice of the images and its generators what they are made from. With a `tile_size`, images go one
+        by one, and `batch_size` is the number of tiles at once.
+
+        Raises:
+            ValueError: for settings that can't be run, before the first evaluation of the network.
+            RuntimeError: if the network makes something that is no number.
+        """
+        check_way_out(output_type, batch_size)
+        steps = self.config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        denoiser, generators = self.guided(guidance_scale, guidance_interval), generators_of(generator, count)
+        self._lay_out()
+        if tile_size is not None and tile_size < self.size:
+            denoiser, batch_size = Tiled(denoiser, tile_size, batch_size or self._default_batch_size), 1
+        batches = self._micro_batches(count, batch_size)
+        made = []
+        with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress, packed_convolutions(*self._networks):
+            for part in batches:
+                mine = generators[part]
+                given = condition(part, mine)
+                target = given.consistent_with
+                images = sample(
+                    denoiser if target is None else Consistent(denoiser, target),
+                    self.scheduler,
+                    draw_noise((len(mine), 3, self.size, self.size), mine, self._execution_device),
+                    steps,
+                    class_labels=None if labels is None else labels[part].to(self._execution_device),
+                    generator=mine,
+                    callback=self._step_callback(progress, callback_on_step_end),
+                    low_res=given.low_res,
+                    aug_level=given.aug_level,
+                )
+                images = self._check_finite(images).clamp(-1, 1)
+                made.append(images if target is None else project(images, target))
+        self.maybe_free_model_hooks()
+        output: Any = as_output(torch.cat(made), output_type)
+        return ImagePipelineOutput(images=output) if return_dict else (output,)
+
+    @property
+    def _networks(self) -> list[Any]:
+        return [network for network in (self.unet, self.guide_unet) if network is not None]
+
+    def _lay_out(self) -> None:
+        """Weights in channels_last, which halves a CPU's time for convolutions; at the first run, so that loading stays lazy."""
+        for network in self._networks:
+            _align(network.to(memory_format=torch.channels_last))
+
+    @property
+    def _default_batch_size(self) -> int:
+        return CPU_BATCH_SIZE if self._execution_device.type == "cpu" else ACCELERATOR_BATCH_SIZE
+
+    def _micro_batches(self, count: int, size: int | None) -> list[slice]:
+        """The images that go through the network at once: `size` of them, or the device's default."""
+        size = size or self._default_batch_size
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _step_callback(self, progress: Any, on_step_end: OnStepEnd | None) -> StepCallback:
+        def callback(step: int, timestep: Tensor, x: Tensor) -> Tensor | None:
+            progress.update()
+            return None if on_step_end is None else on_step_end(self, step, timestep, {"latents": x}).get("latents")
+
+        return callback
+
+    def _check_finite(self, images: Tensor) -> Tensor:
+        if not torch.isfinite(images).all():
+            how = "" if self.scheduler is None else f" with {type(self.scheduler).__name__}"
+            raise RuntimeError(
+                f"{type(self).__name__} at {self.size} px made values that are not numbers (NaN or infinite){how}"
+                f" in {self.unet.dtype}; its weights are damaged or this number type is too small"
+            )
+        return images
+
+
+def _align(network: nn.Module) -> None:
+    """Copy the weights that begin at an odd address, as those mapped from a file do, to one that torch would choose.
+
+    The address changes how a CPU rounds: aligned, a network makes the same bits however it was loaded.
+    """
+    for weight in (*network.parameters(), *network.buffers()):
+        if weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
+
+
+def _as_tensor(values: Any) -> Tensor:
+    """The values on the CPU; NaN where they are no numbers."""
+    try:
+        return torch.as_tensor(values, device="cpu")
+    except (TypeError, ValueError):
+        return torch.tensor(torch.nan)
+
+
+def check_way_out(output_type: str, batch_size: int | None) -> None:
+    """ValueError for an output type that there is not, or micro-batches of no images."""
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'pt'")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def as_output(images: Tensor, output_type: OutputType) -> Tensor | np.ndarray | list[Image.Image]:
+    """Images [B, C, H, W] in [-1, 1] as they are ("pt"), as arrays [B, H, W, C] in [0, 1] ("np"), or as PIL images ("pil")."""
+    if output_type == "pt":
+        return images
+    array = (images / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
+    return array if output_type == "np" else DiffusionPipeline.numpy_to_pil(array)

@@ -1,0 +1,359 @@
+"""Sources of pictures: the same ones from folders, tar and parquet shards and the Hub; orders; labels."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import webdataset
+from odd_files import photo, write_photos
+from torch.utils.data import DataLoader
+
+from cascade import data as datasets
+from cascade.classes import imagenet
+from cascade.data import class_names, open_held_out, open_pictures, shards
+from cascade.data import hub as files
+from cascade.data.folder import Photos, Texts
+from cascade.stages.training import Data, Phase, Recipe, TrainingExamples
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A user's cache of our own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cascade-diffusion" / "datasets"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures") / "set"
+    write_photos(root, 30, ("ant", "bee", "cow"))
+    return root
+
+
+def pictures_of(folder: Path) -> list[tuple[Path, int]]:
+    """Files and labels in the order of a folder."""
+    return [(path, label) for label, one in enumerate(sorted(folder.iterdir())) for path in sorted(one.iterdir())]
+
+
+def write_tars(folder: Path, out: Path, per_shard: int, label=str) -> str:
+    """Shards written by WebDataset's own writer; their pattern."""
+    out.mkdir()
+    with webdataset.ShardWriter(f"{out}/%04d.tar", maxcount=per_shard, verbose=0) as writer:
+        for path, number in pictures_of(folder):
+            writer.write({"__key__": path.stem, path.suffix[1:]: path.read_bytes(), "cls": label(number).encode()})
+    return f"{out}/*.tar"
+
+
+def write_parquet(folder: Path, out: Path, per_shard: int, label=int, described=("ant", "bee", "cow"), rows: int = 4) -> str:
+    """Shards as `datasets` writes them, in row groups of a few rows."""
+    out.mkdir()
+    items = pictures_of(folder)
+    schema = pyarrow.schema(
+        [("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
+         ("label", pyarrow.int64() if label is int else pyarrow.string())]
+    )  # fmt: skip
+    if described:
+        features = {"image": {"_type": "Image"}, "label": {"names": list(described), "_type": "ClassLabel"}}
+        schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    for shard in range(-(-len(items) // per_shard)):
+        part = items[shard * per_shard : (shard + 1) * per_shard]
+        columns = {
+            "image": [{"bytes": path.read_bytes(), "path": path.name} for path, _ in part],
+            "label": [label(number) for _, number in part],
+        }
+        table = pyarrow.table(columns, schema=schema)
+        pyarrow.parquet.write_table(table, out / f"train-{shard:05}.parquet", row_group_size=rows)
+    return f"{out}/train-*.parquet"
+
+
+def recipe(source: str, **data) -> Recipe:
+    phases = (Phase(size=8, images=100, batch_size=4),)
+    return Recipe(
+        name="t", data=Data(source=source, **data), network={"sample_size": SIZE, "low_res_size": 4}, phases=phases, seed=5
+    )
+
+
+def examples(source: str, **data) -> TrainingExamples:
+    r = recipe(source, **data)
+    return TrainingExamples(open_pictures(r.data, SIZE), r, r.phases[0], 3)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("write", [write_tars, write_parquet])
+def test_shards_and_a_folder_give_identical_examples_to_the_bit(folder, tmp_path, write):
+    """In one shard also the order is that of the folder."""
+    pattern = write(folder, tmp_path / "shards", 1000)
+    from_folder, from_shards = examples(str(folder)), examples(pattern)
+    for number in range(65):  # more than two epochs
+        assert same(from_folder[number], from_shards[number])
+    assert len(class_names(Data(source=pattern))) == 3
+
+
+@pytest.mark.parametrize("write", [write_tars, write_parquet])
+def test_many_shards_hold_the_pictures_of_the_folder(folder, tmp_path, write):
+    pattern = write(folder, tmp_path / "shards", 7)
+    whole, parts = open_pictures(Data(source=str(folder)), SIZE), open_pictures(Data(source=pattern), SIZE)
+    assert len(parts) == len(whole) == 30
+    for index in (0, 6, 7, 13, 14, 29, 28, 1):
+        assert np.array_equal(parts.read(index).pixels, whole.read(index).pixels)
+        assert parts.label(index) == whole.label(index)
+        assert f"000{index // 7}" in parts.name(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_examples_are_a_function_of_their_number_whoever_reads_them(folder, tmp_path, workers):
+    """Data workers, a resume in the middle, and a first use in the middle change nothing."""
+    pattern = write_parquet(folder, tmp_path / "shards", 7)
+    one_by_one = [examples(pattern)[n] for n in range(20, 40)]
+    loader = DataLoader(examples(pattern), batch_size=5, sampler=range(20, 40), num_workers=workers)
+    batches = list(loader)
+    assert len(batches) == 4
+    for place, batch in enumerate(batches):
+        for key, values in batch.items():
+            assert torch.equal(values, torch.stack([one_by_one[5 * place + i][key] for i in range(5)]))
+
+
+def ranks(counts: list[int], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """An order of shards of these many pictures, and the shard of each place."""
+    found = shards.ShardSet.__new__(shards.ShardSet)
+    found.shards, found.labels, found.firsts = (None,) * len(counts), np.zeros(sum(counts)), np.cumsum([0, *counts])
+    order = found.order(seed, epoch)
+    return order, np.searchsorted(found.firsts, order, side="right") - 1
+
+
+def test_an_epoch_of_shards_is_a_permutation_of_its_own():
+    for counts in ([5], [1, 1, 1], [100, 3, 50, 0, 7], [40] * 60):
+        orders = [ranks(counts, seed, epoch)[0] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+        assert all(sorted(order) == list(range(sum(counts))) for order in orders)
+        assert np.array_equal(orders[0], ranks(counts, 0, 0)[0])
+        assert sum(counts) < 10 or not any(np.array_equal(orders[0], other) for other in orders[1:])
+
+
+def test_shards_are_needed_one_after_the_other_and_mixed_in_between():
+    order, shard = ranks([100] * 200, seed=3, epoch=0)
+    first = np.array([np.flatnonzero(shard == s)[0] for s in range(200)])
+    last = np.array([np.flatnonzero(shard == s)[-1] for s in range(200)])
+    open_at = [(first <= place) & (place <= last) for place in range(0, 20_000, 50)]
+    assert max(np.sum(one) for one in open_at) <= shards.WINDOW + 1
+    assert np.mean([np.sum(one) for one in open_at]) > shards.WINDOW / 2
+    gaps = np.diff(np.sort(first))
+    assert gaps.max() < 3 * gaps.mean()  # new shards arrive at an even pace
+    middle = shard[10_000:10_200]
+    assert len(set(middle.tolist())) > shards.WINDOW / 2 and np.mean(middle[1:] == middle[:-1]) < 0.2
+    assert not np.array_equal(np.argsort(first), np.argsort(np.arange(200)))  # the shards themselves are shuffled
+
+
+def test_folders_named_by_wordnet_have_imagenets_indices(tmp_path):
+    ids = imagenet().wordnet_ids
+    chosen = (ids[999], ids[0], ids[281])
+    write_photos(tmp_path / "train", 6, chosen)
+    found = open_pictures(Data(source=str(tmp_path / "train")), SIZE)
+    assert {Path(found.name(i)).parent.name: found.label(i) for i in range(6)} == {ids[999]: 999, ids[0]: 0, ids[281]: 281}
+    assert found.class_names == imagenet().names == class_names(Data(source=str(tmp_path / "train")))
+    (tmp_path / "train" / "other").mkdir()
+    assert class_names(Data(source=str(tmp_path / "train"))) == (*sorted(chosen), "other")
+
+
+def test_classes_of_shards_are_named_as_they_say(folder, tmp_path):
+    ids = imagenet().wordnet_ids
+    for label, want in ((lambda n: str(n), ["0", "1", "2"]), (lambda n: "xyz"[n], ["x", "y", "z"])):
+        pattern = write_tars(folder, tmp_path / f"tar{want[0]}", 8, label)
+        assert list(class_names(Data(source=pattern))) == want
+    pattern = write_tars(folder, tmp_path / "wordnet", 8, lambda n: ids[700 - n])
+    found = open_pictures(Data(source=pattern), SIZE)
+    assert [found.label(0), found.label(29), len(found.class_names)] == [700, 698, 1000]
+    pattern = write_parquet(folder, tmp_path / "named", 8)
+    assert class_names(Data(source=pattern)) == ("ant", "bee", "cow")
+    pattern = write_parquet(folder, tmp_path / "bare", 8, described=())
+    assert class_names(Data(source=pattern)) == ("0", "1", "2")
+    pattern = write_parquet(folder, tmp_path / "texts", 8, label=lambda n: "zyx"[n], described=())
+    found = open_pictures(Data(source=pattern), SIZE)
+    assert found.class_names == ("x", "y", "z") and found.label(0) == 2
+
+
+def test_what_shards_hold_is_looked_up_once(folder, tmp_path, cache, monkeypatch):
+    tars, parquet = write_tars(folder, tmp_path / "t", 7), write_parquet(folder, tmp_path / "p", 7)
+    before = [open_pictures(Data(source=source), SIZE) for source in (tars, parquet)]
+    before[1].read(0)
+    assert len(list(cache.glob("*.npz"))) == 10 and len(list(cache.glob("*.pictures"))) == 1  # only the shard that was needed
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", None)
+        patch.setattr(pyarrow.parquet, "ParquetFile", None)
+        after = [open_pictures(Data(source=source), SIZE) for source in (tars, parquet)]
+        assert np.array_equal(after[0].read(29).pixels, before[0].read(29).pixels)
+        assert np.array_equal(after[1].read(0).pixels, before[1].read(0).pixels)
+    for path in cache.glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:100])  # a damaged cache is made anew
+    assert open_pictures(Data(source=tars), SIZE).class_names == before[0].class_names
+    (tmp_path / "t" / "0000.tar").write_bytes((tmp_path / "t" / "0001.tar").read_bytes())  # so is that of another file
+    assert np.array_equal(open_pictures(Data(source=tars), SIZE).read(0).pixels, before[0].read(7).pixels)
+
+
+def test_shards_of_the_hub_are_fetched_when_they_are_needed(folder, tmp_path, cache, monkeypatch):
+    parquet, tars = tmp_path / "p", tmp_path / "t"
+    write_parquet(folder, parquet, 7)
+    write_tars(folder, tars, 7)
+    fetched = []
+
+    class Hub(files.HubFile):
+        def open(self):
+            return (tmp_path / self.path).open("rb")
+
+    def download(repo, path, repo_type, revision, local_dir=None):
+        assert (repo, repo_type, revision) == ("me/set", "dataset", "c0ffee")
+        fetched.append(path)
+        if local_dir is None:
+            return str(tmp_path / path)
+        copy = Path(local_dir) / Path(path).name
+        copy.write_bytes((tmp_path / path).read_bytes())
+        return str(copy)
+
+    asked = []
+
+    def listed(repo, revision):
+        asked.append((repo, revision))
+        return "c0ffee", sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+
+    monkeypatch.setattr(files, "HubFile", Hub)
+    monkeypatch.setattr(files, "hub_listing", listed)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    whole = open_pictures(Data(source=str(folder)), SIZE)
+    found = open_pictures(Data(source="hub:me/set@v1/p/train-*.parquet"), SIZE)
+    assert asked == [("me/set", "v1")] and len(found) == 30 and not fetched
+    assert np.array_equal(found.read(9).pixels, whole.read(9).pixels) and fetched == ["p/train-00001.parquet"]
+    found.read(10)
+    assert len(fetched) == 1 and not list(cache.glob(".*"))  # and the file itself is gone: its pictures are kept once
+    tarred = open_pictures(Data(source="hub:me/set/t/*.tar"), SIZE)
+    assert asked[-1] == ("me/set", None) and np.array_equal(tarred.read(9).pixels, whole.read(9).pixels)
+    with pytest.raises(ValueError, match=r"no file of hub:me/set matches 'x/\*'; it has p/train-00000.parquet, "):
+        open_pictures(Data(source="hub:me/set/x/*"), SIZE)
+    with pytest.raises(ValueError, match="expected hub:owner/name/pattern"):
+        open_pictures(Data(source="hub:me"), SIZE)
+
+
+def test_the_hub_out_of_reach_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="the Hub can't be asked for hub:me/set"):
+        open_pictures(Data(source="hub:me/set/*.tar"), SIZE)
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> str:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def test_wrong_sources_are_answered_in_a_sentence(folder, tmp_path):
+    (tmp_path / "empty" / "ant").mkdir(parents=True)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    whole = Path(tar_of(tmp_path / "whole.tar", {"a.png": b"1" * 3000, "a.cls": b"1"})).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:1500])
+    (tmp_path / "text.parquet").write_text("no parquet")
+    table = pyarrow.table({"image": [b"x"], "fine_label": [1], "label": [0], "gone": pyarrow.array([None], pyarrow.int64())})
+    pyarrow.parquet.write_table(table, tmp_path / "two.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"label": [-1], "image": [b"x"]}), tmp_path / "hidden.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"label": [1]}), tmp_path / "blind.parquet")
+    cases = {
+        "nowhere": "data.source is 'nowhere', expected 'drawings', a folder",
+        str(tmp_path / "bare"): "holds no folders",
+        str(tmp_path / "empty"): "hold no pictures, expected files ending in .jpg",
+        str(tmp_path / "notes.txt"): "notes.txt is no shard",
+        str(tmp_path / "cut.tar"): "cut.tar is damaged, or no plain tar",
+        str(tmp_path / "text.parquet"): "text.parquet is damaged, or no parquet",
+        str(tmp_path / "two.parquet"): "2 columns that may be the class; name one of image, fine_label, label, gone as data",
+        str(tmp_path / "hidden.parquet"): "has pictures of class -1",
+        str(tmp_path / "blind.parquet"): "expected one of encoded pictures, got 0",
+        tar_of(tmp_path / "a.tar", {"x/a.png": b""}): "sample 'x/a' of .* lacks its class",
+        tar_of(tmp_path / "b.tar", {"b.cls": b"1"}): "sample 'b' of .* lacks its picture",
+        tar_of(tmp_path / "c.tar", {}): "holds no pictures",
+    }
+    for source, problem in cases.items():
+        with pytest.raises(ValueError, match=problem):
+            open_pictures(Data(source=source), SIZE)
+    assert open_pictures(Data(source=str(tmp_path / "two.parquet"), label="fine_label"), SIZE).label(0) == 1
+    for label, problem in (("gone", "rows without a class"), ("lost", "has no column 'lost'")):
+        with pytest.raises(ValueError, match=problem):
+            open_pictures(Data(source=str(tmp_path / "two.parquet"), label=label), SIZE)
+    with pytest.raises(ValueError, match="the crop rule is 'box'"):
+        open_pictures(Data(source=str(folder), crop="box"), SIZE)
+    mixed = [str(tmp_path / "mixed-1.tar"), str(tmp_path / "mixed-2.tar")]
+    for path, label in zip(mixed, (b"1", b"ant"), strict=True):
+        tar_of(Path(path), {"a.png": b"", "a.cls": label})
+    with pytest.raises(ValueError, match="write their classes in different ways"):
+        open_pictures(Data(source=str(tmp_path / "mixed-*.tar")), SIZE)
+
+
+def test_pictures_are_read_from_folders_within_and_behind_links_once(tmp_path):
+    write_photos(tmp_path / "store", 4, ("ant",))
+    root = tmp_path / "set"
+    (root / "ant" / "deep").mkdir(parents=True)
+    (root / "ant" / "deep" / "circle").symlink_to(root / "ant")
+    (root / "ant" / "linked").symlink_to(tmp_path / "store" / "ant")
+    (root / "bee").symlink_to(tmp_path / "store" / "ant")
+    photo(1).save(root / "ant" / "deep" / "UPPER.PNG")
+    for name in (".hidden.png", "notes.txt", "Thumbs.db"):
+        (root / "ant" / name).write_text("")
+    found = open_pictures(Data(source=str(root)), SIZE)
+    names = [str(Path(found.name(i)).relative_to(root)) for i in range(len(found))]
+    assert names == ["ant/deep/UPPER.PNG", *(f"ant/linked/{i:05}.{'jpg' if i % 3 else 'png'}" for i in range(4)), *names[5:]]
+    assert len(names) == 9 and [found.label(i) for i in (4, 5)] == [0, 1]
+
+
+def test_a_set_is_small_to_hold_and_to_hand_over(folder):
+    import pickle
+
+    found = open_pictures(Data(source=str(folder)), SIZE)
+    assert isinstance(found, Photos) and len(pickle.dumps(found)) < 5_000  # no pictures in it
+    texts = [f"n01440764/n01440764_{i}.JPEG" for i in range(100_000)] + ["", "ä\udcff"]
+    packed = Texts(texts)
+    assert [packed[0], packed[99_999], packed[100_000], packed[100_001]] == [texts[0], texts[99_999], "", "ä\udcff"]
+    assert len(pickle.dumps(packed)) < 45 * len(packed)
+
+
+def test_held_out_pictures_have_the_classes_of_the_training(folder, tmp_path, monkeypatch):
+    data = Data(source=str(folder))
+    write_photos(tmp_path / "val", 3, ("cow", "bee", "ant"))
+    assert len(open_held_out(data, str(tmp_path / "val"), SIZE)) == 3
+    write_photos(tmp_path / "other", 3, ("ant", "bee", "dog"))
+    with pytest.raises(ValueError, match="the 3 classes of .*other are not the 3 of"):
+        open_held_out(data, str(tmp_path / "other"), SIZE)
+    with pytest.raises(ValueError, match="holds no pictures out"):
+        open_held_out(data, None, SIZE)
+    asked = []
+
+    def cached_array(size, split, **options):
+        asked.append(split)
+        return np.zeros((1, size, size, 3), np.uint8), np.array([0])
+
+    monkeypatch.setattr(datasets, "cached_array", cached_array)
+    open_held_out(Data(source="drawings"), None, SIZE)
+    assert asked == ["heldout"]
+
+
+def test_without_pyarrow_parquet_says_what_to_install(folder, tmp_path, monkeypatch):
+    pattern = write_parquet(folder, tmp_path / "p", 40)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"needs the package pyarrow; install cascade-diffusion\[data\]"):
+        open_pictures(Data(source=pattern), SIZE)
+
+
+def test_balanced_classes_are_for_what_can_be_read_in_any_order(folder, tmp_path):
+    assert len(open_pictures(Data(source=str(folder), balanced=True), SIZE)) == 30
+    pattern = write_tars(folder, tmp_path / "shards", 7)
+    with pytest.raises(ValueError, match="data.balanced is for drawings and folders"):
+        open_pictures(Data(source=pattern, balanced=True), SIZE)
