@@ -27,9 +27,12 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     elif name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        value = version("cascade-diffusion")
+        try:
+            value = version("cascade-diffusion")
+        except PackageNotFoundError:  # a checkout that was never installed
+            value = "unknown"
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -13,8 +13,8 @@ from torch import Tensor
 from cascade.stages.stage import ACCELERATOR_BATCH_SIZE, CPU_BATCH_SIZE
 
 
-class ForeignBase:
-    """Calls a pipeline that isn't ours as a base stage: with what its call takes, one image a seed, images in [-1, 1].
+class AnyBase:
+    """Calls a pipeline that is not ours as a base stage: with what its call takes, one image per seed, images in [-1, 1].
 
     Args:
         pipeline: Its call needs no argument but `class_labels` (without it, `batch_size` is the number of images), and returns
@@ -44,10 +44,10 @@ class ForeignBase:
     def __call__(
         self, labels: list[int] | None, generators: Sequence[torch.Generator], batch_size: int | None, **settings: Any
     ) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1], float32 on the CPU, one a generator.
+        """Images [B, 3, H, W] in [-1, 1], float32 on the CPU, one per generator.
 
         Args:
-            labels: Class indices, one an image; None for a pipeline without classes.
+            labels: Class indices, one per image; None for a pipeline without classes.
             generators: Handed on if the call takes `generator`. Schedulers that draw from torch's own generator nevertheless (as
                 in DiTPipeline) find that one seeded from the first image's.
             batch_size: Images at once; None = 1 on a CPU and 8 elsewhere.

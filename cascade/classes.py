@@ -6,7 +6,7 @@ import difflib
 import json
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -50,6 +50,20 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __getitem__(self, index: int) -> str:
+        return self.names[index]
+
+    def __contains__(self, query: object) -> bool:
+        """Whether `index` knows the query: a name, an index or a WordNet id that means one class."""
+        try:
+            self.index(query)  # type: ignore[arg-type]  # ValueError says what is none
+        except ValueError:
+            return False
+        return True
 
     def index(self, query: str | int) -> int:
         """The index of the class that a person means.

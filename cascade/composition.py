@@ -1,4 +1,4 @@
-"""Whether stages make a cascade together."""
+"""Checks that stages make a cascade together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cascade.stages.sr3 import RefiningPipeline
 
 
 def check_kinds(stages: Mapping[str, Any]) -> None:
-    """Whether the first stage makes images from noise, and all others enlarge them."""
+    """Raise ValueError unless the first stage makes images from noise, and all others enlarge them."""
     if not stages:
         raise ValueError("a cascade needs at least one stage, got none")
     for i, (name, stage) in enumerate(stages.items()):
@@ -27,7 +27,7 @@ def check_kinds(stages: Mapping[str, Any]) -> None:
 
 
 def check_sizes(own: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Whether every stage gets images at least as large as it refines, and makes larger ones."""
+    """Raise ValueError unless every stage gets images at least as large as it refines, and makes larger ones."""
     names = list(sizes)
     for before, name in zip(names, names[1:], strict=False):
         needs = own[name].low_res_size
@@ -47,3 +47,11 @@ def num_classes_of(own: Mapping[str, Any], classes: Vocabulary | None) -> int | 
     if classes is not None and number not in (None, len(classes)):
         raise ValueError(f"got names for {len(classes)} classes, but the stages know {number}")
     return number
+
+
+def class_names_of(stages: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What the classes are called by the stages that were trained on them; None if no stage says so."""
+    found = {name: tuple(names) for name, stage in stages.items() if (names := stage.config.get("class_names"))}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"the stages {', '.join(map(repr, found))} were trained on classes of different names; give `classes`")
+    return next(iter(found.values()), None)

@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from cascade import presets
 from cascade.classes import Vocabulary, imagenet
@@ -97,6 +97,20 @@ class Manifest:
             raise ModelError(f"{path} has default_size {manifest.default_size!r}, expected the size of one of its stages")
         return manifest
 
+    def up_to(self, size: int | None) -> Manifest:
+        """The cascade that ends with the stage that makes images of side `size`; None = all of it.
+
+        Raises:
+            ValueError: if no stage does.
+        """
+        if size is None:
+            return self
+        sizes = [stage.size for stage in self.stages]
+        if size not in sizes:
+            raise ValueError(f"no stage of {self.name!r} makes {size}x{size} images; choose from {', '.join(map(str, sizes))}")
+        stages = self.stages[: sizes.index(size) + 1]
+        return replace(self, stages=stages, default_size=min(size, self.default_size or size))
+
     def write(self, folder: Path) -> None:
         """Write `cascade.json` into `folder`."""
         values = {
@@ -109,13 +123,23 @@ class Manifest:
         (folder / MANIFEST).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def resolve(name_or_path: str | Path) -> Path:
+class HubOptions(TypedDict, total=False):
+    """How a model is looked up on the Hugging Face Hub; arguments of `snapshot_download`."""
+
+    revision: str | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    token: str | bool | None
+
+
+def resolve(name_or_path: str | Path, **hub: Unpack[HubOptions]) -> Path:
     """The folder of a model.
 
     Args:
         name_or_path: The name of a shipped model ("emoji") or a preset, a folder (./emoji for one of a shipped model's name), or
             the id of a model on the Hugging Face Hub ("someone/something"), of which only json, safetensors and md files are
             downloaded.
+        **hub: For a model on the Hub.
 
     Raises:
         ModelError: if there is no such model, or it can't be downloaded.
@@ -135,22 +159,44 @@ def resolve(name_or_path: str | Path) -> Path:
     if name in presets.names():
         return presets.assembled(name)
     if re.fullmatch(f"{_PLAIN}/{_PLAIN}", name) and not path.parent.is_dir():
-        return _download(name)
+        return _download(name, hub)
     raise ModelError(
-        f"there is no model {name!r}: it is no folder, and the models known by name are"
+        f"there is no model {name!r}: it is not a folder, and the models known by name are"
         f" {', '.join([*SHIPPED, *presets.names()])}"
     )
 
 
-def _download(hub_id: str) -> Path:
+def upload(folder: Path, repo_id: str, **options: Any) -> str:
+    """Upload a model's folder to the Hugging Face Hub; returns its address there.
+
+    Args:
+        folder: Of the model.
+        repo_id: "someone/something".
+        **options: `private` and `token` of the repository; `commit_message`, `revision`, `create_pr` of the upload.
+
+    Raises:
+        ConnectionError: if the Hub can't be reached or refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(token=options.pop("token", None))
+    try:
+        repository = api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True).repo_id
+        return str(api.upload_folder(folder_path=folder, repo_id=repository, **options))
+    except (HfHubHTTPError, OSError) as error:
+        raise ConnectionError(f"{repo_id!r} could not be uploaded to the Hugging Face Hub ({_reason(error)})") from error
+
+
+def _download(hub_id: str, options: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.md"], **options))
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"model {hub_id!r} is no local folder, and the Hugging Face Hub can't be reached to look for it"
+            f"model {hub_id!r} is not a local folder, and the Hugging Face Hub can't be reached to look for it"
         ) from error
     except Exception as error:  # the Hub's own errors, those of the network library, and OSError
         raise ModelError(f"model {hub_id!r} could not be downloaded from the Hugging Face Hub ({_reason(error)})") from error

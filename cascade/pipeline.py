@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -18,13 +18,15 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from cascade.any_base import ForeignBase
-from cascade.call import Seeds, accepted, check_name, check_settings, generator_of, schedulers, seeds_of, settings_of
+from cascade.any_base import AnyBase
+from cascade.call import Seeds, check_sampling, exchanged_schedulers, generator_of, seeds_of
 from cascade.classes import Vocabulary
-from cascade.composition import check_kinds, check_sizes, num_classes_of
-from cascade.models import CARD, MANIFEST, Manifest, ModelError, StageEntry, load_stage, resolve
+from cascade.composition import check_kinds, check_sizes, class_names_of, num_classes_of
+from cascade.files import complete_folder
+from cascade.models import CARD, MANIFEST, HubOptions, Manifest, ModelError, StageEntry, load_stage, resolve, upload
+from cascade.stage_sampling import Sampling, SamplingSettings, StageSampling, check_name, sampling_of, settings_taken
 from cascade.stages.sr3 import Images, RefiningPipeline, as_tensors
-from cascade.stages.stage import Generators, OnStepEnd, OutputType, StagePipeline, as_output
+from cascade.stages.stage import Generators, OnStepEnd, OutputType, StagePipeline, as_output, check_way_out
 
 OneClass = str | int
 Classes = OneClass | Sequence[OneClass] | Tensor
@@ -57,10 +59,15 @@ class CascadePipeline:
             `RegressionPipeline`. The base is a `BasePipeline`, or any diffusers pipeline that returns images and needs no
             argument but `class_labels`. A stage may make larger images than the next one refines (`low_res_size`), which are then
             reduced; never smaller ones.
-        classes: What the classes are called; None = they are known by index alone.
+        classes: What the classes are called; None = as the stages say that were trained on them, else they are known by index.
         name: Of the model.
         card: Its model card, Markdown; None = it has none.
         default_size: Side of the images that a call makes where it doesn't say; None = those of the last stage.
+
+    Attributes:
+        sizes: Side of the images of each stage, by its name.
+        num_classes: How many classes the stages tell apart; None for a cascade without classes.
+        folder: Where it was loaded from; None for one that was composed.
 
     Raises:
         ValueError: if the stages don't fit together, or `classes` or `default_size` doesn't fit them.
@@ -76,16 +83,18 @@ class CascadePipeline:
     ) -> None:
         check_kinds(stages)
         self.stages: Mapping[str, Any] = MappingProxyType(dict(stages))
+        classes = class_names_of(stages) if classes is None else classes
         self.classes = classes if classes is None or isinstance(classes, Vocabulary) else Vocabulary.from_names(classes)
         self.name, self.card = name, card
         base_name, base = next(iter(stages.items()))
-        self._foreign = None if isinstance(base, StagePipeline) else ForeignBase(base)
-        self.sizes = {base_name: self._foreign.size} if self._foreign is not None else {}
+        self._any_base = None if isinstance(base, StagePipeline) else AnyBase(base)
+        self.sizes = {base_name: self._any_base.size} if self._any_base is not None else {}
         self.sizes |= {stage_name: stage.size for stage_name, stage in self._own().items()}
         check_sizes(self._own(), self.sizes)
         self.default_size = default_size
         self._names(base_name, default_size)
         self.num_classes = num_classes_of(self._own(), self.classes)
+        self.folder: Path | None = None
         self._offload_device: torch.device | None = None
         self.set_progress_bar_config()
 
@@ -96,63 +105,45 @@ class CascadePipeline:
         seeds: Seeds | None = None,
         generator: Generators | None = None,
         size: int | None = None,
-        num_inference_steps: int | Mapping[str, int] | None = None,
-        guidance_scale: float | Mapping[str, float] | None = None,
-        guidance_interval: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
-        aug_level: float | Mapping[str, float] | None = None,
-        consistency: bool | Mapping[str, bool] | None = None,
-        tile_size: int | Mapping[str, int] | None = None,
-        scheduler: type | Mapping[str, type] | None = None,
+        sampling: Sampling | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         batch_size: int | None = None,
+        **settings: Unpack[SamplingSettings],
     ) -> CascadeOutput:
         """Make images, class by class in the order given, `num_images_per_class` of each.
-
-        A setting is one value for all stages that have it, or a mapping from stage names to values; where it is None, or a
-        stage is not in the mapping, the stage's own default stands.
 
         Args:
             class_labels: Names, indices or WordNet ids of classes, or a single one; None for a cascade without classes.
             num_images_per_class: Images of every entry of `class_labels`; all images for a cascade without classes.
-            seeds: One an image, or a single one s: image i of this call has seed s + i. An image depends on the model, its class,
-                its seed and the settings only; to the byte on a CPU with the default `batch_size`. None = drawn.
-            generator: In place of `seeds`: a generator an image, or a single one, from which seeds are drawn; None = torch's own.
+            seeds: One per image, or a single one s: image i of this call has seed s + i. An image depends on the model, its
+                class, its seed and the settings only; to the byte on a CPU with the default `batch_size`. None = drawn.
+            generator: In place of `seeds`: one per image, or a single one, from which seeds are drawn; None = torch's own.
             size: Stop at the stage that makes images of this side; None = `default_size`.
-            num_inference_steps: Steps of the scheduler.
-            guidance_scale: 1 = no guidance.
-            guidance_interval: Lowest and highest EDM sigma that is guided.
-            aug_level: Noise added to the small images of SR3 stages, in [0, 1].
-            consistency: Whether the images of SR3 stages must average to the small ones that they are made from.
-            tile_size: Side of the tiles that the networks of SR3 stages see at once, which bounds their memory.
-            scheduler: A class of diffusers schedulers, which takes over the config of the stage's own for this call.
-            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32).
+            sampling: How each stage is sampled, by its name; a stage that is left out has its own defaults.
+            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32; NOT in [0, 1] as of other
+                pipelines of diffusers: it is what a stage takes from the one before).
             return_dict: False returns `(images,)`.
-            callback_on_step_end: As of the stages; its first argument is the stage's pipeline.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: As of the stages; the first argument is the stage's pipeline.
             batch_size: Images that go through a network at once; None = 1 on a CPU, 8 elsewhere.
+            **settings: Fields of `StageSampling`, each one value for all stages that have it, or a mapping from stage names to
+                values; they win over `sampling`.
 
         Raises:
             ValueError: for arguments that don't fit the cascade, before any network is run.
-            RuntimeError: if a network makes something that is no number.
+            RuntimeError: if a network makes something that is not a number.
         """
         if num_images_per_class < 1:
             raise ValueError(f"num_images_per_class must be at least 1, got {num_images_per_class}")
         given = self._indices(class_labels)
         labels = None if given is None else [label for label in given for _ in range(num_images_per_class)]
         count = num_images_per_class if labels is None else len(labels)
-        settings = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "guidance_interval": guidance_interval,
-            "aug_level": aug_level,
-            "consistency": consistency,
-            "tile_size": tile_size,
-        }
-        common = {"callback_on_step_end": callback_on_step_end, "batch_size": batch_size}
+        common = _common(callback_on_step_end, callback_on_step_end_tensor_inputs, batch_size)
         names = self._names(next(iter(self.stages)), size or self.default_size)
-        with schedulers(self.stages, scheduler):
-            out = self._run(names, None, labels, seeds_of(seeds, generator, count), settings, common, output_type)
+        chosen = self.sampling(sampling, **settings)
+        out = self._run(names, None, labels, seeds_of(seeds, generator, count), chosen, common, output_type)
         return out if return_dict else (out.images,)  # type: ignore[return-value]  # who asks for a tuple knows
 
     def upscale(
@@ -163,17 +154,13 @@ class CascadePipeline:
         seeds: Seeds | None = None,
         generator: Generators | None = None,
         size: int | None = None,
-        num_inference_steps: int | Mapping[str, int] | None = None,
-        guidance_scale: float | Mapping[str, float] | None = None,
-        guidance_interval: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
-        aug_level: float | Mapping[str, float] | None = None,
-        consistency: bool | Mapping[str, bool] | None = None,
-        tile_size: int | Mapping[str, int] | None = None,
-        scheduler: type | Mapping[str, type] | None = None,
+        sampling: Sampling | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         batch_size: int | None = None,
+        **settings: Unpack[SamplingSettings],
     ) -> CascadeOutput:
         """Enlarge images that exist already, by the SR3 stages from one of them on.
 
@@ -181,7 +168,7 @@ class CascadePipeline:
 
         Args:
             image: Square images, as `SR3Pipeline` takes them.
-            class_labels: Names, indices or WordNet ids, one an image, or a single one for all; None for a cascade without
+            class_labels: Names, indices or WordNet ids, one per image, or a single one for all; None for a cascade without
                 classes.
             stage: Where to enter; None = at the last stage that needs no larger images, or else at the first that makes larger
                 ones.
@@ -190,29 +177,38 @@ class CascadePipeline:
 
         Raises:
             ValueError: for arguments that don't fit the cascade, before any network is run.
-            RuntimeError: if a network makes something that is no number.
+            RuntimeError: if a network makes something that is not a number.
         """
         images = as_tensors(image)
         count = sum(len(one) for one in images)
         labels = self._indices(class_labels)
         labels = labels * count if labels is not None and len(labels) == 1 else labels
         if labels is not None and len(labels) != count:
-            raise ValueError(f"got {len(labels)} class_labels for {count} images; give one an image, or a single one for all")
-        settings = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "guidance_interval": guidance_interval,
-            "aug_level": aug_level,
-            "consistency": consistency,
-            "tile_size": tile_size,
-        }
-        common = {"callback_on_step_end": callback_on_step_end, "batch_size": batch_size}
+            raise ValueError(f"got {len(labels)} class_labels for {count} images; give one per image, or a single one for all")
+        common = _common(callback_on_step_end, callback_on_step_end_tensor_inputs, batch_size)
         names = self._names(self._entry(images) if stage is None else stage, size)
         if not isinstance(self.stages[names[0]], RefiningPipeline):
             raise ValueError(f"stage {names[0]!r} makes images from noise; enlarge from an SR3 stage on")
-        with schedulers(self.stages, scheduler):
-            out = self._run(names, images, labels, seeds_of(seeds, generator, count), settings, common, output_type)
+        chosen = self.sampling(sampling, **settings)
+        out = self._run(names, images, labels, seeds_of(seeds, generator, count), chosen, common, output_type)
         return out if return_dict else (out.images,)  # type: ignore[return-value]  # who asks for a tuple knows
+
+    def sampling(self, given: Sampling | None = None, **settings: Unpack[SamplingSettings]) -> dict[str, StageSampling]:
+        """How every stage is sampled with these settings, by its name; arguments and errors as in a call."""
+        return sampling_of({name: settings_taken(stage) for name, stage in self.stages.items()}, given, settings)
+
+    def described(self, names: Sequence[str], sampling: Sampling | None = None, batch_size: int | None = None) -> dict[str, Any]:
+        """All that the images of these stages depend on beside model, class and seed, as plain values; defaults written out."""
+        return {
+            "stages": {name: (sampling or {}).get(name, StageSampling()).described(self.stages[name]) for name in names},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "batch_size": batch_size,
+        }
+
+    def stages_to(self, size: int | None = None) -> list[str]:
+        """Names of the stages that run to make images of side `size`; None = `default_size`."""
+        return self._names(next(iter(self.stages)), size or self.default_size)
 
     def _run(
         self,
@@ -220,34 +216,42 @@ class CascadePipeline:
         images: Any,
         labels: list[int] | None,
         seeds: list[int],
-        settings: Mapping[str, Any],
+        sampling: Sampling,
         common: Mapping[str, Any],
         output_type: OutputType,
     ) -> CascadeOutput:
         """Check everything, then run the stages `names`, the first of them on `images` (None for the base)."""
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'pt'")
-        if common["batch_size"] is not None and common["batch_size"] < 1:
-            raise ValueError(f"batch_size must be at least 1, got {common['batch_size']}")
-        own = settings_of(self.stages, settings)
-        for name in names:
-            check_settings(name, self.stages[name], own[name])
-        made: dict[str, Tensor] = {}
-        for name in names:
-            generators = [generator_of(seed, name) for seed in seeds]
-            with self._on_device(self.stages[name]) as stage:
-                if images is None and self._foreign is not None:
-                    images = self._foreign(labels, generators, **common, **own[name])
-                else:
-                    further = {"num_images": len(seeds)} if images is None else {"image": images}
-                    mine = None if stage.unet.num_classes is None else labels
-                    further |= {"class_labels": mine, "output_type": "pt"}
-                    further |= accepted(stage, {"generator": generators, **common})  # a regression draws nothing
-                    images = stage(**further, **own[name]).images
-            made[name] = images
+        check_way_out(output_type, common["batch_size"])
+        with exchanged_schedulers(self.stages, {name: sampling[name] for name in names}):
+            for name in names:
+                check_sampling(name, self.stages[name], sampling[name])
+            made: dict[str, Tensor] = {}
+            for name in names:
+                generators = [generator_of(seed, name) for seed in seeds]
+                with self._on_device(self.stages[name]) as stage:
+                    images = self._images(stage, images, labels, generators, common, sampling[name].arguments)
+                made[name] = images
         shown: dict[str, Any] = {name: as_output(one, output_type) for name, one in made.items()}
         outputs = {name: ImagePipelineOutput(images=one) for name, one in shown.items()}
         return CascadeOutput(shown[names[-1]], outputs, seeds, labels)
+
+    def _images(
+        self,
+        stage: Any,
+        images: Any,
+        labels: list[int] | None,
+        generators: list[torch.Generator],
+        common: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> Tensor:
+        """What one stage makes of the images before it (None for the base), [B, C, H, W] in [-1, 1]."""
+        if images is None and self._any_base is not None:
+            return self._any_base(labels, generators, **common, **settings)
+        arguments = {"num_images": len(generators)} if images is None else {"image": images}
+        arguments |= {"class_labels": None if stage.unet.num_classes is None else labels, "output_type": "pt"}
+        takes = inspect.signature(stage.__call__).parameters  # a regression draws nothing, and has no steps
+        arguments |= {key: value for key, value in ({"generator": generators} | dict(common)).items() if key in takes}
+        return stage(**arguments, **settings).images
 
     def _own(self) -> dict[str, Any]:
         return {name: stage for name, stage in self.stages.items() if isinstance(stage, StagePipeline)}
@@ -274,7 +278,7 @@ class CascadePipeline:
 
     def _indices(self, class_labels: Classes | None) -> list[int] | None:
         """Class indices from names, indices and WordNet ids."""
-        takes_classes = self.num_classes is not None or (self._foreign is not None and self._foreign.takes_classes)
+        takes_classes = self.num_classes is not None or (self._any_base is not None and self._any_base.takes_classes)
         if not takes_classes:
             if class_labels is not None:
                 raise ValueError(f"class_labels is {class_labels!r}, but this cascade knows no classes; leave it out")
@@ -317,40 +321,90 @@ class CascadePipeline:
         for name, stage in self.stages.items():
             stage.set_progress_bar_config(**{**getattr(stage, "_progress_bar_config", {}), **options, "desc": name})
 
+    @property
+    def device(self) -> torch.device:
+        """Where the stages are; for a cascade with offload, where they run."""
+        return self._offload_device or next(iter(self.stages.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the first stage's weights."""
+        return next(iter(self.stages.values())).dtype
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Arguments that make this cascade again: `CascadePipeline(**cascade.components)`."""
+        return {
+            "stages": dict(self.stages),
+            "classes": self.classes,
+            "name": self.name,
+            "card": self.card,
+            "default_size": self.default_size,
+        }
+
+    def __repr__(self) -> str:
+        known = f"{self.num_classes} classes" if self.num_classes else "no classes"
+        stages = "".join(f"  {name}: {type(stage).__name__}, {self.sizes[name]} px\n" for name, stage in self.stages.items())
+        return f"{type(self).__name__} {self.name!r}, {known}, {self.dtype} on {self.device}\n{stages}".rstrip()
+
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
+        cls,
+        name_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | torch.device | None = None,
+        device_map: str | None = None,
+        size: int | None = None,
+        variant: str | None = None,
+        **hub: Unpack[HubOptions],
     ) -> CascadePipeline:
         """Load a cascade. No code in its files is executed and nothing is unpickled.
 
         Args:
             name_or_path: As `models.resolve` takes it: a shipped model, a folder, or an id on the Hugging Face Hub.
-            dtype: Number type of the weights, whatever it is on disk.
-            device: Where to put it; None = the CPU.
+            torch_dtype, dtype: Number type of the weights ("bfloat16" or `torch.bfloat16`), whatever it is on disk; two names of
+                one thing, as in diffusers. None = float32.
+            device, device_map: Where to put it ("cuda"); two names of one thing. None = the CPU.
+            size: Load only the stages that make images of this side; None = all.
+            variant: Of the files of weights, as "fp16".
+            **hub: `revision`, `cache_dir`, `local_files_only` and `token` of a model on the Hub.
 
         Raises:
             ModelError: a ValueError, if there is no such model, or it is incomplete, damaged or refused.
+            ValueError: if `size` is not that of a stage, or a number type or device is not one.
         """
-        folder = resolve(name_or_path)
-        manifest = Manifest.read(folder)
+        folder = resolve(name_or_path, **hub)
+        manifest = Manifest.read(folder).up_to(size)
         card = folder / CARD
+        number_type = _number_type(_one_of("dtype", torch_dtype, dtype) or torch.float32)
         try:
-            loaded = {entry.name: load_stage(folder, entry, dtype) for entry in manifest.stages}
+            loaded = {entry.name: load_stage(folder, entry, number_type) for entry in manifest.stages}
             text = card.read_text("utf-8") if card.is_file() else None
             cascade = cls(loaded, manifest.classes, manifest.name, text, manifest.default_size)
         except ModelError:
             raise
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
-        if cascade._entries() != manifest.stages:
+        if [vars(entry) | {"folder": ""} for entry in cascade._entries()] != [vars(e) | {"folder": ""} for e in manifest.stages]:
             raise ModelError(f"{folder / MANIFEST} does not describe the stages beside it: their sizes differ")
-        return cascade if device is None else cascade.to(device)
+        cascade.folder = folder
+        place = _one_of("device", device, device_map)
+        return cascade if place is None else cascade.to(place)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, max_shard_size: int | str | None = None, push_to_hub: bool = False, **hub: Any
+    ) -> None:
         """Save the stages, each as its pipeline saves itself in its present number type, `cascade.json`, and the card.
 
         Written beside `folder` first, then renamed, so that it is never half-written. A cascade that lies there is replaced.
         WordNet ids and synonyms of classes are kept for ImageNet only.
+
+        Args:
+            folder: New, empty, or that of a cascade.
+            max_shard_size: Largest file of weights, as "5GB"; None = as diffusers does it.
+            push_to_hub: Also upload it; **hub are the arguments of `push_to_hub`, whose `repo_id` is by default the folder's name.
 
         Raises:
             ValueError: if `folder` is there and neither a cascade nor empty.
@@ -358,23 +412,47 @@ class CascadePipeline:
         target = Path(folder).absolute()
         if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
             raise ValueError(f"{target} is there already and is not a cascade; choose another folder, or remove it")
-        written, replaced = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
-        written.mkdir(parents=True)
-        try:
+        with complete_folder(target) as written:
+            shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
             for name, stage in self.stages.items():
-                stage.save_pretrained(written / name)
+                stage.save_pretrained(written / name, **shards)
             if self.card is not None:
                 (written / CARD).write_text(self.card, "utf-8")
             Manifest(self.name, self.classes, self._entries(), self.default_size).write(written)
-            if target.exists():
-                target.rename(replaced)
-            written.rename(target)
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if push_to_hub:
+            upload(target, hub.pop("repo_id", target.name), **hub)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **hub: Any) -> str:
+        """Upload the cascade to the Hugging Face Hub; returns its address. Arguments as of diffusers' pipelines."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "cascade")
+            return upload(Path(folder) / "cascade", repo_id, private=private, token=token, **hub)
 
     def _entries(self) -> tuple[StageEntry, ...]:
         return tuple(
             StageEntry(name, name, type(stage).__name__, self.sizes[name], getattr(stage, "low_res_size", None))
             for name, stage in self.stages.items()
         )
+
+
+def _common(on_step_end: OnStepEnd | None, tensor_inputs: Sequence[str], batch_size: int | None) -> dict[str, Any]:
+    """Arguments that every stage of a call gets."""
+    return {
+        "callback_on_step_end": on_step_end,
+        "callback_on_step_end_tensor_inputs": list(tensor_inputs),
+        "batch_size": batch_size,
+    }
+
+
+def _one_of(name: str, first: Any, second: Any) -> Any:
+    """The one that is given of two names of an argument."""
+    if first is not None and second is not None and first != second:
+        raise ValueError(f"{name} is given twice, as {first} and as {second}; give it once")
+    return second if first is None else first
+
+
+def _number_type(given: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype is {given!r}, expected a number type of torch, as 'bfloat16'")
+    return found

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cascade
 from cascade.classes import Vocabulary
-from cascade.cli.arguments import version
-from cascade.cli.errors import Failure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +40,7 @@ class Origin:
     def chunks(self) -> dict[str, str]:
         """Keyword and text of each chunk."""
         texts = {
-            "Software": f"{_MAKER} {version()}",
+            "Software": f"{_MAKER} {cascade.__version__}",
             "Command": self.command,
             "Model": self.model,
             "Class": ", ".join(self.class_names),
@@ -93,11 +92,11 @@ def stem(classes: Vocabulary | None, label: int | None) -> str:
 
 
 def check_targets(paths: Sequence[Path]) -> None:
-    """Whether these files can be written without harm, before anything is computed.
+    """Check that these files can be written without harm, before anything is computed.
 
     Raises:
         ValueError: if two are the same, or one exists and was not made by this program.
-        Failure: if their folder can't be written.
+        PermissionError: if their folder can't be written.
     """
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
@@ -110,14 +109,14 @@ def check_targets(paths: Sequence[Path]) -> None:
         if not ancestor.is_dir():
             raise ValueError(f"{ancestor} is a file, so {folder} can't be a folder for the pictures; choose another --out")
         if not os.access(ancestor, os.W_OK | os.X_OK):
-            raise Failure(f"{ancestor} can't be written; choose another folder by --out")
+            raise PermissionError(f"{ancestor} can't be written; choose another folder by --out")
 
 
 def write(path: Path, image: Image, origin: Origin) -> None:
     """Write a PNG file under another name and rename it when it is complete.
 
     Raises:
-        Failure: if it can't be written; nothing of it is left then.
+        OSError: if it can't be written; nothing of it is left then.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -134,7 +133,7 @@ def write(path: Path, image: Image, origin: Origin) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise Failure(f"{path} could not be written: {error.strerror or error}; nothing half-written is left") from error
+        raise OSError(f"{path} could not be written: {error.strerror or error}; nothing half-written is left") from error
 
 
 def grid(rows: Sequence[Sequence[Image]]) -> Image:

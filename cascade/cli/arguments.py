@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
 from cascade.schedulers import SCHEDULERS
 
@@ -35,18 +36,6 @@ def parsed(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     if parser._subparsers is not None:
         return parser.parse_args(argv)
     return parser.parse_intermixed_args(argv)
-
-
-def version() -> str:
-    """Version of the installed package; "unknown" in a checkout that was never installed."""
-    from importlib.metadata import PackageNotFoundError
-
-    import cascade
-
-    try:
-        return cascade.__version__
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def positive(text: str) -> int:
@@ -88,6 +77,59 @@ def scheduler(text: str) -> str:
     return text
 
 
+def interval(text: str) -> tuple[float, float]:
+    """A range of noise, as "0.3:5": lowest and highest EDM sigma."""
+    low, colon, high = text.partition(":")
+    try:
+        if colon and 0 <= float(low) <= float(high):
+            return float(low), float(high)
+    except ValueError:
+        pass
+    raise ArgumentTypeError(f"{text!r} is not LOW:HIGH, two sigmas of which the first is not the larger, as 0.3:5")
+
+
+@dataclass(frozen=True)
+class SamplingOption:
+    """How a field of `StageSampling` is given on the command line.
+
+    flag, metavar, help: Of the option.
+    kind: Makes a value of its text.
+    refining: Whether only stages that refine pictures have it.
+    """
+
+    flag: str
+    kind: Callable[[str], Any]
+    metavar: str
+    help: str
+    refining: bool = False
+
+
+SAMPLING_OPTIONS = {
+    "num_inference_steps": SamplingOption("--steps", positive, "N", "sampling steps"),
+    "guidance_scale": SamplingOption("--guidance-scale", scale, "S", "1 = no guidance, higher = more typical of the class"),
+    "guidance_interval": SamplingOption("--guidance-interval", interval, "LOW:HIGH", "EDM sigmas between which it is guided"),
+    "aug_level": SamplingOption(
+        "--aug-level", level, "A", "noise on the picture that a refining stage starts from, 0 to 1", refining=True
+    ),
+    "consistency": SamplingOption(
+        "--consistency",
+        switch,
+        "on|off",
+        "whether a refining stage's picture must average to the one that it starts from",
+        refining=True,
+    ),
+    "tile_size": SamplingOption(
+        "--tile-size",
+        positive,
+        "PX",
+        "side of the tiles that a refining stage sees at once; smaller needs less memory",
+        refining=True,
+    ),
+    "scheduler": SamplingOption("--scheduler", scheduler, "NAME", ", ".join(SCHEDULERS)),
+}
+"""By the names of the fields of `StageSampling`, in the order in which a command line is written."""
+
+
 def _number(kind: Callable[[str], _Value], text: str, fits: Callable[[_Value], bool], expected: str) -> _Value:
     value: _Value | None = None
     with suppress(ValueError):
@@ -113,19 +155,9 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     sampling = parser.add_argument_group(
         "sampling", "Each takes one value (8), one per stage (20,8), or named ones (base=20,sr256=8)."
     )
-    sampling.add_argument("--steps", metavar="N", help="sampling steps (default: the model's own)")
-    sampling.add_argument(
-        "--guidance-scale", metavar="S", help="1 = no guidance, higher = more typical of the class (default: the model's own)"
-    )
-    sampling.add_argument(
-        "--aug-level", metavar="A", help="noise on the image that a refining stage starts from, 0 to 1 (default: the model's own)"
-    )
-    sampling.add_argument(
-        "--consistency",
-        metavar="on|off",
-        help="whether a refining stage's picture must average to the one that it starts from (default: the model's own)",
-    )
-    sampling.add_argument("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)} (default: the model's own)")
+    for name, option in SAMPLING_OPTIONS.items():
+        text = f"{option.help} (default: the model's own)"
+        sampling.add_argument(option.flag, dest=name, metavar=option.metavar, help=text)
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--batch-size",

@@ -6,20 +6,22 @@ import json
 import math
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cascade
 from cascade import png as pictures
-from cascade.cli.arguments import Parser, add_model_options, parsed, positive, seed, version
+from cascade.cli.arguments import Parser, add_model_options, parsed, positive, seed
 from cascade.cli.errors import guarded
-from cascade.cli.sampling import Request, StageLines, chunks, load
+from cascade.cli.request import Request, StageLines, chunks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cascade.pipeline import CascadePipeline
+    from cascade.stage_sampling import Sampling
 
 NAME = "generate"
 HELP = "Make pictures of classes."
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action() -> None:
         parser = Parser(prog="generate", description=HELP)
-        parser.add_argument("--version", action="version", version=f"cascade-diffusion {version()}")
+        parser.add_argument("--version", action="version", version=f"cascade-diffusion {cascade.__version__}")
         add_arguments(parser)
         run(parsed(parser, argv))
 
@@ -79,15 +81,15 @@ def run(args: Namespace) -> None:
     begun = time.monotonic()
     job = _Job.of(args)
     pictures.check_targets([path for plan in job.plans for path in job.paths(plan)])
-    cascade = load(job.request)
+    pipeline, sampling = job.request.load()
     files: list[dict[str, Any]] = []
-    for entry in _made(job, cascade):
+    for entry in _made(job, pipeline, sampling):
         files.append(entry)
         if not args.json:
             print(entry["path"], flush=True)
     if args.json:
-        settings = job.request.described(cascade, job.stage_names)
-        made = {"model": job.request.manifest.name, "version": version(), "settings": settings, "files": files}
+        settings = pipeline.described(job.request.stage_names, sampling, args.batch_size)
+        made = {"model": pipeline.name, "version": cascade.__version__, "settings": settings, "files": files}
         print(json.dumps(made | {"seconds": round(time.monotonic() - begun, 3)}, indent=2))
 
 
@@ -105,13 +107,14 @@ class _Job:
     """What is to be made: every picture by its class and seed, and the files."""
 
     request: Request
+    args: Namespace
     labels: list[int | None]
     seeds: list[int]
     plans: list[_Plan]
 
     @classmethod
     def of(cls, args: Namespace) -> _Job:
-        request = Request.of(args)
+        request = Request.of(args, args.size)
         labels = _labels(request, args.classes or [])
         seeds = list(range(args.seed, args.seed + args.count))
         stems = [pictures.stem(request.classes, label) for label in labels]
@@ -124,23 +127,17 @@ class _Job:
             raise ValueError(
                 f"--out is {args.out}, but {len(plans)} pictures are asked for; give a folder, or --grid for one sheet"
             )
-        return cls(request, labels, seeds, plans)
-
-    @property
-    def stage_names(self) -> list[str]:
-        """Stages that run."""
-        stages = self.request.manifest.stages
-        last = next(place for place, stage in enumerate(stages) if stage.size == self.request.size)
-        return [stage.name for stage in stages[: last + 1]]
+        return cls(request, args, labels, seeds, plans)
 
     @property
     def saved(self) -> list[str]:
         """Stages whose pictures are saved, the last one first."""
-        return self.stage_names[::-1] if self.request.args.stages else self.stage_names[-1:]
+        names = self.request.stage_names
+        return names[::-1] if self.args.stages else names[-1:]
 
     def path(self, plan: _Plan, stage: str) -> Path:
-        suffix = "" if stage == self.stage_names[-1] else f"-{stage}"
-        out = self.request.args.out
+        suffix = "" if stage == self.request.stage_names[-1] else f"-{stage}"
+        out = self.args.out
         if pictures.is_png(out):
             return out.with_name(f"{out.stem}{suffix}{out.suffix}")
         return (out or Path()) / f"{plan.stem}{suffix}.png"
@@ -153,8 +150,12 @@ class _Job:
         labels = [label for label in plan.labels if label is not None]
         words = ["generate", *(word for label in labels for word in ("--class", self.request.query(label)))]
         words += ["-n", str(len(plan.seeds))] * (len(plan.seeds) > 1) + ["--seed", str(plan.seeds[0])]
-        words += ["--grid"] * self.request.args.grid
-        earlier = next(s.size for s in self.request.manifest.stages if s.name == stage) if stage != self.stage_names[-1] else None
+        words += ["--grid"] * self.args.grid
+        earlier = (
+            next(s.size for s in self.request.manifest.stages if s.name == stage)
+            if stage != self.request.stage_names[-1]
+            else None
+        )
         classes = self.request.classes
         return pictures.Origin(
             self.request.command(words, earlier),
@@ -172,7 +173,7 @@ def _labels(request: Request, queries: Sequence[str]) -> list[int | None]:
         if request.classes is not None:
             raise ValueError(
                 f"no class is given: {request.manifest.name!r} makes {len(request.classes)} of them, as --class"
-                f" {request.query(0)}; `cascade classes --model {request.args.model}` lists them"
+                f" {request.query(0)}; `cascade classes --model {request.model}` lists them"
             )
         return [None]
     labels = [request.label(query) for query in queries]
@@ -182,23 +183,27 @@ def _labels(request: Request, queries: Sequence[str]) -> list[int | None]:
     return list(labels)
 
 
-def _made(job: _Job, cascade: CascadePipeline) -> Iterator[dict[str, Any]]:
+def _made(job: _Job, pipeline: CascadePipeline, sampling: Sampling) -> Iterator[dict[str, Any]]:
     """Run the model and write each file as soon as its pictures are there; gives what the JSON says of each."""
-    args, arguments = job.request.args, job.request.arguments()
+    args = job.args
     wanted = [(label, s) for label in job.labels for s in job.seeds]
+    settings = {
+        stage: pipeline.described(pipeline.stages_to(pipeline.sizes[stage]), sampling, args.batch_size) for stage in job.saved
+    }
     kept: dict[str, list[Image]] = {stage: [] for stage in job.saved}
     for part in chunks(len(wanted), args.batch_size):
         labels, seeds = [wanted[i][0] for i in part], [wanted[i][1] for i in part]
         what = f"{len(wanted)} picture{'s' * (len(wanted) > 1)}"
         if len(part) < len(wanted):
             what = f"pictures {part.start + 1} to {part.stop} of {len(wanted)}"
-        out: Any = cascade(
+        out: Any = pipeline(
             class_labels=None if labels[0] is None else [label for label in labels if label is not None],
             num_images_per_class=len(seeds) if labels[0] is None else 1,
             seeds=seeds,
-            size=args.size,
-            callback_on_step_end=StageLines(cascade, job.request.manifest.stages, what),
-            **arguments,
+            size=job.request.size,
+            sampling=sampling,
+            callback_on_step_end=StageLines(pipeline, what),
+            batch_size=args.batch_size,
         )
         for stage in job.saved:
             images = out.stages[stage].images
@@ -206,18 +211,17 @@ def _made(job: _Job, cascade: CascadePipeline) -> Iterator[dict[str, Any]]:
                 kept[stage] += images
                 continue
             for i, image in zip(part, images, strict=True):
-                yield _write(job, cascade, job.plans[i], stage, image)
+                yield _write(job, settings, job.plans[i], stage, image)
     if args.grid:
         for stage, images in kept.items():
             columns = len(job.seeds) if len(job.labels) > 1 else math.ceil(math.sqrt(len(images)))
             rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-            yield _write(job, cascade, job.plans[0], stage, pictures.grid(rows))
+            yield _write(job, settings, job.plans[0], stage, pictures.grid(rows))
 
 
-def _write(job: _Job, cascade: CascadePipeline, plan: _Plan, stage: str, image: Image) -> dict[str, Any]:
+def _write(job: _Job, settings: Mapping[str, Any], plan: _Plan, stage: str, image: Image) -> dict[str, Any]:
     path = job.path(plan, stage)
-    stages = job.stage_names[: job.stage_names.index(stage) + 1]
-    origin = job.origin(plan, stage, job.request.described(cascade, stages))
+    origin = job.origin(plan, stage, settings[stage])
     pictures.write(path, image, origin)
     return {
         "path": str(path),
@@ -225,6 +229,6 @@ def _write(job: _Job, cascade: CascadePipeline, plan: _Plan, stage: str, image: 
         "class_indices": list(origin.class_indices),
         "seeds": list(plan.seeds),
         "stage": stage,
-        "size": cascade.sizes[stage],
+        "size": next(s.size for s in job.request.manifest.stages if s.name == stage),
         "command": origin.command,
     }

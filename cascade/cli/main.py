@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import cascade
 from cascade.cli import benchmark, classes, convert, data, evaluate, generate, inspect, sample, search_schedule, train, upscale
-from cascade.cli.arguments import Parser, parsed, version
+from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
 COMMANDS = (generate, classes, upscale, inspect, data, train, sample, evaluate, benchmark, convert, search_schedule)
@@ -39,7 +40,7 @@ def _named(word: Sequence[str], commands: Sequence[Any]) -> Any:
 def _overview(words: Sequence[str]) -> None:
     """Help and version of `cascade` itself; anything else that begins with no command raises ValueError."""
     parser = Parser(prog="cascade", description="Cascaded image generation: make, refine, inspect and train.")
-    parser.add_argument("--version", action="version", version=f"cascade-diffusion {version()}")
+    parser.add_argument("--version", action="version", version=f"cascade-diffusion {cascade.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         commands.add_parser(command.NAME, help=command.HELP)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from cascade import png as pictures
 from cascade.cli.arguments import add_model_options, positive, seed
-from cascade.cli.sampling import Request, StageLines, load
+from cascade.cli.request import Request, StageLines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cascade.pipeline import CascadePipeline
+    from cascade.stage_sampling import Sampling
 
 NAME = "upscale"
 HELP = (
@@ -42,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    request = Request.of(args, to_the_end=True)
+    request = Request.of(args, args.size, to_the_end=True)
     labels = _labels(request, args.classes or [], len(args.images))
     paths = [_target(args.out, source, request.size, len(args.images)) for source in args.images]
     sources = [_read(source, request.size) for source in args.images]
@@ -50,10 +51,10 @@ def run(args: Namespace) -> None:
     if clash is not None:
         raise ValueError(f"{clash} is one of the pictures to enlarge, so it is not replaced; choose another --out")
     pictures.check_targets(paths)
-    cascade = load(request)
+    cascade, sampling = request.load()
     files = []
     for source, image, label, path in zip(args.images, sources, labels, paths, strict=True):
-        files.append(_enlarge(request, cascade, source, image, label, path))
+        files.append(_enlarge(request, args.seed, cascade, sampling, source, image, label, path))
         if not args.json:
             print(path, flush=True)
     if args.json:
@@ -104,37 +105,43 @@ def _read(path: Path, size: int) -> Image:
 
 
 def _enlarge(
-    request: Request, cascade: CascadePipeline, source: Path, image: Image, label: int | None, path: Path
+    request: Request,
+    seed: int,
+    cascade: CascadePipeline,
+    sampling: Sampling,
+    source: Path,
+    image: Image,
+    label: int | None,
+    path: Path,
 ) -> dict[str, Any]:
     """Run the model on one picture and write it; gives what the JSON says of it."""
-    args, classes = request.args, request.classes
+    classes = request.classes
     out: Any = cascade.upscale(
         image,
         class_labels=label,
-        seeds=args.seed,
-        size=args.size,
-        callback_on_step_end=StageLines(cascade, request.manifest.stages, str(source)),
-        **request.arguments(),
+        seeds=seed,
+        size=request.size,
+        sampling=sampling,
+        callback_on_step_end=StageLines(cascade, str(source)),
+        batch_size=request.batch_size,
     )
     words = (
-        ["cascade", "upscale", str(source)]
-        + ([] if label is None else ["--class", request.query(label)])
-        + ["--seed", str(args.seed)]
+        ["cascade", "upscale", str(source)] + ([] if label is None else ["--class", request.query(label)]) + ["--seed", str(seed)]
     )
     origin = pictures.Origin(
         request.command(words),
         request.manifest.name,
         () if label is None or classes is None else (classes.names[label],),
         () if label is None else (label,),
-        (args.seed,),
-        request.described(cascade, list(out.stages)),
+        (seed,),
+        cascade.described(list(out.stages), sampling, request.batch_size),
     )
     pictures.write(path, out.images[0], origin)
     return {
         "path": str(path),
         "source": str(source),
         "class_index": label,
-        "seed": args.seed,
+        "seed": seed,
         "size": request.size,
         "command": origin.command,
     }
