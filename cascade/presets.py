@@ -7,39 +7,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cascade import typed
 from cascade.files import CONFIGS, cache_folder
 
-_SAMPLING = ("num_inference_steps", "guidance_scale", "guidance_interval", "aug_level")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PublishedFile:
     """A checkpoint that a preset needs.
 
     family: As for `cascade.stages.published.stage`.
-    name: Of the file, by which its configuration is known.
-    address: Where it is published.
+    file: Its name, by which its configuration is known.
+    published: The address where it is published.
     licence: Of the weights.
+    gmac_per_evaluation: What one image costs, in 10^9 multiply-adds.
     """
 
     family: str
-    name: str
-    address: str
+    file: str
+    published: str
     licence: str
+    gmac_per_evaluation: float | None = None
 
     @property
     def path(self) -> Path:
         """Where the user has to put it."""
-        return cache_folder() / "published" / self.name
+        return cache_folder() / "published" / self.file
 
 
-@dataclass(frozen=True)
-class PresetStage:
-    """One stage of a preset: its network, perhaps a weaker one that guides it, and how it is sampled."""
+@dataclass(frozen=True, kw_only=True)
+class PresetStage(PublishedFile):
+    """One stage of a preset: its network, perhaps a weaker one that guides it, how it is sampled, and evaluations per image."""
 
-    network: PublishedFile
-    guide: PublishedFile | None
-    sampling: Mapping[str, Any]
+    guide: PublishedFile | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_interval: tuple[float, ...] | None = None
+    aug_level: float | None = None
+    nfe: int | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The settings of the stage's pipeline that the preset says."""
+        names = ("num_inference_steps", "guidance_scale", "guidance_interval", "aug_level")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A composition of published checkpoints: its stages in the order in which they run, and per image what it costs and its FID.
+
+    nfe: Network evaluations, those that guide included.
+    tmac_per_image: 10^12 multiply-adds.
+    fid_published: None = nobody has measured this composition.
+    """
+
+    name: str
+    stages: dict[str, PresetStage]
+    nfe: int | None = None
+    tmac_per_image: float | None = None
+    fid_published: float | None = None
 
 
 def names() -> list[str]:
@@ -48,18 +74,17 @@ def names() -> list[str]:
 
 
 def stages_of(name: str) -> dict[str, PresetStage]:
-    """The stages of a preset by name, in the order in which they run."""
-    import yaml
+    """The stages of a preset by name, in the order in which they run.
 
-    values = yaml.safe_load((CONFIGS / "presets" / f"{name}.yaml").read_text("utf-8"))
-    return {
-        stage: PresetStage(
-            _file(entry),
-            _file(entry["guide"]) if "guide" in entry else None,
-            {key: entry[key] for key in _SAMPLING if key in entry},
-        )
-        for stage, entry in values["stages"].items()
-    }
+    Raises:
+        ValueError: if its file says something that a preset doesn't; it names file and key.
+    """
+    path = CONFIGS / "presets" / f"{name}.yaml"
+    values = typed.read(path)
+    try:
+        return typed.build(Preset, values).stages
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def assembled(name: str) -> Path:
@@ -74,7 +99,7 @@ def assembled(name: str) -> Path:
     stages = stages_of(name)
     missing = [file for file in _files(stages) if not file.path.is_file()]
     if missing:
-        lines = [f"  {file.path} from {file.address} ({file.licence})" for file in missing]
+        lines = [f"  {file.path} from {file.published} ({file.licence})" for file in missing]
         raise ValueError(f"preset {name!r} needs {len(missing)} file{'s' * (len(missing) > 1)} put here:\n" + "\n".join(lines))
     _assemble(name, stages).save_pretrained(folder)
     return folder
@@ -87,22 +112,18 @@ def _assemble(name: str, stages: Mapping[str, PresetStage]) -> Any:
 
     pipelines: dict[str, Any] = {}
     for stage_name, stage in stages.items():
-        pipeline = published.stage(stage.network.family, stage.network.path)
+        pipeline = published.stage(stage.family, stage.path)
         if stage.guide is not None:
             pipeline.register_modules(guide_unet=published.stage(stage.guide.family, stage.guide.path).unet)
         pipeline.register_to_config(**stage.sampling)
         pipelines[stage_name] = pipeline
-    licences = sorted({f"{file.name}: {file.licence}, from {file.address}" for file in _files(stages)})
+    licences = sorted({f"{file.file}: {file.licence}, from {file.published}" for file in _files(stages)})
     card = f"# {name}\n\nMade from published checkpoints:\n\n" + "".join(f"- {line}\n" for line in licences)
     return CascadePipeline(pipelines, classes=imagenet(), name=name, card=card)
 
 
 def _files(stages: Mapping[str, PresetStage]) -> Iterator[PublishedFile]:
     for stage in stages.values():
-        yield stage.network
+        yield stage
         if stage.guide is not None:
             yield stage.guide
-
-
-def _file(entry: Mapping[str, Any]) -> PublishedFile:
-    return PublishedFile(entry["family"], entry["file"], entry["published"], entry["licence"])

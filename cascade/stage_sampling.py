@@ -115,7 +115,10 @@ def sampling_of(
             mine = value.get(name) if isinstance(value, Mapping) else value
             if mine is not None and key in takes[name]:
                 changed: dict[str, Any] = {key: tuple(mine) if key == "guidance_interval" else mine}
-                found[name] = replace(found[name], **changed)
+                try:
+                    found[name] = replace(found[name], **changed)
+                except ValueError as error:
+                    raise ValueError(f"stage {name!r}: {error}") from None
     return found
 
 

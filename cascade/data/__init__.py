@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +14,12 @@ from cascade.data.numbering import numbered
 from cascade.data.parquet import ParquetShard
 from cascade.data.shards import Shard, ShardSet
 from cascade.data.tar import TarShard
+from cascade.files import Progress
 from cascade.stages.training import Data, PictureSet
 from cascade.stages.training.examples import PictureSource
 
 DRAWINGS = {"drawings": "train", "drawings:heldout": "heldout"}
 """Names of the drawings as a source, and the part of them that each means."""
-
-Progress = Callable[[int, int], None]
-"""Called with (done, in all)."""
 
 
 def class_names(data: Data, progress: Progress = lambda done, total: None) -> tuple[str, ...]:

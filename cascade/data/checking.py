@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from cascade.files import Progress
 from cascade.stages.training.examples import PictureSource
 from cascade.stages.training.odd_pictures import DamagedPicture, DamageLog, Oddity
-
-Progress = Callable[[int, int], None]
-"""Called with (pictures read, all)."""
 
 
 def check(pictures: PictureSource, workers: int, progress: Progress) -> DamageLog:

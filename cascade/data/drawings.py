@@ -7,7 +7,6 @@ area average of the RENDER_SIZE picture, as low-resolution inputs are made from 
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import lzma
@@ -29,7 +28,7 @@ import resvg_py
 from PIL import Image
 
 from cascade.classes import EMOJI
-from cascade.files import cache_folder
+from cascade.files import Progress, cache_folder, complete, sha256, write_text
 
 SPLITS = ("train", "heldout")
 RENDER_SIZE = 256  # pixels
@@ -45,9 +44,6 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 _PACK = _ASSETS / "drawings.tar.xz"
 _MEMBER = re.compile(r"(train|heldout)/([a-z-]+)/([a-z0-9-]+)__([0-9a-f-]+)__([a-z0-9-]+)\.svg")
 _RULES = 1  # raise it when render() begins to give other pixels, so that old caches are not taken for new
-
-Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all)."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -241,8 +237,6 @@ def write_image_folder(
     out = Path(out)
     items = [item for name in (SPLITS if split is None else [split]) for item in drawings(name)]
     _claim_folder(out, {"size": size, "rendering": _rendering()})
-    for folder in {out / item.split / item.class_name for item in items}:
-        folder.mkdir(parents=True, exist_ok=True)
     jobs = [(out / item.split / item.class_name / f"{item.name}.png", item.svg) for item in items]
     missing = [job for job in jobs if not job[0].exists()]
     written = _in_processes(functools.partial(_write_png, size=size), missing)
@@ -269,7 +263,7 @@ def _check_size(size: int) -> None:
 @functools.cache
 def _rendering() -> str:
     """What decides the pixels: the pack, the renderer, and our rules."""
-    return f"{hashlib.sha256(_PACK.read_bytes()).hexdigest()[:12]}-resvg{resvg_py.__version__}-{_RULES}"
+    return f"{sha256(_PACK)[:12]}-resvg{resvg_py.__version__}-{_RULES}"
 
 
 def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
@@ -295,29 +289,16 @@ def _write_array(path: Path, shape: tuple[int, ...], pictures: Iterable[np.ndarr
     if needed > free:
         raise OSError(f"rendered, the drawings take {needed / 1e9:.1f} GB, but {path.parent} has {free / 1e9:.1f} left")
 
-    def write(file: io.BufferedWriter) -> None:
+    with complete(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for picture in pictures:
             file.write(picture.tobytes())
 
-    _write_whole(path, write)
-
 
 def _write_png(job: tuple[Path, str], size: int) -> None:
     path, svg = job
-    image = Image.fromarray(render(svg, size))
-    _write_whole(path, lambda file: image.save(file, format="PNG"))
-
-
-def _write_whole(path: Path, write: Callable[[io.BufferedWriter], object]) -> None:
-    """Write a file under another name and rename it when it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with complete(path) as file:
+        Image.fromarray(render(svg, size)).save(file, format="PNG")
 
 
 def _claim_folder(out: Path, contents: dict[str, object]) -> None:
@@ -330,9 +311,8 @@ def _claim_folder(out: Path, contents: dict[str, object]) -> None:
             raise ValueError(f"{out} holds drawings of another size or rendering (see {mark}); choose another folder")
     elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and was not made by this command; choose a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    _write_whole(mark, lambda file: file.write(json.dumps(contents).encode()))
-    _write_whole(out / "NOTICE", lambda file: file.write(notice().encode()))
+    write_text(mark, json.dumps(contents))
+    write_text(out / "NOTICE", notice())
 
 
 def _in_processes(function: Callable[[_Item], _Result], items: list[_Item]) -> Iterator[_Result]:

@@ -6,7 +6,6 @@ A row of a parquet file can't be read alone, so a shard's pictures are unpacked 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from filelock import FileLock
 
 from cascade.data.hub import ShardFile
 from cascade.data.shards import Contents, kept, read_at
+from cascade.files import complete
 
 _CLASS_COLUMNS = ("label", "labels", "class", "cls", "fine_label", "category")
 _ROWS = 64  # unpacked at a time
@@ -68,20 +68,15 @@ class ParquetShard:
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
                 return
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                with self.file.fetched() as source, source.open("rb") as file, partial.open("wb") as out:
-                    table = _opened(file, self.name)
-                    column = _image_column(table, self.name)
-                    begins = [0]
-                    for batch in table.iter_batches(_ROWS, columns=[column]):
-                        for value in batch.column(0).to_pylist():
-                            data = (value.get("bytes") if isinstance(value, dict) else value) or b""
-                            begins.append(begins[-1] + out.write(data))
-                    out.write(np.array(begins, "<i8").tobytes())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with self.file.fetched() as source, source.open("rb") as file, complete(path) as out:
+                table = _opened(file, self.name)
+                column = _image_column(table, self.name)
+                begins = [0]
+                for batch in table.iter_batches(_ROWS, columns=[column]):
+                    for value in batch.column(0).to_pylist():
+                        data = (value.get("bytes") if isinstance(value, dict) else value) or b""
+                        begins.append(begins[-1] + out.write(data))
+                out.write(np.array(begins, "<i8").tobytes())
 
 
 def _opened(file: Any, name: str) -> Any:

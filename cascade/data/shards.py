@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from cascade.data.numbering import labelled
-from cascade.files import cache_folder
+from cascade.files import Progress, cache_folder, complete
 from cascade.stages.training.examples import epoch_order
 
 WINDOW = 16
@@ -70,7 +70,7 @@ class ShardSet:
         ValueError: if a shard is damaged, the set is empty, or the shards disagree on their classes.
     """
 
-    def __init__(self, shards: Sequence[Shard], name: str, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, shards: Sequence[Shard], name: str, progress: Progress) -> None:
         self.shards, self.contents = tuple(shards), []
         for done, shard in enumerate(shards, start=1):
             self.contents.append(_kept_contents(shard))
@@ -128,12 +128,6 @@ def _kept_contents(shard: Shard) -> Contents:
             return Contents(*(arrays[field] for field in Contents.FIELDS))
     except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none, or a damaged one
         contents = shard.contents()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **{field: getattr(contents, field) for field in Contents.FIELDS})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with complete(path) as file:
+        np.savez(file, **{field: getattr(contents, field) for field in Contents.FIELDS})
     return contents

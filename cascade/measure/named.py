@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from cascade.classes import EMOJI, Vocabulary, imagenet
-from cascade.data.drawings import Progress as DrawingsProgress
 from cascade.data.drawings import cached_array
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import Images, ImageSet, image_archive, image_array, image_folder
 from cascade.eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
 from cascade.eval.statistics import Provenance, read_npz
+from cascade.files import Progress, cache_folder
 
 DRAWINGS = {"drawings:train": "train", "drawings:heldout": "heldout"}
 INCEPTION_MODES: dict[str, Any] = {
@@ -32,7 +31,7 @@ Classify = Callable[[Images], np.ndarray]
 
 
 def image_source(
-    text: str, *, size: int | None = None, minimum: int = 1, progress: DrawingsProgress | None = None
+    text: str, *, size: int | None = None, minimum: int = 1, progress: Progress | None = None
 ) -> tuple[ImageSet, np.ndarray | None]:
     """The images that a person means, and their classes where they are known.
 
@@ -103,7 +102,7 @@ def reference_source(
     extractor: str,
     crop_rule: str | None = None,
     minimum: int = 1,
-    progress: DrawingsProgress | None = None,
+    progress: Progress | None = None,
 ) -> Reference | ImageSet:
     """What samples are measured against, as a person means it.
 
@@ -157,4 +156,4 @@ def classifier_of(classes: Vocabulary | None, device: str = "cpu") -> tuple[str,
 
 def feature_cache() -> Path:
     """Where features of references are kept: under XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade-diffusion" / "features"
+    return cache_folder() / "features"

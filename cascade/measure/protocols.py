@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from cascade import typed
 from cascade.files import CONFIGS
 
 KINDS = ("samples", "super-resolution")
@@ -31,11 +30,8 @@ class Published:
     comparable: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.values, Mapping) or not self.values:
+        if not self.values:
             raise ValueError(f"values of {self.name!r} must map metrics to numbers")
-        for metric, value in self.values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"{metric} of {self.name!r} is {value!r}, expected a number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +119,10 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         ValueError: if there is none, or its file says something that a protocol doesn't; it names file and key.
     """
-    from cascade.training.recipes import _arguments, _read
-
     path = protocol_path(name)
-    values: dict[str, Any] = _read(path)
+    values = typed.read(path)
     try:
-        protocol = Protocol(**_arguments(Protocol.__init__, values, "", ("self",)))
+        protocol = typed.build(Protocol, values)
         if protocol.name != path.stem:
             raise ValueError(f"name is {protocol.name!r}, expected {path.stem!r}, that of its file")
     except ValueError as error:

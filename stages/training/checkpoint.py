@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from cascade.stages.files import sha256
 
 PREFIX = "checkpoint-"
 STATE = "state.json"
@@ -78,7 +79,7 @@ def write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapp
             save_file(
                 {name: value.detach().cpu().contiguous() for name, value in values.items()}, partial / f"{group}.safetensors"
             )
-        sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        sums = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         (partial / STATE).write_text(json.dumps({**state, "sha256": sums}, indent=1))
         for path in (*partial.iterdir(), partial):
             _flush(path)
@@ -120,7 +121,7 @@ def load(folder: Path) -> tuple[Tensors, State]:
     """
     state = json.loads((folder / STATE).read_text())
     for name, expected in state["sha256"].items():
-        if _sha256(folder / name) != expected:
+        if sha256(folder / name) != expected:
             raise ValueError(f"{name} is not what was written")
     return {Path(name).stem: load_file(folder / name) for name in state["sha256"]}, state
 
@@ -157,14 +158,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         same_shape = value.shape == parameter.shape
         state.setdefault(index, {})[name] = torch.empty_like(parameter, requires_grad=False).copy_(value) if same_shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

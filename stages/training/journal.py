@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
 from PIL import Image
 
+from cascade.stages.files import complete
 from cascade.stages.training.meter import Report
 
 LOG = "log.jsonl"
@@ -66,10 +66,8 @@ class Journal:
         if not self.accelerator.is_main_process:
             return
         path = self.run / SAMPLES / f"{images_seen:012d}.png"
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        grid.save(partial, "PNG")
-        partial.replace(path)
+        with complete(path) as file:
+            grid.save(file, "PNG")
         self._start()
         pixels = np.asarray(grid.convert("RGB"))[None]
         for tracker in self.accelerator.trackers:
@@ -150,9 +148,8 @@ def cut(path: Path, images_seen: int) -> None:
     """Remove from a log what was written after so many images."""
     if path.is_file():
         kept = [record for record in read_log(path) if record["images_seen"] <= images_seen]
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(path)
+        with complete(path) as file:
+            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def _plain(values: Record) -> dict[str, Any]:

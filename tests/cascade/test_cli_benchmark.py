@@ -89,7 +89,7 @@ def test_distance_is_drawn_against_all_stages_evaluations():
         (("size: 64", "sise: 64"), "unknown key 'sise'; did you mean 'size'?"),
         (("title: Mine", ""), "title is missing"),
         (("labels: balanced", "labels: most"), "labels is 'most'"),
-        (("3.94", "low"), "distance of 'Theirs' is 'low', expected a number"),
+        (("3.94", "low"), "published.0.values.distance is 'low', expected a number"),
         (("name: mine", "name: yours"), "name is 'yours', expected 'mine'"),
         (("kind: samples", "kind: super-resolution"), "only super-resolution has one, and needs it"),
         (("labels: balanced", "seeds: [3, 3]"), "seeds are [3, 3], expected at least one, none twice"),

@@ -216,7 +216,7 @@ def test_every_output_type_shows_the_same_pictures(tiny):
         ({"consistency": {"base": True}}, "stage 'base' takes no consistency"),
         ({"tile_size": {"sr32": 9}}, "stage 'sr32': tile_size is 9, but this network runs on sizes divisible by 2"),
         ({"guidance_interval": {"sr32": (3.0, 1.0)}}, r"stage 'sr32': guidance interval \(3.0, 1.0\) is empty"),
-        ({"scheduler": "ddim"}, "scheduler is 'ddim', expected a class of diffusers schedulers"),
+        ({"scheduler": "ddin"}, "scheduler is 'ddin', expected one of ddpm"),
         ({"scheduler": {"sr64": DDIMScheduler}}, "there is no stage 'sr64'"),
     ],
 )

@@ -32,10 +32,17 @@ def test_every_preset_names_published_files_that_the_catalogue_knows():
     assert set(presets.names()) >= {"adm-256", "edm2-autoguided-256", "few-step-256"}
     for name in presets.names():
         for stage in presets.stages_of(name).values():
-            for file in filter(None, (stage.network, stage.guide)):
-                known = catalogue.known(file.name)
-                assert known is not None and known.family == file.family, file.name
-                assert file.address == known.url
+            for file in filter(None, (stage, stage.guide)):
+                known = catalogue.known(file.file)
+                assert known is not None and known.family == file.family, file.file
+                assert file.published == known.url
+
+
+def test_a_mistake_in_a_preset_is_answered_by_its_key_and_file(tiny_preset, tmp_path):
+    path = tmp_path / "configs" / "presets" / "tiny.yaml"
+    path.write_text(path.read_text().replace('"family"', '"famly"', 1))
+    with pytest.raises(ValueError, match="tiny.yaml: unknown key 'stages.base.famly'; did you mean 'family'?"):
+        presets.stages_of(tiny_preset)
 
 
 def test_missing_files_are_listed_with_their_places(cache, capsys):

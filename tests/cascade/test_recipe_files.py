@@ -133,8 +133,8 @@ def test_without_a_name_it_is_dpm_solver(minimal):
         ("optimization.warmup=1.5", "optimization.warmup is 1.5, expected a whole number"),
         ("seed=true", "seed is True, expected a whole number"),
         ("data.flip=1", "data.flip is 1, expected true or false"),
-        ("name=3", "name is 3, expected a text"),
-        ("name=", "name is empty, expected a text"),
+        ("name=3", "name is 3, expected text"),
+        ("name=", "name is empty, expected text"),
         ("network.channels=8", "network.channels is 8, expected a list"),
         ("network.channels=[8, wide]", "network.channels.1 is 'wide', expected a whole number"),
         ("network=[]", "network is a list, expected a mapping"),
@@ -142,12 +142,12 @@ def test_without_a_name_it_is_dpm_solver(minimal):
         ("phases=[{size: 8}]", "phases.0.images is missing"),
         ("phases.0.size=7", "phases.0.size is 7, expected at most network.sample_size 16 and divisible by 2"),
         ("phases.1.size=32", "phases.1.size is 32, expected at most"),
-        ("network.low_res_size=5", "phases.0.size is 8, which is no whole number of pixels in the 5 px image"),
+        ("network.low_res_size=5", "phases.0.size is 8, which is not a whole number of pixels in the 5 px image"),
         ("objective.loss=l3", "loss is 'l3'"),
-        ("phases.5.size=3", "'5' is no place in a list of 2"),
+        ("phases.5.size=3", "'5' is not a place in a list of 2"),
         ("name.first=3", "name is 'tiny', which holds no further keys"),
         ("learning_rate", "expected key=value"),
-        ("seed=[1", "no YAML"),
+        ("seed=[1", "not YAML"),
     ],
 )
 def test_a_mistake_is_answered_by_its_key_and_what_was_expected(minimal, override, problem):
@@ -181,6 +181,28 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, text, problem):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no recipe .*nothing.yaml"):
         load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_a_shipped_recipe_is_found_by_name_from_anywhere_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = load_recipe("emoji/base64")
+    assert shipped == load_recipe(ROOT / "configs" / "emoji" / "base64.yaml") == load_recipe("emoji/base64.yaml")
+    Path("emoji").mkdir()
+    write(Path("emoji"), yaml.safe_dump(MINIMAL)).rename("emoji/base64")
+    assert load_recipe("emoji/base64").name == "tiny"
+    with pytest.raises(ValueError, match="there is no recipe emoji/base46: did you mean 'emoji/base64'?"):
+        load_recipe("emoji/base46")
+    with pytest.raises(ValueError, match="there is no recipe presets/adm-256"):
+        load_recipe("presets/adm-256")
+
+
+def test_overrides_are_a_mapping_too(minimal):
+    values = {"phases.1.images": 1000, "optimization.betas": (0.9, 0.999), "validation": None}
+    assert load_recipe(minimal, values) == load_recipe(
+        minimal, ["phases.1.images=1e3", "optimization.betas=[0.9, 0.999]", "validation=null"]
+    )
+    with pytest.raises(ValueError, match="with data.flp=False: unknown key 'data.flp'; did you mean 'flip'"):
+        load_recipe(minimal, {"data.flp": False})
 
 
 TRAINING = [
