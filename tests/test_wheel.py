@@ -35,6 +35,18 @@ def check_that_it_generates(python: Path, folder: Path) -> None:
     assert python.parents[1] in home.parents, f"cascade came from {home}, not from the wheel"
 
 
+def check_that_a_users_own_modules_are_left_alone(python: Path, folder: Path) -> None:
+    """`python -m` and scripts search the folder that they are started in first."""
+    for name in ("eval.py", "stages/__init__.py", "configs/__init__.py", "tests/__init__.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("raise SystemExit('the user\'s own module ran')")
+    (folder / "pictures").mkdir()
+    command = [python, "-m", "cascade", "evaluate", "images", "pictures", "--reference", "drawings:heldout"]
+    done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and "pictures" in done.stderr and "own module" not in done.stderr, done.stderr
+    run(python, "-c", "import cascade.stages.unet, cascade.eval.frechet, cascade.training", cwd=folder)
+
+
 def test_the_wheel_holds_rooms_recipes_model_and_licences(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in (
@@ -46,7 +58,9 @@ def test_the_wheel_holds_rooms_recipes_model_and_licences(wheel):
     ):
         assert name in names, f"{name} is missing"
     assert {Path(name).name for name in names if "dist-info/licenses" in name} == {"LICENSE", "NOTICE"}
-    assert not [name for name in names if name.startswith(("tests/", "runs/", "benchmarks/"))]
+    assert "cascade/py.typed" in names
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"cascade", "cascade_diffusion"}, "no other names are taken"
+    assert len(names) == len(zipfile.ZipFile(wheel).namelist()), "a file is in the wheel twice"
 
 
 def test_installed_elsewhere_it_generates_outside_the_checkout(wheel, tmp_path):
@@ -62,6 +76,7 @@ def test_installed_elsewhere_it_generates_outside_the_checkout(wheel, tmp_path):
         path = home / "bin" / script
         path.write_text(path.read_text().replace(sys.executable, str(python)))
     check_that_it_generates(python, tmp_path)
+    check_that_a_users_own_modules_are_left_alone(python, tmp_path)
 
 
 @pytest.mark.slow
