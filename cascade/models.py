@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade import presets
 from cascade.classes import Vocabulary, imagenet
+from cascade.stages import saved
+from cascade.stages.saved import ModelError as ModelError
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline, ModelMixin
+    from diffusers import DiffusionPipeline
 
 FORMAT = 1
 MANIFEST = "cascade.json"
@@ -28,13 +27,7 @@ CARD = "README.md"
 SHIPPED = {"emoji": Path(__file__).parent / "assets" / "emoji"}
 
 _PLAIN = r"\w[\w.-]*"
-_UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py")
 _IMAGENET = {"vocabulary": "imagenet"}
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-class ModelError(ValueError):
-    """A model that can't be found or used as it lies there; the message is one clear sentence."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +73,10 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             raise ModelError(f"{folder} is not a cascade, or an incomplete one: it has no {MANIFEST}")
-        values = _read_json(path)
+        values = saved.read_json(path)
         if values.get("format") != FORMAT:
             raise ModelError(f"{path} has format {values.get('format')!r}, but this version of cascade reads format {FORMAT}")
-        with _damaged(path):
+        with saved.damaged(path):
             stages = tuple(StageEntry(**entry) for entry in values["stages"])
             manifest = cls(str(values["name"]), _classes_from_json(values["classes"]), stages, values.get("default_size"))
         if not stages:
@@ -134,26 +127,12 @@ def resolve(name_or_path: str | Path) -> Path:
         raise ModelError(f"model {name!r} is a file, expected the folder of a cascade")
     if name in presets.names():
         return presets.assembled(name)
-    if re.fullmatch(f"{_PLAIN}/{_PLAIN}", name) and not path.parent.is_dir():
-        return _download(name)
+    if re.fullmatch(saved.HUB_ID, name) and not path.parent.is_dir():
+        return saved.download(name)
     raise ModelError(
         f"there is no model {name!r}: it is no folder, and the models known by name are"
         f" {', '.join([*SHIPPED, *presets.names()])}"
     )
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"model {hub_id!r} is no local folder, and the Hugging Face Hub can't be reached to look for it"
-        ) from error
-    except Exception as error:  # the Hub's own errors, those of the network library, and OSError
-        raise ModelError(f"model {hub_id!r} could not be downloaded from the Hugging Face Hub ({_reason(error)})") from error
 
 
 def load_stage(folder: Path, entry: StageEntry, dtype: torch.dtype) -> DiffusionPipeline:
@@ -166,129 +145,13 @@ def load_stage(folder: Path, entry: StageEntry, dtype: torch.dtype) -> Diffusion
     Raises:
         ModelError: if the stage is incomplete, damaged, not what `cascade.json` says, or would execute or unpickle something.
     """
-    pipeline_class, home = _pipeline_class(folder, entry), folder / entry.folder
+    home = folder / entry.folder
+    saved.class_named(entry.pipeline, f"stage {entry.name!r} in {folder / MANIFEST}")
     if not home.is_dir():
         raise ModelError(f"{folder} is incomplete: it lacks the folder {entry.folder!r} of stage {entry.name!r}")
-    unsafe = next((path for path in sorted(home.rglob("*")) if path.suffix.lower() in _UNSAFE), None)
-    if unsafe is not None:
-        raise ModelError(f"{unsafe} could execute code when it is loaded, so it is refused; store weights as safetensors")
-    path = home / "model_index.json"
-    values = {name: value for name, value in _read_json(path).items() if name == "_class_name" or not name.startswith("_")}
-    if values.pop("_class_name", None) != entry.pipeline:
-        raise ModelError(f"{path} does not describe the {entry.pipeline} that {MANIFEST} names")
-    for name, value in values.items():
-        if _is_component(value):
-            values[name] = _load_component(home, name, value[0], value[1], dtype)
-    with _damaged(path):
-        return pipeline_class(**values)
-
-
-def _pipeline_class(folder: Path, entry: StageEntry) -> type[DiffusionPipeline]:
-    """The class of a stage: one of ours or of diffusers, and nothing else."""
-    import diffusers
-
-    from cascade.stages.base import BasePipeline
-    from cascade.stages.regression import RegressionPipeline
-    from cascade.stages.sr3 import SR3Pipeline
-
-    own = {one.__name__: one for one in (BasePipeline, SR3Pipeline, RegressionPipeline)}
-    found: Any = own.get(entry.pipeline) or getattr(diffusers, entry.pipeline, None)
-    if not _is_subclass(found, diffusers.DiffusionPipeline) or found is diffusers.DiffusionPipeline:
-        raise ModelError(
-            f"stage {entry.name!r} in {folder / MANIFEST} is a {entry.pipeline!r}, expected {', '.join(own)} or the name of a"
-            " diffusers pipeline"
-        )
-    return found
-
-
-def _is_component(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
-
-
-def _load_component(home: Path, name: str, library: str | None, class_name: str | None, dtype: torch.dtype) -> Any:
-    """A stage's network or scheduler, whose class is ours or diffusers' own; None where it is left out."""
-    import diffusers
-
-    if library is None or class_name is None:
-        return None
-    module: Any = diffusers if library == "diffusers" else None
-    library = f"cascade.{library}" if library.startswith("stages.") else library  # as models were saved before 0.2
-    if library == "cascade.stages.unet" or library.startswith("cascade.stages.published."):
-        with _damaged(home / "model_index.json"):
-            module = import_module(library)
-    found: Any = getattr(module, class_name, None)
-    if _is_subclass(found, diffusers.SchedulerMixin):
-        path = home / name / "scheduler_config.json"
-        with _damaged(path):
-            return found.from_config(_read_json(path))
-    if not _is_subclass(found, diffusers.ModelMixin):
-        index = home / "model_index.json"
-        raise ModelError(f"{index} asks for {library}.{class_name} as its {name}, which is neither ours nor diffusers' own")
-    return _load_network(found, home / name, dtype)
-
-
-def _is_subclass(found: Any, of: type) -> bool:
-    return isinstance(found, type) and issubclass(found, of)
-
-
-def _load_network(network: Any, folder: Path, dtype: torch.dtype) -> ModelMixin:
-    """A network with all its weights and no others; its random initial weights are never made."""
-    from accelerate import init_empty_weights
-    from safetensors.torch import load_file
-
-    path = folder / "config.json"
-    config = _read_json(path)
-    if config.get("_class_name") != network.__name__:
-        raise ModelError(f"{path} describes a {config.get('_class_name')}, expected the {network.__name__} of model_index.json")
-    with _damaged(path), init_empty_weights():
-        model = network.from_config(config)
-    weights: dict[str, torch.Tensor] = {}
-    for path in _weight_files(folder):
-        with _damaged(path):
-            # Copied even where the type is right: load_file maps the file, whose later changes would reach the model, and whose
-            # odd addresses change rounding.
-            weights |= {name: v.to(dtype if v.is_floating_point() else v.dtype, copy=True) for name, v in load_file(path).items()}
-    _check_weights(folder, {name: tuple(value.shape) for name, value in model.state_dict().items()}, weights)
-    model.load_state_dict(weights, assign=True)
-    return model.eval()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a network; several where its weights are split, as an index beside them says."""
-    index = folder / f"{_WEIGHTS}.index.json"
-    files = [folder / _WEIGHTS]
-    if index.is_file():
-        with _damaged(index):
-            files = [folder / Path(name).name for name in sorted(set(_read_json(index)["weight_map"].values()))]
-    for path in files:
-        if not path.is_file():
-            raise ModelError(f"the model is incomplete: {path} is missing")
-    return files
-
-
-def _check_weights(folder: Path, expected: dict[str, tuple[int, ...]], weights: dict[str, torch.Tensor]) -> None:
-    import torch
-
-    for name, shape in expected.items():
-        if name not in weights:
-            raise ModelError(f"the weights in {folder} are incomplete: {name} is missing")
-        if (got := tuple(weights[name].shape)) != shape:
-            raise ModelError(f"the weights in {folder} don't fit its config.json: {name} has shape {got}, expected {shape}")
-        total = weights[name].sum(dtype=torch.float32)  # far cheaper than a look at each value, and finite for nearly all weights
-        if not total.isfinite() and not weights[name].isfinite().all():
-            raise ModelError(f"the weights in {folder} are damaged: {name} holds values that are not numbers (NaN or infinite)")
-    if unexpected := sorted(weights.keys() - expected):
-        raise ModelError(f"the weights in {folder} don't fit its config.json: it has no place for {unexpected[0]}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(f"the model is incomplete: {path} is missing")
-    with _damaged(path):
-        values = json.loads(path.read_text("utf-8"))
-        if not isinstance(values, dict):
-            raise TypeError(f"it holds a {type(values).__name__}, expected an object")
-    return values
+    if saved.read_json(home / saved.INDEX).get("_class_name") != entry.pipeline:
+        raise ModelError(f"{home / saved.INDEX} does not describe the {entry.pipeline} that {MANIFEST} names")
+    return saved.load_stage(home, dtype)
 
 
 def _classes_from_json(value: Any) -> Vocabulary | None:
@@ -303,18 +166,3 @@ def _classes_to_json(classes: Vocabulary | None) -> list[str] | dict[str, str] |
     if classes is None:
         return None
     return _IMAGENET if classes.wordnet_ids and classes == imagenet() else list(classes.names)
-
-
-@contextmanager
-def _damaged(path: Path) -> Iterator[None]:
-    """Turns whatever a library says of a file's contents into one sentence."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{path} is damaged or can't be used ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -296,7 +296,7 @@ def test_hub_models_are_downloaded_without_anything_executable(monkeypatch, save
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="'someone/nothing' is no local folder, and the Hugging Face Hub can't be reached"):
+    with pytest.raises(ModelError, match="'someone/nothing' is not a local folder, and the Hugging Face Hub can't be reached"):
         resolve("someone/nothing")
 
 
