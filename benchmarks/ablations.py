@@ -30,7 +30,7 @@ from cascade.eval.scoring import FeatureSet, feature_set, score
 from cascade.files import CONFIGS
 from cascade.measure.named import DRAWINGS_CROP_RULE, classifier_of, extractor_of, feature_cache, image_source
 from cascade.measure.super_resolution import bicubic, error_values, low_resolution, paired_values
-from cascade.models import StageEntry, load_stage
+from cascade.folder import StageEntry, load_stage
 from cascade.pipeline import CascadePipeline
 from cascade.stages.sr3 import SR3Pipeline
 from cascade.training.forecast import training_cost

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cascade.classes import Vocabulary
-from cascade.models import ModelError, stage_folder
+from cascade.folder import stage_folder
 from cascade.pipeline import CascadePipeline
 from cascade.stages import saved
+from cascade.stages.saved import ModelError
 
 
 def compose(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -23,8 +23,10 @@ from cascade.call import Seeds, check_sampling, exchanged_schedulers, generator_
 from cascade.classes import Vocabulary
 from cascade.composition import check_kinds, check_sizes, class_names_of, num_classes_of
 from cascade.files import complete_folder
-from cascade.models import CARD, MANIFEST, HubOptions, Manifest, ModelError, StageEntry, load_stage, resolve, upload
+from cascade.folder import CARD, MANIFEST, Manifest, StageEntry, load_stage
+from cascade.models import HubOptions, resolve, upload
 from cascade.stage_sampling import Sampling, SamplingSettings, StageSampling, check_name, sampling_of, settings_taken
+from cascade.stages.saved import ModelError
 from cascade.stages.sr3 import Images, RefiningPipeline, as_tensors
 from cascade.stages.stage import Generators, OnStepEnd, OutputType, StagePipeline, as_output, check_way_out
 
@@ -378,16 +380,16 @@ class CascadePipeline:
         folder = resolve(name_or_path, **hub)
         manifest = Manifest.read(folder).up_to(size)
         card = folder / CARD
-        number_type = _number_type(_one_of("dtype", torch_dtype, dtype) or torch.float32)
+        number_type = _one_of("dtype", torch_dtype, dtype) or torch.float32
         try:
-            loaded = {entry.name: load_stage(folder, entry, number_type) for entry in manifest.stages}
+            loaded = {entry.name: load_stage(folder, entry, number_type, variant) for entry in manifest.stages}
             text = card.read_text("utf-8") if card.is_file() else None
             cascade = cls(loaded, manifest.classes, manifest.name, text, manifest.default_size)
         except ModelError:
             raise
         except ValueError as error:
             raise ModelError(f"{folder}: {error}") from error
-        if [vars(entry) | {"folder": ""} for entry in cascade._entries()] != [vars(e) | {"folder": ""} for e in manifest.stages]:
+        if [replace(entry, folder=entry.name) for entry in manifest.stages] != list(cascade._entries()):
             raise ModelError(f"{folder / MANIFEST} does not describe the stages beside it: their sizes differ")
         cascade.folder = folder
         place = _one_of("device", device, device_map)
@@ -429,10 +431,7 @@ class CascadePipeline:
             return upload(Path(folder) / "cascade", repo_id, private=private, token=token, **hub)
 
     def _entries(self) -> tuple[StageEntry, ...]:
-        return tuple(
-            StageEntry(name, name, type(stage).__name__, self.sizes[name], getattr(stage, "low_res_size", None))
-            for name, stage in self.stages.items()
-        )
+        return tuple(StageEntry.of(name, stage, self.sizes[name]) for name, stage in self.stages.items())
 
 
 def _common(on_step_end: OnStepEnd | None, tensor_inputs: Sequence[str], batch_size: int | None) -> dict[str, Any]:
@@ -449,10 +448,3 @@ def _one_of(name: str, first: Any, second: Any) -> Any:
     if first is not None and second is not None and first != second:
         raise ValueError(f"{name} is given twice, as {first} and as {second}; give it once")
     return second if first is None else first
-
-
-def _number_type(given: torch.dtype | str) -> torch.dtype:
-    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {given!r}, expected a number type of torch, as 'bfloat16'")
-    return found

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cascade import typed
-from cascade.files import CONFIGS, cache_folder
+from cascade.classes import imagenet
+from cascade.files import CONFIGS, cache_folder, complete_folder
+from cascade.folder import CARD, MANIFEST, Manifest, StageEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,32 +96,34 @@ def assembled(name: str) -> Path:
         ValueError: if files are missing; it says which, where they are published, and where to put them.
     """
     folder = cache_folder() / "presets" / name
-    if (folder / "cascade.json").is_file():
+    if (folder / MANIFEST).is_file():
         return folder
     stages = stages_of(name)
     missing = [file for file in _files(stages) if not file.path.is_file()]
     if missing:
         lines = [f"  {file.path} from {file.published} ({file.licence})" for file in missing]
         raise ValueError(f"preset {name!r} needs {len(missing)} file{'s' * (len(missing) > 1)} put here:\n" + "\n".join(lines))
-    _assemble(name, stages).save_pretrained(folder)
+    with complete_folder(folder) as written:
+        _assemble(name, stages, written)
     return folder
 
 
-def _assemble(name: str, stages: Mapping[str, PresetStage]) -> Any:
-    from cascade.classes import imagenet
-    from cascade.pipeline import CascadePipeline
+def _assemble(name: str, stages: Mapping[str, PresetStage], folder: Path) -> None:
+    """Write the cascade into a new folder."""
     from cascade.stages import published
 
-    pipelines: dict[str, Any] = {}
+    entries = []
     for stage_name, stage in stages.items():
         pipeline = published.stage(stage.family, stage.path)
         if stage.guide is not None:
             pipeline.register_modules(guide_unet=published.stage(stage.guide.family, stage.guide.path).unet)
         pipeline.register_to_config(**stage.sampling)
-        pipelines[stage_name] = pipeline
+        pipeline.save_pretrained(folder / stage_name)
+        entries.append(StageEntry.of(stage_name, pipeline))
     licences = sorted({f"{file.file}: {file.licence}, from {file.published}" for file in _files(stages)})
     card = f"# {name}\n\nMade from published checkpoints:\n\n" + "".join(f"- {line}\n" for line in licences)
-    return CascadePipeline(pipelines, classes=imagenet(), name=name, card=card)
+    (folder / CARD).write_text(card, "utf-8")
+    Manifest(name, imagenet(), tuple(entries)).write(folder)
 
 
 def _files(stages: Mapping[str, PresetStage]) -> Iterator[PublishedFile]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from os import PathLike
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from cascade.stages.consistent import Consistent, project
 from cascade.stages.cpu_convolutions import packed_convolutions
 from cascade.stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser
 from cascade.stages.sampling import StepCallback, draw_noise, generators_of, nfe, sample
+from cascade.stages.saved import find_stage, load_stage
 from cascade.stages.tiling import Tiled
 
 ClassLabels = int | Sequence[int] | Tensor
@@ -72,6 +75,69 @@ class StagePipeline(DiffusionPipeline):
         sampler = {} if scheduler is None else {"scheduler": scheduler, "guide_unet": guide_unet}
         self.register_modules(unet=unet, **sampler)
         self.register_to_config(**defaults)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # diffusers declares **kwargs alone, which hides what is taken
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        variant: str | None = None,
+        device_map: str | torch.device | None = None,
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        local_files_only: bool | None = None,
+        token: str | bool | None = None,
+        **given: Any,
+    ) -> Self:
+        """Load a stage. No code in its files is executed and nothing is unpickled.
+
+        `DiffusionPipeline.from_pretrained` can't load one: it knows the pipelines of diffusers alone ("module diffusers has no
+        attribute BasePipeline"). `StagePipeline.from_pretrained` loads whichever stage lies in the folder.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or an id on the Hugging Face Hub.
+            dtype, torch_dtype: Number type of the weights, or its name, whatever it is on disk; None = float32.
+            variant: Word in the names of the weight files, such as "fp16"; None = files without one.
+            device_map: The device on which the whole stage is put; None = the CPU.
+            revision, cache_dir, local_files_only, token: As of `huggingface_hub.snapshot_download`.
+            **given: Components and settings in place of those saved: `scheduler=...`, `guide_unet=...`, `guidance_scale=2.0`.
+
+        Raises:
+            ModelError: a ValueError, if there is no such stage, it is of another class, incomplete, damaged or refused.
+            ValueError: for an argument that isn't known, or a value that can't be used.
+        """
+        if dtype is not None and torch_dtype is not None:
+            raise ValueError("got both dtype and torch_dtype, two names of one thing; give one of them")
+        device = None if device_map is None else _one_device(device_map)
+        hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        folder = find_stage(pretrained_model_name_or_path, **{name: value for name, value in hub.items() if value is not None})
+        stage = load_stage(folder, dtype or torch_dtype or torch.float32, variant, wanted=cls, **given)
+        return stage if device is None else stage.to(device)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **given: Any) -> Self:
+        """A stage of the same networks, scheduler and settings as `pipeline`, but for what is given; no weight is copied or cast.
+
+        Raises:
+            ValueError: if this class of stages doesn't take something that is given, or can't be made of those parts.
+        """
+        takes = inspect.signature(cls).parameters
+        if unknown := [name for name in given if name not in takes]:
+            raise ValueError(f"{cls.__name__}.from_pipe doesn't take {unknown[0]!r}; it takes {', '.join(takes)}")
+        parts = {**pipeline.components, **pipeline.parameters}
+        return cls(**{name: value for name, value in parts.items() if name in takes} | given)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Networks, scheduler and settings, by the names of the constructor's arguments: `SR3Pipeline(**pipe.components)`."""
+        return super().components | super().parameters
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Empty, as `components` has the settings too; diffusers' `Class(**pipe.components, **pipe.parameters)` is the same."""
+        return {}
 
     @property
     def size(self) -> int:
@@ -205,6 +271,15 @@ class StagePipeline(DiffusionPipeline):
                 f" in {self.unet.dtype}; its weights are damaged or this number type is too small"
             )
         return images
+
+
+def _one_device(device_map: Any) -> torch.device:
+    try:
+        return torch.device(device_map)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"device_map is {device_map!r}, but a stage lies on one device as a whole; give its name, such as 'cuda'"
+        ) from None
 
 
 def _align(network: nn.Module) -> None:

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {"cascade": {"cascade", "stages", "eval"}, "stages": {"stages"}, "eval": {"eval"}}
 LEVELS = [  # inside stages: a module may import those of its own or a later line, but base and sr3 not each other
     {"base", "sr3", "regression", "training", "published"},
-    {"pipeline"},
-    {"projection", "tiling", "packed"},
-    {"sampling", "denoiser", "conditioning", "unet"},
-    {"noise"},
+    {"stage"},
+    {"consistent", "tiling"},
+    {"sampling", "denoiser", "conditioning", "unet", "cpu_convolutions"},
+    {"noise", "saved"},
 ]
 
 

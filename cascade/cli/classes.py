@@ -6,7 +6,8 @@ from argparse import ArgumentParser, Namespace
 
 from cascade.classes import Vocabulary, imagenet
 from cascade.cli.arguments import DEFAULT_MODEL
-from cascade.models import Manifest, resolve
+from cascade.folder import Manifest
+from cascade.models import resolve
 
 NAME = "classes"
 HELP = "List the classes that a model knows: index, WordNet id where there is one, name and synonyms."

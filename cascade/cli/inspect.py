@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cascade.models import MANIFEST, Manifest, resolve
+from cascade.folder import MANIFEST, Manifest
+from cascade.models import resolve
 from cascade.png import read_chunks
 
 NAME = "inspect"

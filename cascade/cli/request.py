@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cascade.classes import Vocabulary
 from cascade.cli.arguments import SAMPLING_OPTIONS, per_stage
 from cascade.cli.progress import on_terminal, say, silence_libraries
-from cascade.models import Manifest, resolve
+from cascade.folder import Manifest
+from cascade.models import resolve
 
 if TYPE_CHECKING:
     from cascade.pipeline import CascadePipeline

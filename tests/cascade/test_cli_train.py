@@ -18,7 +18,7 @@ from cascade.cli import train
 from cascade.cli.main import main
 from cascade.cli.progress import Progress, duration
 from cascade.data import drawings
-from cascade.models import Manifest, StageEntry
+from cascade.folder import Manifest, StageEntry
 from cascade.stages.base import BasePipeline
 from cascade.stages.noise import CosineLaw, CosineSchedule, LogNormalLaw, SR3Law, log_snr_of_alpha_bar
 from cascade.stages.training import checkpoint

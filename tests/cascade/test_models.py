@@ -11,7 +11,9 @@ from tiny import CLASSES, base, cascade, foreign, sr3
 
 from cascade import CascadePipeline
 from cascade.classes import imagenet
-from cascade.models import SHIPPED, Manifest, ModelError, StageEntry, resolve
+from cascade.folder import Manifest, StageEntry
+from cascade.models import SHIPPED, resolve
+from cascade.stages.saved import ModelError
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +298,7 @@ def test_hub_models_are_downloaded_without_anything_executable(monkeypatch, save
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="'someone/nothing' is no local folder, and the Hugging Face Hub can't be reached"):
+    with pytest.raises(ModelError, match="'someone/nothing' is not a local folder, and the Hugging Face Hub can't be reached"):
         resolve("someone/nothing")
 
 

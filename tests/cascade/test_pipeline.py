@@ -401,7 +401,7 @@ def test_importing_the_face_imports_no_torch():
     code = (
         "import sys, cascade\n"
         "from cascade.classes import EMOJI\n"
-        "from cascade.models import Manifest, resolve\n"
+        "from cascade.folder import Manifest\nfrom cascade.models import resolve\n"
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'too much'\n"
         "assert set(cascade.__all__) <= set(dir(cascade))\n"
         "try:\n    cascade.Pipeline\n"
