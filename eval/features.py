@@ -1,5 +1,6 @@
 """The narrow interface of a feature network, and the walk of a set of images through one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,11 +14,10 @@ from cascade.eval.statistics import Provenance
 class FeatureExtractor(Protocol):
     """A network that describes each image by a vector.
 
-    Attributes:
-        name: network and layer; what a distance between its features is called after.
-        resize_mode: how images are brought to the network's input size.
-        weights_hash: SHA-256 of the file of its weights.
-        dimension: D.
+    name: Network and layer; what a distance between its features is called after.
+    resize_mode: How images are brought to the network's input size.
+    weights_hash: SHA-256 of the file of its weights.
+    dimension: D.
     """
 
     name: str
@@ -34,10 +34,9 @@ class FeatureExtractor(Protocol):
 class ADMFeatures:
     """What ADM's evaluator takes from each image.
 
-    Attributes:
-        pooled: for FID, precision and recall, [N, 2048].
-        spatial: for sFID, [N, 2023].
-        probabilities: for the Inception Score, [N, 1008].
+    pooled: For FID, precision and recall, [N, 2048].
+    spatial: For sFID, [N, 2023].
+    probabilities: For the Inception Score, [N, 1008].
     """
 
     pooled: NDArray[np.float32]
@@ -54,9 +53,14 @@ class ADMExtractor(FeatureExtractor, Protocol):
         ...
 
 
-def all_features(images: ImageSet, extractor: FeatureExtractor, batch_size: int = 64) -> NDArray[np.float32]:
-    """Features of all images in their order, [N, D]; 50,000 images of 2,048 features take 400 MB."""
-    return np.concatenate([extractor(batch) for batch in images.batches(batch_size)])
+def outputs(images: ImageSet, extractor: FeatureExtractor) -> Iterator[tuple[NDArray[np.float32], ...]]:
+    """Batch by batch the features of images, [n, D]; of an `ADMExtractor` with spatial features and class probabilities."""
+    for batch in images.batches():
+        if isinstance(extractor, ADMExtractor):
+            found = extractor.all_outputs(batch)
+            yield found.pooled, found.spatial, found.probabilities
+        else:
+            yield (extractor(batch),)
 
 
 def provenance(images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None) -> Provenance:

@@ -10,26 +10,23 @@ from scipy.linalg.lapack import dpstrf
 def frechet_distance(
     mean1: NDArray[np.floating], cov1: NDArray[np.floating], mean2: NDArray[np.floating], cov2: NDArray[np.floating]
 ) -> float:
-    """Squared 2-Wasserstein distance of N(mean1, cov1) and N(mean2, cov2).
+    """Squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500, Eq. 6).
 
         |mean1 - mean2|^2 + tr cov1 + tr cov2 - 2 tr (cov1^1/2 cov2 cov1^1/2)^1/2
 
-    Each covariance is factored as cov = A A^T, with as many columns as its rank. The last trace is then the sum of the
-    singular values of X = A1^T A2, taken as the square roots of the eigenvalues of the smaller of X X^T and X^T X. So
-    fewer images than dimensions cost less instead of breaking anything, and nothing near-singular is square-rooted.
+    Each covariance is factored as cov = A A^T, with as many columns as its rank. The last trace is then the sum of the singular
+    values of X = A1^T A2, taken as the square roots of the eigenvalues of the smaller of X X^T and X^T X. So fewer images than
+    dimensions cost less instead of breaking anything, and nothing near-singular is square-rooted.
 
     Args:
         mean1, mean2: [D].
-        cov1, cov2: symmetric positive semi-definite, [D, D].
+        cov1, cov2: Symmetric positive semi-definite, [D, D].
 
     Returns:
         The distance, at least 0.
 
     Raises:
-        ValueError: if shapes don't match, a value is not finite, or a covariance is not symmetric positive
-            semi-definite.
-
-    Source: Dowson & Landau 1982; Heusel et al. 2017 (arXiv:1706.08500), Eq. 6.
+        ValueError: if shapes don't match, a value is not finite, or a covariance is not symmetric positive semi-definite.
     """
     if mean1.ndim != 1 or mean1.shape != mean2.shape:
         raise ValueError(
@@ -37,10 +34,8 @@ def frechet_distance(
             " were the two sets of features made by different extractors?"
         )
     factor1, factor2 = _factor(cov1, len(mean1)), _factor(cov2, len(mean1))
-    cross = factor1.T @ factor2
-    cross = cross @ cross.T if len(cross) <= len(cross.T) else cross.T @ cross
-    overlap = np.sqrt(np.linalg.eigvalsh(cross).clip(min=0)).sum() if cross.size else 0.0
     difference = mean1.astype(np.float64) - mean2.astype(np.float64)
+    overlap = _sum_of_singular_values(factor1.T @ factor2)
     distance = difference @ difference + (factor1**2).sum() + (factor2**2).sum() - 2 * overlap
     return max(float(distance), 0.0)
 
@@ -55,7 +50,7 @@ def redrawn_distance(
 
     Args:
         features: [N, D].
-        mean, cov: of the reference, [D] and [D, D].
+        mean, cov: Of the reference, [D] and [D, D].
 
     Returns:
         A function of indices [n], which may repeat, n at least 2; equal to `frechet_distance` of those features.
@@ -73,11 +68,14 @@ def redrawn_distance(
         trace = (times @ squares - count * shift @ shift) / (count - 1)
         taken = times > 0
         rows = (projected[taken] - shift @ factor) * np.sqrt(times[taken, None] / (count - 1))
-        gram = rows @ rows.T if len(rows) <= len(rows.T) else rows.T @ rows
-        overlap = np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()
-        return max(float(shift @ shift + trace + reference_trace - 2 * overlap), 0.0)
+        return max(float(shift @ shift + trace + reference_trace - 2 * _sum_of_singular_values(rows)), 0.0)
 
     return distance
+
+
+def _sum_of_singular_values(x: NDArray[np.float64]) -> float:
+    gram = x @ x.T if len(x) <= len(x.T) else x.T @ x
+    return float(np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()) if x.size else 0.0
 
 
 def _factor(cov: NDArray[np.floating], dimension: int) -> NDArray[np.float64]:

@@ -11,10 +11,11 @@ from PIL import Image, UnidentifiedImageError
 
 from cascade.eval.statistics import read_npz
 
-Images = NDArray[np.uint8]      # RGB, [N, height, width, 3]
+Images = NDArray[np.uint8]  # RGB, [N, height, width, 3]
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-SIDECAR_SUFFIXES = {".json", ".jsonl", ".partial"}      # what a sampling run keeps beside its images
+BATCH = 64  # images per network evaluation
+SIDECAR_SUFFIXES = {".json", ".jsonl", ".partial"}  # what a sampling run keeps beside its images
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,8 @@ class ImageSet:
 
     Made by `image_folder`, `image_archive` or `image_array`.
 
-    Attributes:
-        name: where the images come from, as errors and reports say it.
-        size: side of the square images in pixels.
+    name: Where the images come from, as errors and reports say it.
+    size: Side of the square images in pixels.
     """
 
     name: str
@@ -35,11 +35,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self._items)
 
-    def batches(self, batch_size: int = 64) -> Iterator[Images]:
+    def batches(self, batch_size: int = BATCH) -> Iterator[Images]:
         """uint8 RGB, [at most batch_size, size, size, 3], always in the same order.
 
         Raises:
-            ValueError: at a file that is no image, or of another size.
+            ValueError: at a file that is not an image, or of another size.
         """
         for start in range(0, len(self), batch_size):
             part = self._items[start : start + batch_size]
@@ -71,17 +71,17 @@ class ImageSet:
 def image_folder(folder: Path, *, size: int | None = None, minimum: int = 1) -> ImageSet:
     """The images in a folder and its sub-folders, ordered by path.
 
-    Files whose name begins with a dot and the records of a sampling run (.json, .jsonl, .partial) are passed over; any
-    other file that is no image is refused, when it is listed (by its suffix) or read (by its content).
+    Files whose name begins with a dot and the records of a sampling run (.json, .jsonl, .partial) are passed over; any other file
+    that is not an image is refused, when it is listed (by its suffix) or read (by its content).
 
     Args:
-        folder: where to look.
-        size: side that the images must have; None = that of the first image.
-        minimum: how many images are needed at least.
+        folder: Where to look.
+        size: Side that the images must have; None = that of the first image.
+        minimum: How many images are needed at least.
 
     Raises:
-        ValueError: if the folder is missing, empty, holds too few images, or something that is no image, or if the first
-            image is of another size; the others' sizes are checked when they are read.
+        ValueError: if the folder is missing, empty, holds too few images or something that is not an image, or if the first image
+            is of another size; the others' sizes are checked when they are read.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a folder of images")
@@ -89,27 +89,20 @@ def image_folder(folder: Path, *, size: int | None = None, minimum: int = 1) -> 
     paths = [p for p in paths if p.suffix.lower() not in SIDECAR_SUFFIXES]
     for path in paths:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise ValueError(
-                f"{path} is not an image; a folder to be scored may hold only {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
+            raise ValueError(f"{path} is not an image; a folder to be scored may hold only {', '.join(sorted(IMAGE_SUFFIXES))}")
     _check_count(str(folder), len(paths), minimum)
     return ImageSet(str(folder), _read_image(paths[0], size).shape[0], tuple(paths))
 
 
 def image_archive(path: Path, *, size: int | None = None, minimum: int = 1) -> ImageSet:
-    """The images of an .npz archive: `arr_0`, uint8 [N, S, S, 3], as OpenAI's evaluator reads and writes it.
-
-    Arguments and errors as in `image_folder`.
-    """
+    """The images of an .npz archive, `arr_0` as OpenAI's evaluator has it. Arguments and errors as in `image_array`."""
     return image_array(read_npz(path, {"arr_0"})["arr_0"], name=str(path), size=size, minimum=minimum)
 
 
 def image_array(images: NDArray, *, name: str = "images", size: int | None = None, minimum: int = 1) -> ImageSet:
     """Images that are in memory already, uint8 [N, S, S, 3]. Arguments and errors as in `image_folder`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(
-            f"{name} holds {images.dtype} of shape {images.shape}, expected uint8 RGB images, [N, S, S, 3]"
-        )
+        raise ValueError(f"{name} holds {images.dtype} of shape {images.shape}, expected uint8 RGB images, [N, S, S, 3]")
     _check_count(name, len(images), minimum)
     _check_size(name, images.shape[2], images.shape[1], size)
     return ImageSet(name, images.shape[1], images)
@@ -120,7 +113,7 @@ def area_downsample(images: NDArray, size: int) -> NDArray[np.float32]:
 
     Args:
         images: [N, S, S, C] of any real type, S a multiple of `size`.
-        size: side of the result in pixels.
+        size: Side of the result in pixels.
 
     Returns:
         Means in the units of the input, unrounded, float32, [N, size, size, C].
@@ -130,9 +123,7 @@ def area_downsample(images: NDArray, size: int) -> NDArray[np.float32]:
     """
     num, height, width, channels = images.shape
     if height != width or size < 1 or height % size:
-        raise ValueError(
-            f"images are {width}x{height}; averaging to {size}x{size} needs squares whose side is a multiple of {size}"
-        )
+        raise ValueError(f"images are {width}x{height}; only squares whose side is a multiple of {size} average to {size}x{size}")
     factor = height // size
     if factor == 1:
         return images.astype(np.float32)
@@ -152,9 +143,7 @@ def _read_image(path: Path, size: int | None) -> Images:
 def _check_size(name: str, width: int, height: int, size: int | None) -> None:
     wanted = size or height
     if (width, height) != (wanted, wanted):
-        raise ValueError(
-            f"{name} is {width}x{height}, expected {wanted}x{wanted}; images of a set must be square and of one size"
-        )
+        raise ValueError(f"{name} is {width}x{height}, expected {wanted}x{wanted}; a set has square images of one size")
 
 
 def _check_count(name: str, count: int, minimum: int) -> None:

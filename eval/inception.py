@@ -1,8 +1,10 @@
 """Inception features as FID papers use them, in the three modes that clean-fid distinguishes."""
 
-import sys
+import importlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,7 +18,7 @@ from cascade.eval.images import Images
 from cascade.eval.published_weights import PublishedWeights
 
 INPUT_SIZE = 299
-SPATIAL_LAYER, SPATIAL_CHANNELS = "mixed_6", 7      # ADM's evaluator: the first 7 channels of its 1x1 branch, 17x17 places
+SPATIAL_LAYER, SPATIAL_CHANNELS = "mixed_6", 7  # ADM's evaluator: the first 7 channels of its 1x1 branch, 17x17 places
 
 Mode = Literal["clean", "legacy_tensorflow", "legacy_pytorch"]
 
@@ -34,30 +36,29 @@ PYTORCH_FID = PublishedWeights(
 class Inception:
     """Last pooling layer of the Inception network of 2015-12-05, 2,048 features.
 
-    Modes:
-        clean: images resized to 299 by Pillow's antialiased bicubic filter, unrounded (clean-fid, arXiv:2104.11222).
-        legacy_tensorflow: resized inside the network as the original TensorFlow graph does; what ADM's evaluator
-            measures.
-        legacy_pytorch: resized to 299 by PyTorch's bilinear filter without antialiasing; what pytorch-fid measures.
+    Mode "clean": images resized to 299 by Pillow's antialiased bicubic filter, unrounded (clean-fid, arXiv:2104.11222).
+    Mode "legacy_tensorflow": resized inside the network as the original TensorFlow graph does; what ADM's evaluator measures.
+    Mode "legacy_pytorch": resized to 299 by PyTorch's bilinear filter without antialiasing; what pytorch-fid measures.
 
-    The first two run NVIDIA's TorchScript file. TorchScript is a program, so it is run only when its hash is the
-    expected one. The third needs clean-fid and torchvision. Figures of different modes are not comparable.
+    The first two run NVIDIA's TorchScript file. TorchScript is a program, so it is run only when its hash is the expected one.
+    The third needs clean-fid and torchvision. Figures of different modes are not comparable.
     """
 
     name = "inception-v3"
     dimension = 2048
 
     def __init__(self, mode: Mode, weights: Path | None = None, sha256: str | None = None, device: str = "cpu"):
-        """
+        """The network, ready to run.
+
         Args:
-            mode: see above.
-            weights: the file; None = from the user's cache, downloaded once.
-            sha256: expected hash of `weights` if it is not the published file; None = the published file's.
-            device: where to run, as torch names it.
+            mode: See above.
+            weights: The file; None = from the user's cache, downloaded once.
+            sha256: Expected hash of `weights` if it is not the published file; None = the published file's.
+            device: Where to run, as torch names it.
 
         Raises:
             ValueError: if the mode is unknown, a package is missing, or the file is missing or has another hash.
-            ConnectionError: if the file must be downloaded and cannot be.
+            ConnectionError: if the file must be downloaded and can't be.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}")
@@ -93,11 +94,10 @@ class Inception:
 
 
 class ADMInception(Inception):
-    """The network in mode legacy_tensorflow with all that ADM's evaluator takes from it in one pass.
+    """The network in mode "legacy_tensorflow" with all that ADM's evaluator takes from it in one pass.
 
-    Runs the layers of NVIDIA's TorchScript file one by one, so that the one in the middle can be seen.
-
-    Source: Dhariwal & Nichol 2021 (arXiv:2105.05233), section 2.3; sFID by Nash et al. 2021 (arXiv:2103.03841), section 5.
+    Runs the layers of NVIDIA's TorchScript file one by one, so that the one in the middle can be seen (Dhariwal & Nichol 2021,
+    arXiv:2105.05233, section 2.3; sFID: Nash et al. 2021, arXiv:2103.03841, section 5).
     """
 
     def __init__(self, weights: Path | None = None, sha256: str | None = None, device: str = "cpu"):
@@ -117,7 +117,7 @@ class ADMInception(Inception):
                 spatial = layer.conv(x)[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
             x = layer(x)
         pooled = x.reshape(len(images), self.dimension).float()
-        probabilities = (pooled @ self._network.output.weight.T).softmax(dim=1)     # IS is defined without the bias
+        probabilities = (pooled @ self._network.output.weight.T).softmax(dim=1)  # IS is defined without the bias
         return ADMFeatures(*(part.float().cpu().numpy() for part in (pooled, spatial, probabilities)))
 
 
@@ -126,7 +126,7 @@ def tensorflow_resize(images: Tensor, size: int) -> Tensor:
 
     Args:
         images: [N, C, H, W].
-        size: side of the result.
+        size: Side of the result.
     """
     for dimension in (2, 3):
         side = images.shape[dimension]
@@ -138,28 +138,26 @@ def tensorflow_resize(images: Tensor, size: int) -> Tensor:
     return images
 
 
-def import_torchvision() -> None:
-    """Import torchvision, also where its wheel was built for CUDA but torch was not.
+def import_torchvision() -> ModuleType:
+    """torchvision, also where its wheel was built for CUDA but torch was not.
 
-    Such a wheel cannot load its compiled operators and fails while describing two of them. They are declared here,
-    without an implementation, and the import is tried again; networks and transforms then work, `ops.nms` raises if
-    called.
+    Such a wheel can't load its compiled operators, and its import fails while describing two of them. They are declared before
+    it, without an implementation; networks and transforms then work, also for whoever imports torchvision later, and `ops.nms`
+    raises when it is called.
 
     Raises:
         ValueError: if torchvision is not installed.
     """
-    try:
-        import torchvision  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError("torchvision is not installed; run `pip install -c constraints.txt torchvision`") from error
-    except RuntimeError as error:
-        if torch.version.cuda is not None or "torchvision::nms" not in str(error):
-            raise
-        for operator in ("nms", "qnms"):
-            _TORCHVISION_OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        import torchvision  # noqa: F401
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        raise ValueError("torchvision is not installed; run `pip install -c constraints.txt torchvision`")
+    if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
+        try:
+            torch.ops.load_library(str(next(Path(found.origin).parent.glob("_C.*"))))  # as its import does
+        except (OSError, StopIteration):
+            for operator in ("nms", "qnms"):
+                _TORCHVISION_OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision")
 
 
 _TORCHVISION_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # what is defined here lives as long as this

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cascade.eval.statistics import Features
 
-ADM_SPLIT = 5000    # images in a part of the Inception Score as ADM's evaluator has it
-BLOCK = 1024    # rows of a distance matrix that are held at a time
+ADM_SPLIT = 5000  # images in a part of the Inception Score as ADM's evaluator has it
+BLOCK = 1024  # rows of a distance matrix that are held at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +25,30 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifold:
-    """How two sets of features overlap: each feature has a ball that reaches to its k-th nearest neighbour."""
+    """How two sets of features overlap: each feature has a ball that reaches to its k-th nearest neighbour.
 
-    precision: float    # share of generated features inside some ball of the real set
-    recall: float       # share of real features inside some ball of the generated set
-    density: float      # mean number of real balls that hold a generated feature, over k; can exceed 1
-    coverage: float     # share of real features whose ball holds a generated feature
-    k: int              # which neighbour the balls reach to
+    precision: Share of generated features inside some ball of the real set.
+    recall: Share of real features inside some ball of the generated set.
+    density: Mean number of real balls that hold a generated feature, over k; can exceed 1.
+    coverage: Share of real features whose ball holds a generated feature.
+    k: Which neighbour the balls reach to.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    k: int
 
 
 @dataclass(frozen=True)
 class Overlap:
     """What precision, recall, density and coverage are means of.
 
-    Attributes:
-        balls: number of real balls that hold each generated feature, [N].
-        recalled: whether each real feature is inside some ball of the generated set, [M].
-        covered: whether the ball of each real feature holds a generated feature, [M].
-        k: which neighbour the balls reach to.
+    balls: Number of real balls that hold each generated feature, [N].
+    recalled: Whether each real feature is inside some ball of the generated set, [M].
+    covered: Whether the ball of each real feature holds a generated feature, [M].
+    k: Which neighbour the balls reach to.
     """
 
     balls: NDArray[np.int64]
@@ -66,10 +72,10 @@ class Overlap:
 def kernel_distance(generated: Features, real: Features) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3; may fall below 0.
 
+    (Binkowski et al. 2018, arXiv:1801.01401, section 4; Gretton et al. 2012, Eq. 3.)
+
     Raises:
         ValueError: if a set has fewer than 2 features or the dimensions differ.
-
-    Source: Binkowski et al. 2018 (arXiv:1801.01401), section 4; Gretton et al. 2012, Eq. 3.
     """
     _check_features(generated, real, minimum=2)
     x, y = generated.astype(np.float64), real.astype(np.float64)
@@ -84,41 +90,33 @@ def kernel_distance(generated: Features, real: Features) -> float:
     return float(within - 2 * kernel(x, y).mean())
 
 
-def kid(
-    generated: Features, real: Features, *, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> Estimate:
+def kid(generated: Features, real: Features, *, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> Estimate:
     """Kernel Inception Distance: `kernel_distance` averaged over random subsets of both sets.
 
     Args:
         generated, real: [N, D] and [M, D].
-        num_subsets: how many pairs of subsets are drawn, each without replacement.
-        subset_size: features of each; the smaller set's size if that is less.
-        seed: of the subsets.
+        num_subsets: How many pairs of subsets are drawn, each without replacement.
+        subset_size: Features of each; the smaller set's size if that is less.
+        seed: Of the subsets.
 
     Raises:
         ValueError: as `kernel_distance`.
     """
     size = min(subset_size, len(generated), len(real))
     rng = np.random.default_rng(seed)
-    values = [
-        kernel_distance(
-            generated[rng.choice(len(generated), size, replace=False)], real[rng.choice(len(real), size, replace=False)]
-        )
-        for _ in range(num_subsets)
-    ]
+    sets = (generated, real)
+    values = [kernel_distance(*(each[rng.choice(len(each), size, replace=False)] for each in sets)) for _ in range(num_subsets)]
     return Estimate(mean=float(np.mean(values)), std=float(np.std(values)))
 
 
 def overlap(generated: Features, real: Features, *, k: int = 3) -> Overlap:
-    """How two sets of features overlap, image by image.
+    """How two sets of features overlap, image by image (Kynkaanniemi et al. 2019, arXiv:1904.06991).
 
-    A feature on the rim of a ball is inside. ADM reports precision and recall with k = 3 and 10,000 real images; Naeem
-    et al. suggest k = 5 for density and coverage.
+    A feature on the rim of a ball is inside. ADM reports precision and recall with k = 3 and 10,000 real images; Naeem et al.
+    (2020, arXiv:2002.09797) define density and coverage and suggest k = 5 for them.
 
     Raises:
         ValueError: if k is below 1, a set has no more than k features, or the dimensions differ.
-
-    Source: Kynkaanniemi et al. 2019 (arXiv:1904.06991); Naeem et al. 2020 (arXiv:2002.09797).
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -134,28 +132,21 @@ def overlap(generated: Features, real: Features, *, k: int = 3) -> Overlap:
     return Overlap(balls, recalled, covered, k)
 
 
-def manifold(generated: Features, real: Features, *, k: int = 3) -> Manifold:
-    """Precision, recall, density and coverage: the means of `overlap`, with its arguments and errors."""
-    return overlap(generated, real, k=k).manifold()
-
-
 def inception_score(probabilities: NDArray[np.floating], *, num_splits: int = 10) -> Estimate:
     """exp of the mean Kullback-Leibler divergence between each image's class probabilities and their mean.
 
+    (Salimans et al. 2016, arXiv:1606.03498, section 4.)
+
     Args:
         probabilities: [N, C], rows sum to 1, in the order in which the images were sampled.
-        num_splits: consecutive parts that are scored on their own; ADM's evaluator has parts of 5,000 images, so 10 at
-            50,000 (`ADM_SPLIT`).
+        num_splits: Consecutive parts that are scored on their own; ADM's evaluator has parts of 5,000 images, so 10 at 50,000
+            (`ADM_SPLIT`).
 
     Raises:
-        ValueError: if rows are no probabilities or there are fewer rows than splits.
-
-    Source: Salimans et al. 2016 (arXiv:1606.03498), section 4.
+        ValueError: if rows are not probabilities or there are fewer rows than splits.
     """
     if probabilities.ndim != 2 or len(probabilities) < num_splits or num_splits < 1:
-        raise ValueError(
-            f"probabilities have shape {probabilities.shape}, expected [N, classes] with N >= {num_splits} splits"
-        )
+        raise ValueError(f"probabilities have shape {probabilities.shape}, expected [N, classes] with N >= {num_splits} splits")
     p = probabilities.astype(np.float64)
     if p.min() < 0 or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
         raise ValueError("rows must be probabilities that sum to 1; were logits passed instead?")
@@ -194,8 +185,6 @@ def _reach(features: Features, k: int) -> NDArray[np.float64]:
 
 def _check_features(generated: Features, real: Features, minimum: int) -> None:
     if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
-        raise ValueError(
-            f"features have shapes {generated.shape} and {real.shape}, expected [N, D] and [M, D]; one extractor?"
-        )
+        raise ValueError(f"features have shapes {generated.shape} and {real.shape}, expected [N, D] and [M, D]; one extractor?")
     if min(len(generated), len(real)) < minimum:
         raise ValueError(f"at least {minimum} features of each set are needed, got {len(generated)} and {len(real)}")

@@ -1,7 +1,7 @@
 """Metrics of an image against its own original: PSNR, SSIM, and SR3's consistency with the low-resolution input.
 
-All take uint8 RGB images, [N, height, width, 3], and return one float64 value per image, [N], so that a mean, an
-interval or a worst case can be taken afterwards. The papers print means over images.
+All take uint8 RGB images, [N, height, width, 3], and return one float64 value per image, [N], so that a mean, an interval or a
+worst case can be taken afterwards. The papers print means over images.
 """
 
 import numpy as np
@@ -10,10 +10,10 @@ from scipy.ndimage import correlate1d
 
 from cascade.eval.images import Images, area_downsample
 
-PEAK = 255.0            # largest value of a pixel
-WINDOW = 11             # pixels of SSIM's Gaussian window
-WINDOW_SIGMA = 1.5      # its standard deviation in pixels
-K1, K2 = 0.01, 0.03     # SSIM's two constants, as shares of the peak
+PEAK = 255.0  # largest value of a pixel
+WINDOW = 11  # pixels of SSIM's Gaussian window
+WINDOW_SIGMA = 1.5  # its standard deviation in pixels
+K1, K2 = 0.01, 0.03  # SSIM's two constants, as shares of the peak
 
 
 def psnr(outputs: Images, originals: Images) -> NDArray[np.float64]:
@@ -28,32 +28,28 @@ def psnr(outputs: Images, originals: Images) -> NDArray[np.float64]:
 
 
 def ssim(outputs: Images, originals: Images) -> NDArray[np.float64]:
-    """Structural similarity in [-1, 1]: per channel, averaged over all places where the window fits, then over
-    channels.
+    """Structural similarity in [-1, 1] (Wang, Bovik, Sheikh & Simoncelli 2004, Eqs. 13 to 17).
 
-    Gaussian window of 11 pixels and sigma 1.5, its weights summing to 1, no padding.
+    Per channel, averaged over all places where the window fits, then over channels. Gaussian window of 11 pixels and sigma 1.5,
+    its weights summing to 1, no padding.
 
     Raises:
         ValueError: if the two sets differ in type or shape, or the images are smaller than the window.
-
-    Source: Wang, Bovik, Sheikh & Simoncelli 2004, Eqs. 13 to 17.
     """
     _check_pair(outputs, originals)
     if min(outputs.shape[1:3]) < WINDOW:
-        raise ValueError(
-            f"SSIM looks through a window of {WINDOW} pixels, but images are {outputs.shape[2]}x{outputs.shape[1]}"
-        )
-    return np.array(
-        [_ssim_of_one(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(outputs, originals, strict=True)]
-    )
+        raise ValueError(f"SSIM looks through a window of {WINDOW} pixels, images are {outputs.shape[2]}x{outputs.shape[1]}")
+    pairs = zip(outputs, originals, strict=True)
+    return np.array([_ssim_of_one(x.astype(np.float64), y.astype(np.float64)) for x, y in pairs])
 
 
 def consistency(outputs: Images, low_res: Images) -> NDArray[np.float64]:
     """Mean squared error between the area-averaged outputs and the inputs they were made from, in units of 1e-5.
 
-    Pixels count from 0 to 1; averages are not rounded. Low-resolution inputs that were rounded to 8 bits leave about
-    0.13 for a perfect output. SR3 does not state its pixel range; its inputs came from an antialiased bicubic filter,
-    so figures stand beside SR3's only for inputs made by area averaging in the same way, and in order of magnitude.
+    SR3's word and measure (arXiv:2104.07636, Table 1). Pixels count from 0 to 1; averages are not rounded. Low-resolution inputs
+    that were rounded to 8 bits leave about 0.13 for a perfect output. SR3 does not state its pixel range; its inputs came from an
+    antialiased bicubic filter, so figures are comparable with SR3's only for inputs made by area averaging in the same way, and
+    only in order of magnitude.
 
     Args:
         outputs: [N, S, S, 3].
@@ -61,13 +57,9 @@ def consistency(outputs: Images, low_res: Images) -> NDArray[np.float64]:
 
     Raises:
         ValueError: if counts or sizes don't fit.
-
-    Source: SR3 (arXiv:2104.07636), Table 1.
     """
     if len(outputs) != len(low_res):
-        raise ValueError(
-            f"there are {len(outputs)} outputs but {len(low_res)} low-resolution inputs; expected one for each"
-        )
+        raise ValueError(f"there are {len(outputs)} outputs but {len(low_res)} low-resolution inputs; expected one for each")
     return _squared_error(area_downsample(outputs, low_res.shape[1]), low_res) / PEAK**2 * 1e5
 
 
@@ -97,10 +89,6 @@ def _blur(image: NDArray[np.float64]) -> NDArray[np.float64]:
 def _check_pair(outputs: Images, originals: Images) -> None:
     for name, images in (("outputs", outputs), ("originals", originals)):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise ValueError(
-                f"{name} are {images.dtype} of shape {images.shape}, expected uint8 RGB, [N, height, width, 3]"
-            )
+            raise ValueError(f"{name} are {images.dtype} of shape {images.shape}, expected uint8 RGB, [N, height, width, 3]")
     if outputs.shape != originals.shape:
-        raise ValueError(
-            f"outputs have shape {outputs.shape} but originals {originals.shape}; expected pairs of equal images"
-        )
+        raise ValueError(f"outputs have shape {outputs.shape} but originals {originals.shape}; expected pairs of equal images")

@@ -17,12 +17,11 @@ Value = float | str | Interval | None
 class Row:
     """A line of the table.
 
-    Attributes:
-        name: what was measured.
-        values: by column; a column that is missing was not measured.
-        note: how it was measured, and where it is published; why it can't be compared.
-        ours: whether it was measured by this program now.
-        comparable: whether it was measured as the first row was.
+    name: What was measured.
+    values: By column; a column that is missing was not measured.
+    note: How it was measured, and where it is published; why it can't be compared.
+    ours: Whether it was measured by this program now.
+    comparable: Whether it was measured as the first row was.
     """
 
     name: str
@@ -36,10 +35,9 @@ class Row:
 class Picture:
     """Rows of images under one heading.
 
-    Attributes:
-        title: heading.
-        caption: what is seen, one sentence or two.
-        rows: name of each row and its images, uint8 RGB [N, S, S, 3]; N and S may differ between rows.
+    title: Heading.
+    caption: What is seen, one sentence or two.
+    rows: Name of each row and its images, uint8 RGB [N, S, S, 3]; N and S may differ between rows.
     """
 
     title: str
@@ -61,15 +59,14 @@ class Curve:
 class Report:
     """What a measurement gave.
 
-    Attributes:
-        title: heading.
-        facts: what it depends on, as name and text.
-        columns: names of the table's columns, in order.
-        rows: of the table, ours first.
-        notes: what a reader must know, one sentence or two each.
-        pictures: what it looks like.
-        curve: what the HTML page draws below the table; None = nothing.
-        details: everything measured, for JSON alone.
+    title: Heading.
+    facts: What it depends on, as name and text.
+    columns: Names of the table's columns, in order.
+    rows: Of the table, ours first.
+    notes: What a reader must know, one sentence or two each.
+    pictures: What it looks like.
+    curve: What the HTML page draws below the table; None = nothing.
+    details: Everything measured, for JSON alone.
     """
 
     title: str

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cascade.eval.files import complete
 from cascade.eval.page import page, png
 from cascade.eval.report import Report, contact_sheet, table
 
@@ -18,19 +19,13 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     Raises:
         OSError: if the folder can't be written.
     """
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    names = [f"{number:02d}.png" for number in range(1, len(report.pictures) + 1)]
-    for name, picture in zip(names, report.pictures, strict=True):
-        _write(pictures / name, png(contact_sheet([images for _, images in picture.rows])))
-    texts = {
-        "report.md": markdown(report, [f"pictures/{name}" for name in names]),
-        "report.json": as_json(report),
-        "report.html": page(report),
-    }
-    for file_name, text in texts.items():
-        _write(folder / file_name, text.encode())
-    return [folder / file_name for file_name in texts]
+    names = [f"pictures/{number:02d}.png" for number in range(1, len(report.pictures) + 1)]
+    sheets = [png(contact_sheet([images for _, images in picture.rows])) for picture in report.pictures]
+    texts = {"report.md": markdown(report, names), "report.json": as_json(report), "report.html": page(report)}
+    for name, content in [*zip(names, sheets, strict=True), *((name, text.encode()) for name, text in texts.items())]:
+        with complete(folder / name) as file:
+            file.write(content)
+    return [folder / name for name in texts]
 
 
 def markdown(report: Report, pictures: Sequence[str]) -> str:
@@ -47,14 +42,8 @@ def markdown(report: Report, pictures: Sequence[str]) -> str:
 def as_json(report: Report) -> str:
     """Everything but the pictures; a value with an interval is an object of estimate, low, high and confidence."""
     rows = [{**vars(row), "values": dict(row.values)} for row in report.rows]
-    kept = {
-        "title": report.title,
-        "facts": dict(report.facts),
-        "columns": report.columns,
-        "rows": rows,
-        "notes": report.notes,
-        "details": dict(report.details),
-    }
+    kept = {name: value for name, value in vars(report).items() if name not in ("pictures", "curve")}
+    kept |= {"facts": dict(report.facts), "rows": rows, "details": dict(report.details)}
     return json.dumps(kept, indent=2, ensure_ascii=False, default=_plain) + "\n"
 
 
@@ -64,9 +53,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"a report can't hold a {type(value).__name__}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

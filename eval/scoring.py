@@ -8,15 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.eval.bootstrap import Interval, bootstrap_interval
-from cascade.eval.features import ADMExtractor, FeatureExtractor, provenance
+from cascade.eval.features import FeatureExtractor, outputs, provenance
+from cascade.eval.files import complete
 from cascade.eval.frechet import frechet_distance, redrawn_distance
 from cascade.eval.images import ImageSet
 from cascade.eval.metrics import ADM_SPLIT, Estimate, Manifold, inception_score, kid, overlap
 from cascade.eval.references import FrechetResult, Reference, check_comparable, distance_to, reference_of
 from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance
 
-MANIFOLD_K = 3      # as ADM's evaluator has it
-FEWEST = 10_000     # samples below which a Frechet distance stands beside no published one
+MANIFOLD_K = 3  # as ADM's evaluator has it
+FEWEST_FOR_PUBLISHED = 10_000
+"""Samples below which a Frechet distance is not comparable with published ones."""
 
 DISTANCE_NAMES = {
     "efficientnet-lite0": "EfficientNet-Lite Frechet distance",
@@ -30,12 +32,11 @@ DISTANCE_NAMES = {
 class FeatureSet:
     """Features of a set of images in their order, and where they came from.
 
-    Attributes:
-        name: of the images.
-        features: [N, D].
-        provenance: how they were made.
-        spatial: ADM's spatial features, [N, 2023]; None = not measured.
-        probabilities: of Inception's classes, [N, 1008]; None = not measured.
+    name: Of the images.
+    features: [N, D].
+    provenance: How they were made.
+    spatial: ADM's spatial features, [N, 2023]; None = not measured.
+    probabilities: Of Inception's classes, [N, 1008]; None = not measured.
     """
 
     name: str
@@ -47,21 +48,20 @@ class FeatureSet:
     def measurement(self) -> Measurement:
         """Mean and covariance of the features."""
         spatial = None if self.spatial is None else _statistics(self.spatial)
-        return Measurement(_statistics(self.features), self.provenance, spatial)
+        return Measurement.of(_statistics(self.features), self.provenance, spatial)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """What samples score.
 
-    Attributes:
-        distance_name: what the Frechet distance is called; never FID unless it is that.
-        frechet: the distance with all that it depends on.
-        sfid: Frechet distance of ADM's spatial features; None = not measured, or the reference lacks them.
-        inception_score: of the samples alone; None = not measured.
-        kid: kernel distance of the same features; this and the next are None against a reference of statistics alone.
-        manifold: precision, recall, density, coverage, k = 3.
-        intervals: 95 % bootstrap intervals by the names of `values`; see `score`.
+    distance_name: What the Frechet distance is called; never FID unless it is that.
+    frechet: The distance with all that it depends on.
+    sfid: Frechet distance of ADM's spatial features; None = not measured, or the reference lacks them.
+    inception_score: Of the samples alone; None = not measured.
+    kid: Kernel distance of the same features; this and the next are None against a reference of statistics alone.
+    manifold: Precision, recall, density, coverage, k = 3.
+    intervals: 95 % bootstrap intervals by the names of `values`; see `score`.
     """
 
     distance_name: str
@@ -97,18 +97,16 @@ def feature_set(
     crop_rule: str | None,
     cache: Path | None = None,
     on_batch: Callable[[int, int], None] | None = None,
-    batch_size: int = 64,
 ) -> FeatureSet:
     """Features of a set of images; with an `ADMExtractor` spatial features and class probabilities too.
 
     Args:
-        images: what to measure.
-        extractor: by what.
-        crop_rule: as `references.measure` has it.
-        cache: folder in which the features are kept under the hashes of images and network, and found again; None = not.
+        images: What to measure.
+        extractor: By what.
+        crop_rule: As `references.measure` has it.
+        cache: Folder in which the features are kept under the hashes of images and network, and found again; None = not.
             Spatial features and probabilities are not kept: they are asked of samples.
-        on_batch: called with (images done, images in all).
-        batch_size: images per network evaluation; does not change the result beyond rounding.
+        on_batch: Called with (images done, images in all).
     """
     made_by = provenance(images, extractor, crop_rule)
     path = None
@@ -118,18 +116,15 @@ def feature_set(
             return FeatureSet(images.name, np.load(path, allow_pickle=False), made_by)
     parts: list[tuple[NDArray[np.float32], ...]] = []
     done = 0
-    for batch in images.batches(batch_size):
-        if path is None and isinstance(extractor, ADMExtractor):
-            found = extractor.all_outputs(batch)
-            parts.append((found.pooled, found.spatial, found.probabilities))
-        else:
-            parts.append((extractor(batch),))
-        done += len(batch)
+    for found in outputs(images, extractor) if path is None else ((extractor(batch),) for batch in images.batches()):
+        parts.append(found)
+        done += len(found[0])
         if on_batch is not None:
             on_batch(done, len(images))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     if path is not None:
-        _keep(path, columns[0])
+        with complete(path) as file:
+            np.save(file, columns[0])
     return FeatureSet(images.name, columns[0], made_by, *columns[1:])
 
 
@@ -154,11 +149,11 @@ def score(
     Inception Score and the kernel distance have the spread over their parts instead.
 
     Args:
-        samples: what is scored.
-        reference: statistics of real images, or their features.
-        real: features of real images, for kernel distance and overlap; None = those of `reference` if it has them.
-        resamples: redrawn sets behind each interval; 0 = no intervals.
-        on_resample: called with (redrawn sets done, in all) of the distances, which take long.
+        samples: What is scored.
+        reference: Statistics of real images, or their features.
+        real: Features of real images, for kernel distance and overlap; None = those of `reference` if it has them.
+        resamples: Redrawn sets behind each interval; 0 = no intervals.
+        on_resample: Called with (redrawn sets done, in all) of the distances, which take long.
 
     Raises:
         ValueError: if they are not comparable (`references.check_comparable`) or have too few images.
@@ -166,14 +161,16 @@ def score(
     if isinstance(reference, FeatureSet):
         real = real or reference
         reference = reference_of(reference.name, reference.measurement(), reference.provenance.source_hash)
-    frechet = distance_to(reference, samples.measurement())
+    measured = samples.measurement()
+    frechet = distance_to(reference, measured)
     name = distance_name(samples.provenance)
     kinds = {name: (samples.features, reference.mean, reference.cov)}
     sfid = None
-    if samples.spatial is not None and reference.mean_spatial is not None and reference.cov_spatial is not None:
-        spatial = _statistics(samples.spatial)
-        sfid = frechet_distance(spatial.mean, spatial.cov, reference.mean_spatial, reference.cov_spatial)
-        kinds["sFID"] = (samples.spatial, reference.mean_spatial, reference.cov_spatial)
+    mean, cov = reference.mean_spatial, reference.cov_spatial
+    if samples.spatial is not None and mean is not None and cov is not None:
+        assert measured.mean_spatial is not None and measured.cov_spatial is not None
+        sfid = frechet_distance(measured.mean_spatial, measured.cov_spatial, mean, cov)
+        kinds["sFID"] = (samples.spatial, mean, cov)
     intervals = _distance_intervals(kinds, resamples, on_resample)
     kernel = found = None
     if real is not None:
@@ -196,7 +193,7 @@ def score(
 
 
 def mean_interval(values: NDArray, resamples: int) -> float | Interval:
-    """Mean over images of values of one each, [N], with its interval from images drawn again; `resamples` 0 = the mean alone."""
+    """Mean of values of one per image, [N], with its interval from images drawn again; `resamples` 0 = the mean alone."""
     if not resamples:
         return float(values.mean())
     return bootstrap_interval(lambda index: float(values[index].mean()), len(values), num_resamples=resamples)
@@ -215,7 +212,7 @@ def _distance_intervals(
 
         distance = redrawn_distance(features, mean, cov)
         found = bootstrap_interval(distance, len(features), num_resamples=resamples, on_resample=told)
-        intervals[name] = replace(found, low=max(found.low, 0.0))   # of few images the spread can reach below
+        intervals[name] = replace(found, low=max(found.low, 0.0))  # of few images the spread can reach below
     return intervals
 
 
@@ -231,11 +228,3 @@ def _statistics(features: NDArray[np.float32]) -> FeatureStatistics:
     for start in range(0, len(features), 1024):
         statistics.update(features[start : start + 1024])
     return statistics
-
-
-def _keep(path: Path, features: NDArray[np.float32]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        np.save(file, features)
-    partial.replace(path)

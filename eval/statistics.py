@@ -3,40 +3,49 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Features = NDArray[np.floating]     # [N, D], one row per image
+from cascade.eval.files import complete
+
+Features = NDArray[np.floating]  # [N, D], one row per image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where features came from. Sets of features may be compared only if all but `source_hash` agree."""
+    """Where features came from. Sets of features may be compared only if all but `source_hash` agree; None = not known.
 
-    extractor: str                  # name of the network, for example "efficientnet-lite0"
-    weights_hash: str | None        # SHA-256 of its weights; None = not known
-    resize_mode: str | None         # how images were brought to the network's input size; None = not known
-    image_size: int | None = None   # side of the images in pixels before that; None = not known
-    crop_rule: str | None = None    # how the images were cut from their originals; None = not known
-    source_hash: str | None = None  # SHA-256 of the images' pixels in order (`ImageSet.source_hash`); None = not known
+    extractor: Name of the network, for example "efficientnet-lite0".
+    weights_hash: SHA-256 of its weights.
+    resize_mode: How images were brought to the network's input size.
+    image_size: Side of the images in pixels before that.
+    crop_rule: How the images were cut from their originals.
+    source_hash: SHA-256 of the images' pixels in order (`ImageSet.source_hash`).
+    """
+
+    extractor: str
+    weights_hash: str | None
+    resize_mode: str | None
+    image_size: int | None = None
+    crop_rule: str | None = None
+    source_hash: str | None = None
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that arrive in batches, in float64 and independent of the batch sizes to
-    rounding.
+    """Mean and covariance of features that arrive in batches, in float64 and independent of the batch sizes to rounding.
 
-    Attributes:
-        count: number of features seen.
-        mean: [D].
+    Sums of squared deviations are combined pairwise (Chan, Golub & LeVeque 1983).
 
-    Source: Chan, Golub & LeVeque 1983, pairwise update of the sum of squared deviations.
+    count: Number of features seen.
+    mean: [D].
     """
 
     def __init__(self, dimension: int):
         self.count = 0
         self.mean: NDArray[np.float64] = np.zeros(dimension)
-        self._scatter: NDArray[np.float64] = np.zeros((dimension, dimension))   # sum of (x - mean)(x - mean)^T
+        self._scatter: NDArray[np.float64] = np.zeros((dimension, dimension))  # sum of (x - mean)(x - mean)^T
 
     @property
     def cov(self) -> NDArray[np.float64]:
@@ -55,91 +64,76 @@ class FeatureStatistics:
             return
         batch = features.astype(np.float64)
         mean = batch.mean(axis=0)
-        centred = batch - mean
-        self._combine(len(batch), mean, centred.T @ centred)
-
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Take in what another process saw; `other` is left as it is."""
-        if len(other.mean) != len(self.mean):
-            raise ValueError(f"cannot merge statistics of dimension {len(other.mean)} into dimension {len(self.mean)}")
-        self._combine(other.count, other.mean, other._scatter)
-
-    def _combine(self, count: int, mean: NDArray[np.float64], scatter: NDArray[np.float64]) -> None:
-        total = self.count + count
-        if total == 0:
-            return
-        shift = mean - self.mean
-        self._scatter = self._scatter + scatter + np.outer(shift, shift) * (self.count * count / total)
-        self.mean = self.mean + shift * (count / total)
+        centred, shift = batch - mean, mean - self.mean
+        total = self.count + len(batch)
+        self._scatter = self._scatter + centred.T @ centred + np.outer(shift, shift) * (self.count * len(batch) / total)
+        self.mean = self.mean + shift * (len(batch) / total)
         self.count = total
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Statistics of the features of a set of images, and where they came from.
 
-    Attributes:
-        features: of the features that the extractor is named for.
-        provenance: how they were made.
-        spatial: of ADM's spatial features, for sFID; None = not measured.
+    mean: [D].
+    cov: Unbiased, [D, D].
+    count: Number of images; None = not on record.
+    provenance: How the features were made.
+    mean_spatial, cov_spatial: Of ADM's spatial features, for sFID; None = not measured.
     """
 
-    features: FeatureStatistics
+    mean: NDArray[np.float64]
+    cov: NDArray[np.float64]
+    count: int | None
     provenance: Provenance
-    spatial: FeatureStatistics | None = None
+    mean_spatial: NDArray[np.float64] | None = None
+    cov_spatial: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, features: FeatureStatistics, provenance: Provenance, spatial: FeatureStatistics | None = None) -> "Measurement":
+        """What was counted. Raises ValueError below 2 images."""
+        mean_spatial, cov_spatial = (None, None) if spatial is None else (spatial.mean, spatial.cov)
+        return cls(
+            mean=features.mean,
+            cov=features.cov,
+            count=features.count,
+            provenance=provenance,
+            mean_spatial=mean_spatial,
+            cov_spatial=cov_spatial,
+        )
 
 
 def save_measurement(path: Path, measurement: Measurement) -> None:
     """Write mean, cov, count and provenance as .npz, without pickle; never leaves a half-written file at `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        "mean": measurement.features.mean,
-        "cov": measurement.features.cov,
-        "count": np.int64(measurement.features.count),
-        "provenance": np.array(json.dumps(asdict(measurement.provenance))),
-    }
-    if measurement.spatial is not None:
-        arrays |= {"mean_spatial": measurement.spatial.mean, "cov_spatial": measurement.spatial.cov}
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stubs take the names for its options
-    partial.replace(path)
+    values = {field.name: getattr(measurement, field.name) for field in fields(Measurement)}
+    values["provenance"] = json.dumps(asdict(measurement.provenance))
+    with complete(path) as file:
+        np.savez(file, **{name: value for name, value in values.items() if value is not None})
 
 
 def load_measurement(path: Path) -> Measurement:
-    """Read what `save_measurement` wrote; more features may be added to it.
-
-    Raises:
-        ValueError: if the file is missing, damaged or something else.
-    """
+    """Read what `save_measurement` wrote. Raises ValueError if the file is missing, damaged or something else."""
     arrays = read_npz(path, {"mean", "cov", "count", "provenance"})
     try:
-        values = json.loads(str(arrays["provenance"]))
-        provenance = Provenance(**{field.name: values[field.name] for field in fields(Provenance)})
+        origin = json.loads(str(arrays["provenance"]))
+        provenance = Provenance(**{field.name: origin[field.name] for field in fields(Provenance)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say where its features came from: {error}") from error
-    count = int(arrays["count"])
-    spatial = None
-    if "mean_spatial" in arrays:
-        spatial = _statistics(path, arrays["mean_spatial"], arrays.get("cov_spatial", np.zeros(0)), count)
-    return Measurement(_statistics(path, arrays["mean"], arrays["cov"], count), provenance, spatial)
-
-
-def _statistics(path: Path, mean: NDArray, cov: NDArray, count: int) -> FeatureStatistics:
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"{path} holds a mean of shape {mean.shape} and a covariance of shape {cov.shape}, expected [D], [D, D]"
-        )
-    statistics = FeatureStatistics(len(mean))
-    statistics._combine(count, mean.astype(np.float64), cov.astype(np.float64) * (count - 1))
-    return statistics
+    names = ("mean", "cov", "mean_spatial", "cov_spatial")
+    values: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in names if name in arrays}
+    for kind in ("", "_spatial") if "mean_spatial" in arrays else ("",):
+        mean, cov = values[f"mean{kind}"], values.get(f"cov{kind}", np.zeros(0))
+        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+            shapes = f"a mean of shape {mean.shape} and a covariance of shape {cov.shape}"
+            raise ValueError(f"{path} holds {shapes}, expected [D], [D, D]")
+    return Measurement(**values, count=int(arrays["count"]), provenance=provenance)
 
 
 def read_npz(path: Path, required: set[str]) -> dict[str, NDArray]:
     """All arrays of an .npz file, read without pickle.
 
     Raises:
-        ValueError: if the file is missing, is no .npz, holds pickled objects, or lacks one of the `required` names.
+        ValueError: if the file is missing, is not an .npz, holds pickled objects, or lacks one of the `required` names.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")

@@ -52,6 +52,7 @@ def test_the_wheel_holds_rooms_recipes_model_and_licences(wheel):
     for name in (
         "cascade/stages/unet.py",
         "cascade/eval/frechet.py",
+        "cascade/eval/page.html",
         "cascade/assets/drawings.tar.xz",
         "cascade/assets/emoji/cascade.json",
         "cascade/configs/emoji/base64.yaml",

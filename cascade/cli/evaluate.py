@@ -165,7 +165,7 @@ def _cut(args: Namespace) -> Iterator[tuple[ImageSet, str | None]]:
 
 def _images(args: Namespace) -> None:
     from cascade.eval.images import ImageSet, image_array
-    from cascade.eval.scoring import FEWEST, MANIFOLD_K
+    from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K
     from cascade.measure.comparisons import features_of, scored
     from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
 
@@ -184,8 +184,9 @@ def _images(args: Namespace) -> None:
             pictures = image_array(real.images, name=real.name)
             of_images = features_of(pictures, extractor, real.provenance.crop_rule, "features of the reference", kept=True)
         scores = scored(samples, real, of_images, args.resamples)
-    if len(images) < FEWEST:
-        say(f"{len(images):,} pictures are fewer than {FEWEST:,}: this distance stands beside no published one")
+    if len(images) < FEWEST_FOR_PUBLISHED:
+        few = f"{len(images):,} pictures are fewer than {FEWEST_FOR_PUBLISHED:,}"
+        say(f"{few}: this distance stands beside no published one")
     _print_scores(scores, args)
 
 
@@ -235,16 +236,10 @@ def _classifier(args: Namespace) -> None:
 
     from cascade.classes import EMOJI
     from cascade.data.drawings import may_flip
-    from cascade.eval.classifier import (
-        ClassifierConfig,
-        TrainingSettings,
-        class_agreement,
-        class_probabilities,
-        save_classifier,
-        train_classifier,
-    )
+    from cascade.eval.classifier import ClassifierConfig, class_agreement, class_probabilities, save_classifier
     from cascade.measure.named import image_source
     from cascade.runs.run import labels_of_run
+    from cascade.training.classifier import TrainingSettings, train_classifier
 
     config = ClassifierConfig(num_classes=len(EMOJI))
     if args.samples is None:

@@ -13,7 +13,7 @@ from cascade.cli.sampling import Request, load
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import ImageSet, image_array, image_folder
 from cascade.eval.report import Picture, Report, Row, number_of
-from cascade.eval.scoring import FEWEST, MANIFOLD_K, FeatureSet, Scores
+from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, Scores
 from cascade.measure.comparisons import (
     SHOWN,
     Drawings,
@@ -240,8 +240,9 @@ def _limits(protocol: Protocol, num_images: int) -> list[str]:
     """Why our row can't stand beside published ones, in words."""
     if not protocol.published:
         return []
-    if num_images < FEWEST:
-        return [f"{num_images:,} samples are fewer than {FEWEST:,}: our row is not comparable with any published one."]
+    if num_images < FEWEST_FOR_PUBLISHED:
+        few = f"{num_images:,} samples are fewer than {FEWEST_FOR_PUBLISHED:,}"
+        return [f"{few}: our row is not comparable with any published one."]
     if num_images != protocol.num_images:
         return [f"{num_images:,} samples, where the protocol has {protocol.num_images:,}: our row is not comparable."]
     return []

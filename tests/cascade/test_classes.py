@@ -74,6 +74,12 @@ def test_unknown_names_answer_with_the_closest(vocabulary, query, expected):
     assert all(name in str(error.value) for name in expected)
 
 
+def test_the_closest_come_best_first():
+    vocabulary = Vocabulary.from_names(["cat flea", "dog", "tabby cat", "cat door", "black cat"])
+    with pytest.raises(ValueError, match=r"'tabby cat'.*'black cat'.*'cat flea'.*'cat door'"):  # a cat flea is not a cat
+        vocabulary.index("cat")
+
+
 def test_whole_words_only():
     with pytest.raises(ValueError, match="unknown class") as error:
         imagenet().index("cat")

@@ -12,8 +12,8 @@ from PIL import Image
 from cascade import CascadePipeline
 from cascade.cli.main import main
 from cascade.eval.bootstrap import Interval
+from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
-from cascade.eval.published_weights import file_sha256
 from cascade.eval.report import Row
 from cascade.measure.comparisons import distance_curve
 from cascade.measure.protocols import load_protocol, protocol_names

@@ -9,12 +9,9 @@ def torchvision():
     from cascade.eval.inception import import_torchvision
 
     try:
-        import_torchvision()
+        return import_torchvision()
     except ValueError as error:
         pytest.skip(str(error))
-    import torchvision
-
-    return torchvision
 
 
 @pytest.fixture(scope="session")

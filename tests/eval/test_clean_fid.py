@@ -9,11 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cascade.eval.features import all_features
+from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
 from cascade.eval.images import image_folder
 from cascade.eval.inception import Inception
-from cascade.eval.published_weights import file_sha256
 from cascade.eval.references import measure
 from cascade.eval.statistics import FeatureStatistics
 
@@ -96,7 +95,7 @@ def test_the_distance_of_two_photo_folders_equals_clean_fids(cleanfid_fid, folde
         batch_size=7,
         verbose=False,
     )
-    first, second = (measure(image_folder(folder), extractor, crop_rule=None, batch_size=9).features for folder in folders)
+    first, second = (measure(image_folder(folder), extractor, crop_rule=None) for folder in folders)
     got = frechet_distance(first.mean, first.cov, second.mean, second.cov)
     assert want > 1
     assert got == pytest.approx(want, rel=1e-6)
@@ -110,7 +109,7 @@ def test_inception_features_equal_clean_fids(cleanfid_fid, folders, torchscript,
     settings = {"num_workers": 0, "device": torch.device("cpu"), "verbose": False}
     want = cleanfid_fid.get_folder_features(str(folders[0]), direct, mode=mode, **settings)
     ours = Inception(mode, weights=torchscript, sha256=file_sha256(torchscript))
-    got = all_features(image_folder(folders[0]), ours, batch_size=16)
+    got = np.concatenate([ours(batch) for batch in image_folder(folders[0]).batches(16)])
     assert got.shape == (40, 2048)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 

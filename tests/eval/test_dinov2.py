@@ -1,58 +1,70 @@
-"""The transformer behind DINOv2 features against PyTorch's own encoder layers, on random weights of its layout."""
+"""The transformer behind DINOv2 features against its definition, on random weights of the published layout."""
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional as F
 
 from cascade.eval.dinov2 import DINOv2, VisionTransformer
-from cascade.eval.published_weights import file_sha256
+from cascade.eval.files import file_sha256
 
 WIDTH, DEPTH, PATCH, GRID = 128, 3, 14, 5
 
 
 @pytest.fixture
-def network() -> VisionTransformer:
+def state() -> dict[str, torch.Tensor]:
+    """Random weights by the names and of the layout of the published files."""
+    shapes = {"cls_token": (1, 1, WIDTH), "pos_embed": (1, 1 + GRID**2, WIDTH), "mask_token": (1, WIDTH)}
+    shapes |= {"patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH), "patch_embed.proj.bias": (WIDTH,)}
+    shapes |= {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
+    linear = {"attn.qkv": (3 * WIDTH, WIDTH), "attn.proj": (WIDTH, WIDTH)}
+    linear |= {"mlp.fc1": (4 * WIDTH, WIDTH), "mlp.fc2": (WIDTH, 4 * WIDTH)}
+    for block in (f"blocks.{i}" for i in range(DEPTH)):
+        for name, shape in linear.items():
+            shapes |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
+        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
+            shapes[f"{block}.{name}"] = (WIDTH,)
     generator = torch.Generator().manual_seed(0)
-    made = VisionTransformer(WIDTH, DEPTH, PATCH, GRID).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return made
+    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
 
 
-def encoder_layer(block: nn.Module) -> nn.Module:
-    """PyTorch's pre-norm layer with the same weights, the per-channel scales folded into the output projections."""
-    layer = nn.TransformerEncoderLayer(WIDTH, 2, 4 * WIDTH, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True).eval()
-    scale1, scale2 = block.ls1.gamma, block.ls2.gamma
-    layer.load_state_dict(
-        {
-            "self_attn.in_proj_weight": block.attn.qkv.weight,
-            "self_attn.in_proj_bias": block.attn.qkv.bias,
-            "self_attn.out_proj.weight": block.attn.proj.weight * scale1[:, None],
-            "self_attn.out_proj.bias": block.attn.proj.bias * scale1,
-            "linear1.weight": block.mlp.fc1.weight,
-            "linear1.bias": block.mlp.fc1.bias,
-            "linear2.weight": block.mlp.fc2.weight * scale2[:, None],
-            "linear2.bias": block.mlp.fc2.bias * scale2,
-            **{f"norm1.{name}": value for name, value in block.norm1.state_dict().items()},
-            **{f"norm2.{name}": value for name, value in block.norm2.state_dict().items()},
-        }
-    )
-    return layer
+@pytest.fixture
+def network(state) -> VisionTransformer:
+    return VisionTransformer.from_state(state).eval()
 
 
-@torch.no_grad()
-def test_the_transformer_equals_pytorchs_layers(network):
+def block_as_published(x: torch.Tensor, state: dict[str, torch.Tensor], block: str) -> torch.Tensor:
+    """Pre-norm self-attention of heads of 64 and a perceptron, each scaled per channel, written out from the weights."""
+
+    def of(name: str) -> torch.Tensor:
+        return state[f"{block}.{name}"]
+
+    def linear(name: str, h: torch.Tensor) -> torch.Tensor:
+        return h @ of(f"{name}.weight").T + of(f"{name}.bias")
+
+    def normed(name: str, h: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(h, dim=-1, keepdim=True, correction=0)
+        return (h - mean) / (variance + 1e-6).sqrt() * of(f"{name}.weight") + of(f"{name}.bias")
+
+    q, k, v = linear("attn.qkv", normed("norm1", x)).unflatten(2, (3, WIDTH // 64, 64)).permute(2, 0, 3, 1, 4)
+    heads = (q @ k.transpose(-1, -2) / 8).softmax(dim=-1) @ v
+    x = x + of("ls1.gamma") * linear("attn.proj", heads.transpose(1, 2).flatten(2))
+    return x + of("ls2.gamma") * linear("mlp.fc2", F.gelu(linear("mlp.fc1", normed("norm2", x))))
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])  # torch's layer has a fast path without gradients
+def test_the_transformer_equals_its_definition(state, network, mode):
     x = torch.randn(2, 3, GRID * PATCH, GRID * PATCH, generator=torch.Generator().manual_seed(1))
-    patches = F.unfold(x, PATCH, stride=PATCH).transpose(1, 2)         # the patch convolution as a matrix product
-    tokens = F.linear(patches, network.patch_embed["proj"].weight.flatten(1), network.patch_embed["proj"].bias)
-    tokens = torch.cat([network.cls_token.expand(2, -1, -1), tokens], dim=1) + network.pos_embed
-    for block in network.blocks:
-        tokens = encoder_layer(block)(tokens)
-    torch.testing.assert_close(network(x), network.norm(tokens)[:, 0], rtol=1e-4, atol=1e-5)
+    patches = F.unfold(x, PATCH, stride=PATCH).transpose(1, 2)  # the patch convolution as a matrix product
+    tokens = F.linear(patches, state["patch_embed.proj.weight"].flatten(1), state["patch_embed.proj.bias"])
+    tokens = torch.cat([state["cls_token"].expand(2, -1, -1), tokens], dim=1) + state["pos_embed"]
+    for i in range(DEPTH):
+        tokens = block_as_published(tokens, state, f"blocks.{i}")
+    with mode():
+        got = network(x)
+    want = F.layer_norm(tokens[:, 0], (WIDTH,), state["norm.weight"], state["norm.bias"], 1e-6)
+    torch.testing.assert_close(got.detach(), want, rtol=1e-4, atol=1e-5)
 
 
 def cubic_matrix(side: int) -> torch.Tensor:
@@ -77,8 +89,7 @@ def test_positions_of_another_grid_are_cubic_with_the_published_offset(network):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_of_the_published_layout_are_read(network, tmp_path, suffix):
-    state = {**network.state_dict(), "mask_token": torch.zeros(1, WIDTH)}
+def test_weights_of_the_published_layout_are_read(state, tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
     extractor = DINOv2(path, sha256=file_sha256(path))
@@ -88,10 +99,12 @@ def test_weights_of_the_published_layout_are_read(network, tmp_path, suffix):
     np.testing.assert_allclose(extractor(images[1:]), features[1:], rtol=1e-4, atol=1e-5)
 
 
-def test_other_weights_are_refused(network, tmp_path):
+def test_other_weights_are_refused(state, tmp_path):
     path = tmp_path / "weights.pth"
-    torch.save({"conv.weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="not the weights of a DINOv2"):
-        DINOv2(path, sha256=file_sha256(path))
+    without_scale = {name: value for name, value in state.items() if name != "blocks.1.ls2.gamma"}
+    for other in ({"conv.weight": torch.zeros(3)}, {**state, "register_tokens": torch.zeros(1, 4, WIDTH)}, without_scale):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match="not the weights of a DINOv2"):
+            DINOv2(path, sha256=file_sha256(path))
     with pytest.raises(ValueError, match="expected d5383ea8"):
         DINOv2(path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.eval.metrics import inception_score, kernel_distance, kid, manifold
+from cascade.eval.metrics import Manifold, inception_score, kernel_distance, kid, overlap
 
 
 def clouds(
@@ -12,6 +12,10 @@ def clouds(
 ) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     return rng.normal(shift, 0.8, (generated, dimension)), rng.normal(0, 1, (real, dimension))
+
+
+def manifold(generated: np.ndarray, real: np.ndarray, k: int = 3) -> Manifold:
+    return overlap(generated, real, k=k).manifold()
 
 
 def test_kernel_distance_equals_a_sum_over_pairs():
@@ -69,6 +73,13 @@ def test_manifold_follows_the_definitions(k):
     want = manifold_by_definition(generated, real, k)
     assert 0.2 < want[0] < 1 and 0.2 < want[3] < 1     # a case that can tell right from wrong
     assert (got.precision, got.recall, got.density, got.coverage) == pytest.approx(want, rel=1e-12)
+
+
+def test_a_feature_on_the_rim_of_a_ball_is_inside():
+    real, generated = np.array([[0.0], [2.0]]), np.array([[-2.0], [9.0]])  # the real balls have the radius 2
+    found = overlap(generated, real, k=1)
+    assert found.balls.tolist() == [1, 0] and found.covered.tolist() == [True, False]
+    assert overlap(real, generated, k=1).recalled.tolist() == [True, False]
 
 
 def test_manifold_is_the_same_in_blocks_and_far_from_the_origin(monkeypatch):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cascade.eval.published_weights import PublishedWeights, cache_folder
+from cascade.eval.files import cache_folder
+from cascade.eval.published_weights import PublishedWeights
 
 CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

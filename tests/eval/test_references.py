@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cascade.eval.features import all_features
+from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
 from cascade.eval.images import image_array
-from cascade.eval.published_weights import file_sha256
 from cascade.eval.references import (
     ADM_CROP_RULE,
     build_reference,
@@ -41,7 +40,7 @@ def pictures(seed: int, count: int = 50, size: int = 8) -> np.ndarray:
 def test_a_reference_keeps_statistics_and_origin(tmp_path):
     images = image_array(pictures(0))
     built = build_reference(tmp_path / "real.npz", images, BlockMeans(), crop_rule="centre")
-    features = all_features(images, BlockMeans()).astype(np.float64)
+    features = BlockMeans()(images.array()).astype(np.float64)
     loaded = load_reference(tmp_path / "real.npz")
     np.testing.assert_allclose(loaded.cov, np.cov(features, rowvar=False), rtol=1e-10)
     assert (loaded.name, loaded.count, loaded.file_hash) == ("real", 50, built.file_hash)
@@ -58,8 +57,8 @@ def test_a_reference_keeps_statistics_and_origin(tmp_path):
 def test_a_result_carries_the_distance_and_what_it_depends_on(tmp_path):
     real, samples = image_array(pictures(0)), image_array(pictures(1, count=40))
     reference = build_reference(tmp_path / "real.npz", real, BlockMeans(), crop_rule="centre")
-    result = distance_to(reference, measure(samples, BlockMeans(), crop_rule="centre", batch_size=7))
-    x, y = (all_features(s, BlockMeans()).astype(np.float64) for s in (samples, real))
+    result = distance_to(reference, measure(samples, BlockMeans(), crop_rule="centre"))
+    x, y = (BlockMeans()(s.array()).astype(np.float64) for s in (samples, real))
     want = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
     assert result.distance == pytest.approx(want, rel=1e-9)
     assert (result.num_samples, result.reference, result.reference_count) == (40, "real", 50)
@@ -110,7 +109,7 @@ def test_the_distance_to_adms_reference(adm_file):
     reference = load_adm_reference(path, image_size=8)
     statistics = FeatureStatistics(6)
     statistics.update(arrays["mu"] + np.vstack([np.eye(6), -np.eye(6)]))        # covariance 2 / 11 identity
-    got = distance_to(reference, Measurement(statistics, replace(reference.provenance, weights_hash="f" * 64)))
+    got = distance_to(reference, Measurement.of(statistics, replace(reference.provenance, weights_hash="f" * 64)))
     assert got.distance == pytest.approx(6 * (1 - np.sqrt(2 / 11)) ** 2, rel=1e-9)
 
 
@@ -153,7 +152,7 @@ def test_a_file_of_mu_and_sigma_is_what_the_caller_says(tmp_path):
     said = Provenance(extractor="block-means", weights_hash=None, resize_mode="none", crop_rule="theirs")
     reference = load_plain_reference(tmp_path / "theirs.npz", said)
     samples = measure(image_array(pictures(0)), BlockMeans(), crop_rule="theirs")
-    want = frechet_distance(samples.features.mean, samples.features.cov, np.zeros(12), np.eye(12))
+    want = frechet_distance(samples.mean, samples.cov, np.zeros(12), np.eye(12))
     assert distance_to(reference, samples).distance == pytest.approx(want, rel=1e-12)
     with pytest.raises(ValueError, match=r"lacks the arrays \['sigma'\]"):
         np.savez(tmp_path / "half.npz", mu=np.zeros(12))

@@ -58,7 +58,7 @@ def test_sfid_is_the_distance_of_spatial_features_to_adms_spatial_statistics(tmp
 def test_a_kept_reference_keeps_spatial_statistics():
     samples = feature_set(image_array(pictures(0)), FakeADM(), crop_rule=None)
     real = image_array(pictures(1))
-    made = reference_of("real", measure(real, FakeADM(), crop_rule=None, batch_size=7), None)
+    made = reference_of("real", measure(real, FakeADM(), crop_rule=None), None)
     whole = feature_set(real, FakeADM(), crop_rule=None)
     assert score(samples, made, resamples=0).sfid == pytest.approx(score(samples, whole, resamples=0).sfid, rel=1e-9)
     assert score(samples, whole, resamples=0).kernel_name == "KID x 1000"
@@ -109,3 +109,11 @@ def test_kept_features_are_of_their_resize_mode(tmp_path):
     assert (feature_set(real, Other(), crop_rule=None, cache=tmp_path).features == first.features + 1).all()
     assert (feature_set(real, FakePooled(), crop_rule=None, cache=tmp_path).features == first.features).all()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_interval_of_a_distance_never_reaches_below_zero():
+    same = feature_set(image_array(pictures()), FakeADM(), crop_rule=None)
+    values = score(same, same, resamples=20).values()
+    for name in ("FID (legacy_tensorflow)", "sFID"):
+        interval = values[name]
+        assert interval.low == 0 and interval.estimate < 1e-3 < interval.high, name

@@ -1,5 +1,7 @@
 """Streaming statistics against numpy's own, and their file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,36 +39,23 @@ def test_streaming_equals_numpy_however_the_batches_are_cut(cuts):
     np.testing.assert_allclose(got.cov, np.cov(values.astype(np.float64), rowvar=False), rtol=1e-9)
 
 
-def test_merging_processes_equals_one_process():
-    values = features(90)
-    first, second = streamed(values[:30]), streamed(values[30:])
-    first.merge(second)
-    whole = streamed(values)
-    assert (first.count, second.count) == (90, 60)
-    np.testing.assert_allclose(first.mean, whole.mean, rtol=1e-14)
-    np.testing.assert_allclose(first.cov, whole.cov, rtol=1e-9)
-
-
-def test_merging_nothing_changes_nothing():
-    statistics = streamed(features(10))
-    before = statistics.mean.copy(), statistics.cov
-    statistics.merge(FeatureStatistics(5))
-    np.testing.assert_array_equal(statistics.mean, before[0])
-    np.testing.assert_array_equal(statistics.cov, before[1])
-
-
-def test_saved_statistics_come_back_and_can_be_continued(tmp_path):
-    values = features(80)
-    path = tmp_path / "new folder" / "reference.npz"
-    spatial = streamed(values[:50] ** 2)
-    save_measurement(path, Measurement(streamed(values[:50]), PROVENANCE, spatial))
-    measurement = load_measurement(path)
-    loaded = measurement.features
-    assert measurement.provenance == PROVENANCE
-    np.testing.assert_allclose(measurement.spatial.cov, spatial.cov, rtol=1e-12)
-    loaded.update(values[50:])
-    np.testing.assert_allclose(loaded.cov, np.cov(values.astype(np.float64), rowvar=False), rtol=1e-9)
+def test_saved_statistics_come_back(tmp_path):
+    values, path = features(50), tmp_path / "new folder" / "reference.npz"
+    saved = Measurement.of(streamed(values), PROVENANCE, streamed(values**2))
+    save_measurement(path, saved)
+    loaded = load_measurement(path)
+    assert (loaded.provenance, loaded.count) == (PROVENANCE, 50)
+    for name in ("mean", "cov", "mean_spatial", "cov_spatial"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(saved, name))
     assert [p.name for p in path.parent.iterdir()] == ["reference.npz"]
+
+
+@pytest.mark.parametrize("change", [{"cov": np.eye(4)}, {"mean": np.eye(5)}, {"cov_spatial": np.eye(4)}])
+def test_statistics_whose_shapes_differ_are_refused(tmp_path, change):
+    path = tmp_path / "reference.npz"
+    save_measurement(path, replace(Measurement.of(streamed(features(50)), PROVENANCE, streamed(features(50))), **change))
+    with pytest.raises(ValueError, match="a mean of shape .* and a covariance of shape"):
+        load_measurement(path)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +94,7 @@ def test_pickled_objects_are_not_loaded(tmp_path):
 
 def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "reference.npz"
-    save_measurement(path, Measurement(streamed(features(50)), PROVENANCE))
+    save_measurement(path, Measurement.of(streamed(features(50)), PROVENANCE))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a readable"):
         load_measurement(path)
