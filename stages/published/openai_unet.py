@@ -7,8 +7,9 @@ the published files. The projects differ in `Architecture` only.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -50,20 +51,24 @@ class Architecture:
     scale_shift: bool = True
     resblock_updown: bool = False
     dropout: float = 0.0
-    embedding_width: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "embedding_width", 4 * self.width)
+    @property
+    def embedding_width(self) -> int:
+        return 4 * self.width
 
     def level_width(self, level: int) -> int:
         return int(self.width * self.channel_mult[level])
 
 
+def frequencies(width: int, device: torch.device | None = None) -> Tensor:
+    """`width / 2` frequencies from 1 down to nearly 1 / 10000; float32."""
+    half = width // 2
+    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=device) / half)
+
+
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Cosines, then sines, of real `timesteps` [B] at `width / 2` periods from 2 pi to 2 pi * 10000; float32 [B, width]."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
-    angles = timesteps.float()[:, None] * frequencies
+    angles = timesteps.float()[:, None] * frequencies(width, timesteps.device)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -72,26 +77,11 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class Downsample(nn.Module):
-    """Half the size by a strided convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Twice the size by nearest neighbours and a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(upsample(x))
+def resampling(channels: int, up: bool, name: str = "conv") -> nn.Sequential:
+    """Twice the size by nearest neighbours and a convolution, or half by a strided one; `name` is that of the convolution."""
+    convolution = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
+    first: dict[str, nn.Module] = {"up": nn.Upsample(scale_factor=2.0, mode="nearest")} if up else {}
+    return nn.Sequential(OrderedDict({**first, name: convolution}))
 
 
 class ResBlock(nn.Module):
@@ -192,7 +182,8 @@ def encoder(arch: Architecture) -> tuple[nn.ModuleList, list[int]]:
             stacks.append(Stack(layers))
             widths.append(current)
         if level < len(arch.channel_mult) - 1:
-            stacks.append(Stack([ResBlock(arch, current, current, "down") if arch.resblock_updown else Downsample(current)]))
+            down = ResBlock(arch, current, current, "down") if arch.resblock_updown else resampling(current, up=False, name="op")
+            stacks.append(Stack([down]))
             widths.append(current)
     return nn.ModuleList(stacks), widths
 
@@ -212,7 +203,7 @@ def decoder(arch: Architecture, widths: list[int]) -> tuple[nn.ModuleList, int]:
             if 2**level in arch.attention_factors:
                 layers.append(AttentionBlock(arch, current, arch.decoder_heads))
             if level and i == arch.blocks:
-                layers.append(ResBlock(arch, current, current, "up") if arch.resblock_updown else Upsample(current))
+                layers.append(ResBlock(arch, current, current, "up") if arch.resblock_updown else resampling(current, up=True))
             stacks.append(Stack(layers))
     return nn.ModuleList(stacks), current
 
