@@ -7,13 +7,13 @@ consistency training: the project's own EDM teachers have "edm". The networks kn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -43,13 +43,7 @@ class ConsistencyNetwork(UNet):
         self.sigma_min, self.boundary = sigma_min, boundary
 
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
-        """Denoised images, shape and number type of `x`.
-
-        Args:
-            x: Noisy images `x0 + sigma eps`, unscaled, [B, 3, H, W].
-            sigma: Noise std, [B].
-            y: Class indices, int64 [B]; None exactly for an unconditional network.
-        """
+        """As `edm.Preconditioned.forward`; `y` are class indices, int64 [B], None exactly for an unconditional network."""
         c_skip, c_out, c_in = edm.preconditioning(sigma)
         if self.boundary:
             above = sigma - self.sigma_min
@@ -88,13 +82,6 @@ class ConsistencyDenoiser(SigmaDenoiser, ModelMixin):
         self.network = build(published)
         self.num_classes = self.network.arch.num_classes
         return published["flags"]["image_size"], None
-
-
-@dataclass
-class ConsistencySchedulerOutput(BaseOutput):
-    """prev_sample: The less noisy images, [B, C, H, W]."""
-
-    prev_sample: Tensor
 
 
 class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
@@ -145,15 +132,15 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
         timestep: Tensor,
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> ConsistencySchedulerOutput:
+    ) -> SchedulerOutput:
         """The denoised images `model_output`, clipped to [-1, 1], with the noise of the next level; none after the last."""
         self.step_index += 1
         denoised = model_output.clamp(-1, 1)
         if self.step_index == len(self.timesteps):
-            return ConsistencySchedulerOutput(prev_sample=denoised)
+            return SchedulerOutput(prev_sample=denoised)
         std = (float(self.sigmas[self.step_index]) ** 2 - self.config["sigma_min"] ** 2) ** 0.5
         noise = randn_tensor(denoised.shape, generator=generator, device=denoised.device, dtype=denoised.dtype)
-        return ConsistencySchedulerOutput(prev_sample=denoised + std * noise)
+        return SchedulerOutput(prev_sample=denoised + std * noise)
 
 
 def sampler(config: Config) -> tuple[Any, dict[str, Any]]:
@@ -182,9 +169,8 @@ def _checkpoints(data: str, parameters: int, keys: int, flags: Config) -> list[C
         f"edm_{data}_ema.pt": "edm", f"cd_{data}_l2.pt": "consistency_distillation",
         f"cd_{data}_lpips.pt": "consistency_distillation", f"ct_{data}.pt": "consistency_training",
     }  # fmt: skip
-    return [
-        openai_flags.checkpoint("consistency", file, parameters, keys, flags, training_mode=mode) for file, mode in modes.items()
-    ]
+    files = [openai_flags.checkpoint("consistency", file, parameters, keys, flags) for file in modes]
+    return [replace(file, config={**file.config, "training_mode": modes[file.file]}) for file in files]
 
 
 FAMILY = Family(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cascade.stages.noise import like_image
 from cascade.stages.published.denoisers import SigmaDenoiser
 from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Config, Family, section
-from cascade.stages.published.openai_unet import timestep_embedding, upsample
+from cascade.stages.published.openai_unet import attend, timestep_embedding, upsample
 
 SIGMA_DATA = 0.5
 """Std of the training images, as all published EDM networks take it."""
@@ -90,14 +90,10 @@ class Block(nn.Module):
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
         x = self.skip(x) + self.conv1(F.dropout(h, self.dropout, self.training))
-        return x + self.proj(attend(self.qkv(self.norm2(x)), self.heads)) if self.heads else x
-
-
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Softmax attention of [B, 3C, H, W] to [B, C, H, W], whose channels run over (head, channel, qkv)."""
-    b, channels, height, width = qkv.shape
-    q, k, v = qkv.reshape(b, heads, channels // 3 // heads, 3, height * width).transpose(2, 4).unbind(3)
-    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, channels // 3, height, width)
+        if not self.heads:
+            return x
+        h = attend(self.qkv(self.norm2(x)).flatten(2), self.heads, "innermost")
+        return x + self.proj(h.view_as(x))
 
 
 class EncoderDecoder(nn.Module):
@@ -152,7 +148,7 @@ class EncoderDecoder(nn.Module):
 
 
 class UNet(EncoderDecoder):
-    """The raw network F of `EDMNetwork`, called with the scaled image and `c_noise`."""
+    """The raw network F, called with the scaled image and `c_noise`."""
 
     def __init__(self, options: Config, channels_per_head: int) -> None:
         width = options["model_channels"]
@@ -182,15 +178,12 @@ class UNet(EncoderDecoder):
 
 
 class Preconditioned(nn.Module):
-    """A raw network under EDM's scalings: `network(x, sigma, class_labels)` gives the denoised image D(x; sigma)."""
+    """A raw network F, which files call `name`, under EDM's scalings: `network(x, sigma, class_labels)` gives D(x; sigma)."""
 
-    def __init__(self, options: Config) -> None:
+    def __init__(self, options: Config, name: str, raw: nn.Module) -> None:
         super().__init__()
-        self.sigma_data, self.label_dim = options["sigma_data"], options["label_dim"]
-
-    def raw(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor | None) -> Tensor:
-        """The raw network F."""
-        raise NotImplementedError
+        self.sigma_data, self.label_dim, self.name = options["sigma_data"], options["label_dim"], name
+        self.add_module(name, raw)
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Denoised images, shape and number type of `x`.
@@ -203,20 +196,11 @@ class Preconditioned(nn.Module):
         """
         c_skip, c_out, c_in = preconditioning(sigma, self.sigma_data)
         labels = label_vectors(class_labels, x, self.label_dim)
-        output = self.raw(like_image(c_in, x) * x, sigma.log() / 4, labels)
+        output = self.get_submodule(self.name)(like_image(c_in, x) * x, sigma.log() / 4, labels)
         return like_image(c_skip, x) * x + like_image(c_out, x) * output.to(x)
 
 
-class EDMNetwork(Preconditioned):
-    def __init__(self, options: Config, channels_per_head: int) -> None:
-        super().__init__(options)
-        self.model = UNet(options, channels_per_head)
-
-    def raw(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor | None) -> Tensor:
-        return self.model(x, c_noise, label_vectors)
-
-
-def build(config: Config) -> EDMNetwork:
+def build(config: Config) -> Preconditioned:
     """The raw network of a configuration. `channels_per_head` beside `init_kwargs` is 64 where it is not given, as in the source.
 
     Only the network of the published ImageNet-64 file is known.
@@ -226,15 +210,12 @@ def build(config: Config) -> EDMNetwork:
         raise ValueError(
             f"model_type is {given['model_type']!r}, but of EDM's networks only 'DhariwalUNet' (ImageNet-64) is supported"
         )
-    return EDMNetwork({**_DEFAULTS, **given}, config.get("channels_per_head", 64))
+    options = {**_DEFAULTS, **given}
+    return Preconditioned(options, "model", UNet(options, config.get("channels_per_head", 64)))
 
 
 def drop_constants(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """The tensors of a file without its resampling filters, which only say: the 2x2 mean.
-
-    Raises:
-        ValueError: if a filter says something else.
-    """
+    """The tensors of a file without its resampling filters. ValueError if one is not the 2x2 mean that the network takes."""
     filters = {key for key in tensors if key.endswith(".resample_filter")}
     if wrong := sorted(key for key in filters if tensors[key].shape != (1, 1, 2, 2) or not (tensors[key] == 0.25).all()):
         raise ValueError(f"{wrong[0]} is not the 2x2 mean of the published network; another resampling filter is not supported")
@@ -244,14 +225,15 @@ def drop_constants(tensors: Mapping[str, Tensor], config: Config) -> dict[str, T
 class EDMDenoiser(SigmaDenoiser, ModelMixin):
     """EDM's ImageNet-64 network as a denoiser that predicts x0."""
 
-    network: EDMNetwork
-
     def setup(self, published: Config) -> tuple[int, int | None]:
-        self.network = build(published)
-        options = published["init_kwargs"]
+        self.network, options = self.build(published), published["init_kwargs"]
         self.num_classes = options["label_dim"] or None
         self.null_label = self.num_classes if options.get("label_dropout") else None
         return options["img_resolution"], None
+
+    def build(self, published: Config) -> Preconditioned:
+        """The raw network of a configuration."""
+        return build(published)
 
 
 def sampler(config: Config) -> tuple[EDMDPMSolverMultistepScheduler, dict[str, Any]]:

@@ -16,9 +16,8 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from cascade.stages.published import edm
-from cascade.stages.published.denoisers import SigmaDenoiser
 from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Config, Family, section
-from cascade.stages.published.openai_unet import upsample
+from cascade.stages.published.openai_unet import attend, upsample
 
 _NEEDED = ("img_resolution", "img_channels", "label_dim", "model_channels")
 _DEFAULTS: dict[str, Any] = {
@@ -116,13 +115,13 @@ class Block(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Attention as EDM's, [B, C, H, W], with normalised queries, keys and values."""
-        b, channels, height, width = x.shape
-        qkv = self.attn_qkv(x).reshape(b, self.heads, channels // self.heads, 3, height * width)
-        return edm.attend(normalize(qkv, dim=2).reshape(b, 3 * channels, height, width), self.heads)
+        qkv = self.attn_qkv(x).flatten(2)
+        grouped = qkv.reshape(len(x), self.heads, -1, 3, qkv.shape[2])
+        return attend(normalize(grouped, dim=2).reshape(qkv.shape), self.heads, "innermost").view_as(x)
 
 
 class UNet(edm.EncoderDecoder):
-    """The raw network F of `EDM2Network`, called with the scaled image and `c_noise`."""
+    """The raw network F, called with the scaled image and `c_noise`."""
 
     def __init__(self, options: Config) -> None:
         width, noise, embedding = options["model_channels"], options["channel_mult_noise"], options["channel_mult_emb"]
@@ -154,33 +153,21 @@ class UNet(edm.EncoderDecoder):
         return mp_cat(h, skip, self.options["concat_balance"])
 
 
-class EDM2Network(edm.Preconditioned):
-    def __init__(self, options: Config) -> None:
-        super().__init__(options)
-        self.unet = UNet(options)
-        # The uncertainty that training weighted the loss by (Eq. 22): files hold it, but no image depends on it.
-        self.logvar_fourier = MPFourier(options["logvar_channels"])
-        self.logvar_linear = MPConv(options["logvar_channels"], 1)
-
-    def raw(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor | None) -> Tensor:
-        return self.unet(x, c_noise, label_vectors)
-
-
-def build(config: Config) -> EDM2Network:
+def build(config: Config) -> edm.Preconditioned:
     """The raw network of a configuration."""
-    given = section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))
-    return EDM2Network({**_DEFAULTS, **given})
+    options = {**_DEFAULTS, **section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))}
+    network = edm.Preconditioned(options, "unet", UNet(options))
+    # The uncertainty that training weighted the loss by (Eq. 22): files hold it, but no image depends on it.
+    network.logvar_fourier = MPFourier(options["logvar_channels"])
+    network.logvar_linear = MPConv(options["logvar_channels"], 1)
+    return network
 
 
-class EDM2Denoiser(SigmaDenoiser, ModelMixin):
+class EDM2Denoiser(edm.EDMDenoiser, ModelMixin):
     """An EDM2 pixel-space network as a denoiser that predicts x0."""
 
-    network: EDM2Network
-
-    def setup(self, published: Config) -> tuple[int, int | None]:
-        self.network = build(published)
-        self.num_classes = published["init_kwargs"]["label_dim"] or None
-        return published["init_kwargs"]["img_resolution"], None
+    def build(self, published: Config) -> edm.Preconditioned:
+        return build(published)
 
 
 _PARAMETERS = {"xs": 124_710_949, "s": 280_209_381, "m": 497_803_173, "l": 777_492_325, "xl": 1_119_276_837}

@@ -7,6 +7,7 @@ project's scripts. The base models know no null class: guidance is by a classifi
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from cascade.stages.noise import like_image, signal_and_noise
 from cascade.stages.published import openai_flags, openai_unet
-from cascade.stages.published.family import Checkpoint, Config, Family, section
+from cascade.stages.published.family import Config, Family, section
 from cascade.stages.published.openai_flags import FLAGS, WITHOUT_EFFECT, OpenAIDenoiser, architecture
 
 BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
@@ -24,6 +25,11 @@ BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)
 
 _FLAGS = ("num_head_channels", "resblock_updown", *FLAGS)
 _OPTIONAL = ("num_heads_upsample", "channel_mult", *WITHOUT_EFFECT)
+_CLASSIFIER_FLAGS = {
+    "width": "num_channels", "depth": "num_res_blocks", "attention_resolutions": "attention_resolutions",
+    "use_scale_shift_norm": "use_scale_shift_norm", "resblock_updown": "resblock_updown",
+}  # fmt: skip
+"""What the classifier's flags are called where the same is said of a U-Net."""
 
 
 def build(config: Config) -> openai_unet.UNet:
@@ -62,51 +68,34 @@ class AttentionPool(nn.Module):
         return self.c_proj(openai_unet.attend(self.qkv_proj(x), self.heads, "new"))[:, :, 0]
 
 
-class Classifier(nn.Module):
+class Classifier(openai_unet.ContractingHalf):
     """The contracting half of an ADM network as a classifier: `network(x, timesteps)` gives logits [B, classes]."""
 
     def __init__(self, arch: openai_unet.Architecture, side: int) -> None:
-        super().__init__()
-        self.arch = arch
-        self.time_embed = openai_unet.time_mlp(arch.width, arch.embedding_width)
-        self.input_blocks, widths = openai_unet.encoder(arch)
-        self.middle_block = openai_unet.middle(arch, widths[-1])
-        pool = AttentionPool(side, widths[-1], arch.head_channels or widths[-1], arch.out_channels)
-        self.out = nn.Sequential(nn.GroupNorm(32, widths[-1]), nn.SiLU(), pool)
+        super().__init__(arch)
+        width = self.widths[-1]
+        pool = AttentionPool(side, width, arch.head_channels or width, arch.out_channels)
+        self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), pool)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Logits [B, classes] of noisy images `x` [B, 3, H, W] at `timesteps` [B] of the diffusion model's own clock."""
-        dtype = next(self.parameters()).dtype
-        embedding = self.time_embed(openai_unet.timestep_embedding(timesteps, self.arch.width).to(dtype))
-        h = x.to(dtype)
-        for stack in self.input_blocks:
-            h = stack(h, embedding)
-        return self.out(self.middle_block(h, embedding))
+        h, _ = self.contract(x, self.embed(timesteps))
+        return self.out(h)
 
 
 def build_classifier(config: Config) -> Classifier:
     """The raw classifier of a configuration. Only the published pooling, "attention", is known."""
-    names = ("width", "depth", "attention_resolutions", "use_scale_shift_norm", "resblock_updown", "pool")
-    flags = section(config, "flags", ("image_size", *(f"classifier_{name}" for name in names)), ("classifier_use_fp16",))
+    names = [f"classifier_{name}" for name in (*_CLASSIFIER_FLAGS, "pool")]
+    flags = section(config, "flags", ("image_size", *names), ("classifier_use_fp16",))
     if flags["classifier_pool"] != "attention":
         raise ValueError(
             f"classifier_pool is {flags['classifier_pool']!r}, but only the published pooling 'attention' is supported"
         )
-    size, width = flags["image_size"], flags["classifier_width"]
-    mult = openai_flags.levels(config, flags, BY_SIZE, size)
-    arch = openai_unet.Architecture(
-        in_channels=3,
-        out_channels=config.get("num_classes", openai_flags.IMAGENET_CLASSES),
-        width=width,
-        first_width=int(mult[0] * width),
-        channel_mult=mult,
-        blocks=flags["classifier_depth"],
-        attention_factors=openai_flags.attention_factors(flags["classifier_attention_resolutions"], size),
-        head_channels=64,
-        scale_shift=flags["classifier_use_scale_shift_norm"],
-        resblock_updown=flags["classifier_resblock_updown"],
-    )
-    return Classifier(arch, side=size // 2 ** (len(mult) - 1))
+    as_unet = {name: flags[f"classifier_{own}"] for own, name in _CLASSIFIER_FLAGS.items()}
+    as_unet |= {"learn_sigma": False, "num_heads": 1, "class_cond": False}
+    out = {"head_channels": 64, "out_channels": config.get("num_classes", openai_flags.IMAGENET_CLASSES)}
+    arch = architecture(config, as_unet, BY_SIZE, flags["image_size"], **out)
+    return Classifier(arch, side=flags["image_size"] // 2 ** (len(arch.channel_mult) - 1))
 
 
 class ClassifierGuidance:
@@ -180,18 +169,13 @@ _ADM_64 = {
     **_ADM_BASE, "image_size": 64, "num_channels": 192, "num_res_blocks": 3, "noise_schedule": "cosine",
     "use_new_attention_order": True,
 }  # fmt: skip
-_ADM_256 = {**_ADM_BASE, "image_size": 256}
-_UNCONDITIONAL = {**_ADM_256, "class_cond": False}
+_UNCONDITIONAL = {**_ADM_BASE, "image_size": 256, "class_cond": False}
 _ADM_U = {**_ADM, "num_channels": 192}
 _CLASSIFIER: dict[str, Any] = {
     "classifier_width": 128, "classifier_depth": 2, "classifier_attention_resolutions": "32,16,8",
     "classifier_use_scale_shift_norm": True, "classifier_resblock_updown": True, "classifier_pool": "attention",
 }  # fmt: skip
-
-
-def _checkpoint(file: str, parameters: int, keys: int, flags: Config, **further: Any) -> Checkpoint:
-    return openai_flags.checkpoint("diffusion/jul-2021", file, parameters, keys, {**flags, **further})
-
+_checkpoint = partial(openai_flags.checkpoint, "diffusion/jul-2021")
 
 BASE = Family(
     name="guided-diffusion",
@@ -205,7 +189,7 @@ BASE = Family(
     checkpoints=(
         _checkpoint("64x64_diffusion.pt", 295_904_454, 541, _ADM_64),
         _checkpoint("128x128_diffusion.pt", 421_529_606, 493, _ADM_BASE, image_size=128, num_head_channels=-1),
-        _checkpoint("256x256_diffusion.pt", 553_838_086, 567, _ADM_256),
+        _checkpoint("256x256_diffusion.pt", 553_838_086, 567, _ADM_BASE, image_size=256),
         _checkpoint("256x256_diffusion_uncond.pt", 552_814_086, 566, _UNCONDITIONAL),
         _checkpoint("512x512_diffusion.pt", 558_997_638, 645, _ADM_BASE, image_size=512),
         _checkpoint("lsun_bedroom.pt", 552_814_086, 566, _UNCONDITIONAL),

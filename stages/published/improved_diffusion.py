@@ -7,18 +7,19 @@ know no null class: classifier-free guidance is impossible.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from diffusers import ModelMixin
 
 from cascade.stages.published import openai_flags
-from cascade.stages.published.family import Checkpoint, Config, Family, section
+from cascade.stages.published.family import Config, Family, section
 from cascade.stages.published.openai_flags import FLAGS, WITHOUT_EFFECT, OpenAIDenoiser, architecture
 from cascade.stages.published.openai_unet import SuperResUNet, UNet
 
 BY_SIZE = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
-"""Width multipliers that the project's scripts choose; it has no flag for them."""
+"""Width multipliers that the project's scripts choose; they have no flag for them."""
 
 _OPTIONAL = ("num_heads_upsample", "sigma_small", *WITHOUT_EFFECT)
 
@@ -54,11 +55,7 @@ _LSUN = {
     **_UNCONDITIONAL, "image_size": 256, "num_res_blocks": 2, "num_heads": 1, "use_scale_shift_norm": False,
     "attention_resolutions": "16", "diffusion_steps": 1000, "noise_schedule": "linear", "rescale_timesteps": False,
 }  # fmt: skip
-
-
-def _checkpoint(file: str, parameters: int, keys: int, flags: Config, **further: Any) -> Checkpoint:
-    return openai_flags.checkpoint("diffusion/march-2021", file, parameters, keys, {**flags, **further})
-
+_checkpoint = partial(openai_flags.checkpoint, "diffusion/march-2021")
 
 BASE = Family(
     name="improved-diffusion",

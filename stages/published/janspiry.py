@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cascade.stages.noise import LinearSchedule, alpha_bar_of
 from cascade.stages.published.denoisers import PublishedDenoiser, steps_of
 from cascade.stages.published.family import Checkpoint, Config, Family, section
-from cascade.stages.published.openai_unet import frequencies, resampling
+from cascade.stages.published.openai_unet import attend, frequencies, resampling
 
 SCHEDULE_BUFFERS = (
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
@@ -61,17 +61,16 @@ def norm_act_conv(channels: int, out_channels: int, groups: int, dropout: float 
 class ResBlock(nn.Module):
     """Residual block; the embedding is added between the convolutions, activated first in the `stepped` variant."""
 
-    def __init__(
-        self, channels: int, out_channels: int, embedding_width: int, groups: int, dropout: float, stepped: bool
-    ) -> None:
+    def __init__(self, channels: int, out_channels: int, unet: Config, stepped: bool) -> None:
         super().__init__()
+        linear = nn.Linear(unet["inner_channel"], out_channels)
         if stepped:
-            self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, out_channels))
+            self.mlp = nn.Sequential(nn.SiLU(), linear)
         else:
-            self.noise_func = named("noise_func", nn.Linear(embedding_width, out_channels))
+            self.noise_func = named("noise_func", linear)
         self.stepped = stepped
-        self.block1 = norm_act_conv(channels, out_channels, groups)
-        self.block2 = norm_act_conv(out_channels, out_channels, groups, dropout)
+        self.block1 = norm_act_conv(channels, out_channels, unet["norm_groups"])
+        self.block2 = norm_act_conv(out_channels, out_channels, unet["norm_groups"], unet.get("dropout", 0))
         self.res_conv = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -89,9 +88,8 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
-        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.out(h.transpose(1, 2).reshape(x.shape))
+        h = attend(self.qkv(self.norm(x)).flatten(2), 1, "new")
+        return x + self.out(h.view_as(x))
 
 
 class AttendingBlock(nn.Module):
@@ -99,9 +97,8 @@ class AttendingBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, unet: Config, stepped: bool, attends: bool) -> None:
         super().__init__()
-        groups = unet["norm_groups"]
-        self.res_block = ResBlock(channels, out_channels, unet["inner_channel"], groups, unet.get("dropout", 0), stepped)
-        self.attn = Attention(out_channels, groups) if attends else nn.Identity()
+        self.res_block = ResBlock(channels, out_channels, unet, stepped)
+        self.attn = Attention(out_channels, unet["norm_groups"]) if attends else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attn(self.res_block(x, embedding))
@@ -158,12 +155,9 @@ class SR3Network(nn.Module):
         clock = t if self.stepped else noise_level
         if clock is None:
             raise ValueError(f"this network sees the {'step: t' if self.stepped else 'noise level: noise_level'} is missing")
-        # mypy does not know that a network has the one of its kind
-        features, *layers = self.time_mlp if self.stepped else self.noise_level_mlp  # type: ignore[misc]
-        dtype = layers[0].weight.dtype
-        embedding = features(clock.flatten()).to(dtype)
-        for layer in layers:
-            embedding = layer(embedding)
+        mlp: Any = self.get_submodule("time_mlp" if self.stepped else "noise_level_mlp")
+        dtype = mlp[1].weight.dtype
+        embedding = mlp[1:](mlp[0](clock.flatten()).to(dtype))
         h, skips = (x if cond is None else torch.cat([cond, x], dim=1)).to(dtype), []
         for layer in self.downs:
             h = layer(h, embedding) if isinstance(layer, AttendingBlock) else layer(h)

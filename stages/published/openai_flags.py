@@ -51,11 +51,6 @@ def levels(config: Config, flags: Config, by_size: Mapping[int, Sequence[float]]
     return given[0] if given else tuple(by_size[size])
 
 
-def attention_factors(sides: Any, size: int) -> frozenset[int]:
-    """Downsampling factors at which blocks attend, from the flag's comma-separated sides in pixels."""
-    return frozenset(size // int(side) for side in str(sides).split(","))
-
-
 def architecture(
     config: Config, flags: Config, by_size: Mapping[int, Sequence[float]], size: int, **differences: Any
 ) -> Architecture:
@@ -69,7 +64,7 @@ def architecture(
         "first_width": int(mult[0] * flags["num_channels"]),
         "channel_mult": mult,
         "blocks": flags["num_res_blocks"],
-        "attention_factors": attention_factors(flags["attention_resolutions"], size),
+        "attention_factors": frozenset(size // int(side) for side in str(flags["attention_resolutions"]).split(",")),
         "heads": flags["num_heads"],
         "decoder_heads": flags["num_heads"] if decoder_heads == -1 else decoder_heads,
         "head_channels": None if head_channels == -1 else head_channels,
@@ -116,9 +111,9 @@ def sampler(config: Config) -> tuple[DDPMScheduler, dict[str, Any]]:
 
 
 def checkpoint(folder: str, file: str, parameters: int, keys: int, flags: Config, **further: Any) -> Checkpoint:
-    """A file in a folder of OpenAI's store."""
+    """A file in a folder of OpenAI's store; where `further` flags differ from `flags`, they win."""
     url = f"https://openaipublic.blob.core.windows.net/{folder}/{file}"
-    return Checkpoint(file=file, config={"flags": dict(flags), **further}, url=url, parameters=parameters, keys=keys)
+    return Checkpoint(file=file, config={"flags": {**flags, **further}}, url=url, parameters=parameters, keys=keys)
 
 
 class OpenAIDenoiser(PublishedDenoiser):
