@@ -28,9 +28,9 @@ from cascade.eval.images import Images, image_array
 from cascade.eval.report import Value
 from cascade.eval.scoring import FeatureSet, feature_set, score
 from cascade.files import CONFIGS
+from cascade.folder import StageEntry, load_stage
 from cascade.measure.named import DRAWINGS_CROP_RULE, classifier_of, extractor_of, feature_cache, image_source
 from cascade.measure.super_resolution import bicubic, error_values, low_resolution, paired_values
-from cascade.folder import StageEntry, load_stage
 from cascade.pipeline import CascadePipeline
 from cascade.stages.sr3 import SR3Pipeline
 from cascade.training.forecast import training_cost

@@ -23,8 +23,8 @@ def compose(
     """A cascade of stages that lie in folders, to use or to save; each keeps the number type in which it is stored.
 
     Args:
-        *stages: Folders in the order in which the stages run: of a stage, of the training run that made one, or ids on the Hub. The
-            base is called "base", an SR3 stage after the side of its images ("sr256").
+        *stages: Folders in the order in which the stages run: of a stage, or of the training run that made one. The base is
+            called "base", an SR3 stage after the side of its images ("sr256").
         name, classes, card, default_size: Of `CascadePipeline`. Where no `classes` are given, they are called as in the pictures
             that the stages were trained on.
 

@@ -27,9 +27,9 @@ def resolve(name_or_path: str | Path, **hub: Unpack[HubOptions]) -> Path:
     """The folder of a model.
 
     Args:
-        name_or_path: The name of a shipped model ("emoji") or a preset, a folder of a cascade, of a base stage, or of the training
-            run that made one (./emoji for one of a shipped model's name), or the id of a model on the Hugging Face Hub ("someone/something"), of which only json, safetensors and md files are
-            downloaded.
+        name_or_path: The name of a shipped model ("emoji") or a preset, a folder of a cascade, of a base stage, or of the
+            training run that made one (./emoji for one of a shipped model's name), or the id of a model on the Hugging Face Hub
+            ("someone/something"), of which only json, safetensors and md files are downloaded.
         **hub: For a model on the Hub.
 
     Raises:

@@ -128,7 +128,7 @@ class CascadePipeline:
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32; NOT in [0, 1] as of other
                 pipelines of diffusers: it is what a stage takes from the one before).
             return_dict: False returns `(images,)`.
-            callback_on_step_end, callback_on_step_end_tensor_inputs: As of the stages; the first argument is the stage's pipeline.
+            callback_on_step_end, callback_on_step_end_tensor_inputs: As of the stages, whose pipeline is the first argument.
             batch_size: Images that go through a network at once; None = 1 on a CPU, 8 elsewhere.
             **settings: Fields of `StageSampling`, each one value for all stages that have it, or a mapping from stage names to
                 values; they win over `sampling`.
@@ -406,7 +406,7 @@ class CascadePipeline:
         Args:
             folder: New, empty, or that of a cascade.
             max_shard_size: Largest file of weights, as "5GB"; None = as diffusers does it.
-            push_to_hub: Also upload it; **hub are the arguments of `push_to_hub`, whose `repo_id` is by default the folder's name.
+            push_to_hub: Also upload it; **hub are the arguments of `push_to_hub`, `repo_id` being the folder's name by default.
 
         Raises:
             ValueError: if `folder` is there and neither a cascade nor empty.

@@ -2,8 +2,8 @@
 
     python examples/train_on_a_folder.py PICTURES OUT [IMAGES]
 
-IMAGES is the length of each training run in images seen; a base that draws well needs some hundreds of thousands. The same line goes
-on with a run that was stopped.
+IMAGES is the length of each training run in images seen; a base that draws well needs some hundreds of thousands. The same line
+goes on with a run that was stopped.
 """
 
 import sys

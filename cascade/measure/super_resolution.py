@@ -17,8 +17,8 @@ from cascade.eval.paired import consistency, psnr, ssim
 from cascade.eval.references import Reference
 from cascade.eval.report import Value
 from cascade.eval.scoring import feature_set, mean_interval, score
+from cascade.folder import StageEntry, load_stage
 from cascade.measure.named import Classify
-from cascade.models import StageEntry, load_stage
 from cascade.pipeline import CascadePipeline
 from cascade.runs.run import complete, image_name
 

@@ -6,53 +6,45 @@ consistency training: the project's own EDM teachers have "edm". The networks kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from cascade.stages.noise import like_image
-from cascade.stages.published import adm
-from cascade.stages.published.clock import SigmaDenoiser
-from cascade.stages.published.edm import SIGMA_DATA, preconditioning
-from cascade.stages.published.openai import WITHOUT_EFFECT, openai_architecture
-from cascade.stages.published.options import section
-
-BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
-"""Width multipliers that the project's scripts choose where none are given."""
+from cascade.stages.published import edm, openai_flags
+from cascade.stages.published.denoisers import SigmaDenoiser
+from cascade.stages.published.edm import SIGMA_DATA
+from cascade.stages.published.family import Checkpoint, Config, Family, section
+from cascade.stages.published.guided_diffusion import BY_SIZE
+from cascade.stages.published.openai_unet import Architecture, UNet
 
 _FLAGS = (
     "image_size", "sigma_min", "sigma_max", "num_channels", "num_res_blocks", "num_heads", "num_head_channels",
     "attention_resolutions", "class_cond", "use_scale_shift_norm", "resblock_updown", "learn_sigma",
 )  # fmt: skip
-_OPTIONAL = ("num_heads_upsample", "channel_mult", "use_new_attention_order", *WITHOUT_EFFECT)
+_OPTIONAL = ("num_heads_upsample", "channel_mult", "use_new_attention_order", *openai_flags.WITHOUT_EFFECT)
 
 
-class ConsistencyNetwork(adm.UNet):
+class ConsistencyNetwork(UNet):
     """The raw network with its scalings: `network(x, sigma, y)` gives the denoised image.
 
     A consistency model leaves an image at `sigma_min` as it is; the EDM teacher of one has EDM's own scalings (`boundary` False).
     """
 
-    def __init__(self, arch: adm.Architecture, sigma_min: float, boundary: bool) -> None:
+    def __init__(self, arch: Architecture, sigma_min: float, boundary: bool) -> None:
         super().__init__(arch)
         self.sigma_min, self.boundary = sigma_min, boundary
 
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
-        """Denoised images, shape and number type of `x`.
-
-        Args:
-            x: Noisy images `x0 + sigma eps`, unscaled, [B, 3, H, W].
-            sigma: Noise std, [B].
-            y: Class indices, int64 [B]; None exactly for an unconditional network.
-        """
-        c_skip, c_out, c_in = preconditioning(sigma)
+        """As `edm.Preconditioned.forward`; `y` are class indices, int64 [B], None exactly for an unconditional network."""
+        c_skip, c_out, c_in = edm.preconditioning(sigma)
         if self.boundary:
             above = sigma - self.sigma_min
             c_skip = SIGMA_DATA**2 / (above**2 + SIGMA_DATA**2)
@@ -61,18 +53,15 @@ class ConsistencyNetwork(adm.UNet):
         return like_image(c_skip, x) * x + like_image(c_out, x) * output.to(x)
 
 
-def build(config: Mapping[str, Any]) -> ConsistencyNetwork:
-    """The raw network of a configuration. Its attention order is always the new one, whatever the flag says.
-
-    Raises:
-        ValueError: if an option is missing, unknown or impossible.
-    """
+def build(config: Config) -> ConsistencyNetwork:
+    """The raw network of a configuration. Its attention order is always the new one, whatever the flag says."""
     flags = section(config, "flags", _FLAGS, _OPTIONAL)
-    arch = openai_architecture(config, flags, BY_SIZE, flags["image_size"], attention_order="new", attention_dims=2)
+    differences = {"attention_order": "new", "attention_dims": 2}
+    arch = openai_flags.architecture(config, flags, BY_SIZE, flags["image_size"], **differences)
     return ConsistencyNetwork(arch, flags["sigma_min"], is_distilled(config))
 
 
-def is_distilled(config: Mapping[str, Any]) -> bool:
+def is_distilled(config: Config) -> bool:
     """Whether a configuration is that of a consistency model, and not of the diffusion model that taught it.
 
     Raises:
@@ -89,29 +78,10 @@ class ConsistencyDenoiser(SigmaDenoiser, ModelMixin):
 
     network: ConsistencyNetwork
 
-    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
+    def setup(self, published: Config) -> tuple[int, int | None]:
         self.network = build(published)
         self.num_classes = self.network.arch.num_classes
         return published["flags"]["image_size"], None
-
-    def forward(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
-    ) -> Tensor:
-        """As `Denoiser.__call__`; a base model, so `low_res` and `aug_level` are ignored."""
-        x, sigma = self.exploding(x_t, log_snr)
-        return self.network(x, sigma, class_labels)
-
-
-@dataclass
-class ConsistencySchedulerOutput(BaseOutput):
-    """prev_sample: The less noisy images, [B, C, H, W]."""
-
-    prev_sample: Tensor
 
 
 class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
@@ -162,12 +132,59 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
         timestep: Tensor,
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> ConsistencySchedulerOutput:
+    ) -> SchedulerOutput:
         """The denoised images `model_output`, clipped to [-1, 1], with the noise of the next level; none after the last."""
         self.step_index += 1
         denoised = model_output.clamp(-1, 1)
         if self.step_index == len(self.timesteps):
-            return ConsistencySchedulerOutput(prev_sample=denoised)
+            return SchedulerOutput(prev_sample=denoised)
         std = (float(self.sigmas[self.step_index]) ** 2 - self.config["sigma_min"] ** 2) ** 0.5
         noise = randn_tensor(denoised.shape, generator=generator, device=denoised.device, dtype=denoised.dtype)
-        return ConsistencySchedulerOutput(prev_sample=denoised + std * noise)
+        return SchedulerOutput(prev_sample=denoised + std * noise)
+
+
+def sampler(config: Config) -> tuple[Any, dict[str, Any]]:
+    """Two steps at the levels searched for the published models, exactly the original; EDM's sampler for a teacher.
+
+    The second level is 22 of 40 for a distilled model, 106 of 201 for one that was trained alone.
+    """
+    if not is_distilled(config):
+        return edm.sampler(config)
+    flags = config["flags"]
+    levels, second = (201, 106) if config.get("training_mode") == "consistency_training" else (40, 22)
+    sigmas = {"sigma_min": flags["sigma_min"], "sigma_max": flags["sigma_max"]}
+    return ConsistencyScheduler(num_levels=levels, steps=(0, second), **sigmas), {"num_inference_steps": 2}
+
+
+_IMAGENET: dict[str, Any] = {
+    "sigma_min": 0.002, "sigma_max": 80.0, "image_size": 64, "num_channels": 192, "num_res_blocks": 3, "num_heads": 4,
+    "num_head_channels": 64, "attention_resolutions": "32,16,8", "class_cond": True, "use_scale_shift_norm": True,
+    "resblock_updown": True, "learn_sigma": False,
+}  # fmt: skip
+_LSUN = {**_IMAGENET, "image_size": 256, "num_channels": 256, "num_res_blocks": 2, "class_cond": False}
+
+
+def _checkpoints(data: str, parameters: int, keys: int, flags: Config) -> list[Checkpoint]:
+    modes = {
+        f"edm_{data}_ema.pt": "edm", f"cd_{data}_l2.pt": "consistency_distillation",
+        f"cd_{data}_lpips.pt": "consistency_distillation", f"ct_{data}.pt": "consistency_training",
+    }  # fmt: skip
+    files = [openai_flags.checkpoint("consistency", file, parameters, keys, flags) for file in modes]
+    return [replace(file, config={**file.config, "training_mode": modes[file.file]}) for file in files]
+
+
+FAMILY = Family(
+    name="consistency",
+    project="https://github.com/openai/consistency_models",
+    licence="MIT",
+    config_keys=(*openai_flags.CONFIG_KEYS, "training_mode"),
+    config_hint=openai_flags.CONFIG_HINT,
+    build=build,
+    denoiser=ConsistencyDenoiser,
+    sampler=sampler,
+    checkpoints=(
+        *_checkpoints("imagenet64", 295_899_267, 541, _IMAGENET),
+        *_checkpoints("bedroom256", 552_807_171, 566, _LSUN),
+        *_checkpoints("cat256", 552_807_171, 566, _LSUN),
+    ),
+)

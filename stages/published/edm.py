@@ -6,18 +6,18 @@ were trained without dropping labels: classifier-free guidance is impossible.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
+from diffusers import EDMDPMSolverMultistepScheduler, ModelMixin
 from torch import Tensor, nn
 
 from cascade.stages.noise import like_image
-from cascade.stages.published.adm import timestep_embedding, upsample
-from cascade.stages.published.clock import SigmaDenoiser
-from cascade.stages.published.options import section
+from cascade.stages.published.denoisers import SigmaDenoiser
+from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Config, Family, section
+from cascade.stages.published.openai_unet import attend, timestep_embedding, upsample
 
 SIGMA_DATA = 0.5
 """Std of the training images, as all published EDM networks take it."""
@@ -67,17 +67,10 @@ class Block(nn.Module):
     """Residual block with scale and shift by the embedding; attention, where it has heads, comes after it."""
 
     def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        embedding_width: int,
-        *,
-        heads: int = 0,
-        resample: str | None = None,
-        dropout: float = 0.0,
+        self, channels: int, out_channels: int, embedding_width: int, *, heads: int, resample: str | None, dropout: float
     ) -> None:
         super().__init__()
-        self.in_channels, self.heads, self.resample, self.dropout = channels, heads, resample, dropout
+        self.heads, self.resample, self.dropout = heads, resample, dropout
         self.norm0 = norm(channels)
         self.conv0 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.affine = nn.Linear(embedding_width, 2 * out_channels)
@@ -97,61 +90,82 @@ class Block(nn.Module):
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
         x = self.skip(x) + self.conv1(F.dropout(h, self.dropout, self.training))
-        return x + self.proj(attend(self.qkv(self.norm2(x)), self.heads)) if self.heads else x
+        if not self.heads:
+            return x
+        h = attend(self.qkv(self.norm2(x)).flatten(2), self.heads, "innermost")
+        return x + self.proj(h.view_as(x))
 
 
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Softmax attention of [B, 3C, H, W] to [B, C, H, W], whose channels run over (head, channel, qkv)."""
-    b, channels, height, width = qkv.shape
-    q, k, v = qkv.reshape(b, heads, channels // 3 // heads, 3, height * width).transpose(2, 4).unbind(3)
-    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, channels // 3, height, width)
+class EncoderDecoder(nn.Module):
+    """The layers of EDM's and EDM2's networks under the names of their files, and the way through them.
 
+    Args:
+        options: Have `img_resolution`, `num_blocks` and `attn_resolutions`.
+        widths: Of the levels.
+        first: The first convolution, to `widths[0]` channels.
+        block: `block(channels, out_channels, attends=, resample=, decodes=)` makes a residual block.
+    """
 
-class UNet(nn.Module):
-    """The raw network F of `EDMNetwork`, called with the scaled image and `c_noise`."""
-
-    def __init__(self, options: Mapping[str, Any], channels_per_head: int) -> None:
+    def __init__(self, options: Config, widths: Sequence[int], first: nn.Module, block: Callable[..., nn.Module]) -> None:
         super().__init__()
-        width, blocks, size = options["model_channels"], options["num_blocks"], options["img_resolution"]
-        mult, attending = options["channel_mult"], options["attn_resolutions"]
-        embedding_width = width * options["channel_mult_emb"]
+        sides = [options["img_resolution"] >> level for level in range(len(widths))]
+        attending, blocks = options["attn_resolutions"], options["num_blocks"]
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        current, skips = widths[0], list[int]()
+        for side, width in zip(sides, widths, strict=True):
+            if not skips:
+                self.enc[f"{side}x{side}_conv"] = first
+            else:
+                self.enc[f"{side}x{side}_down"] = block(current, current, resample="down")
+            skips.append(current)
+            for i in range(blocks):
+                self.enc[f"{side}x{side}_block{i}"] = block(current, width, attends=side in attending)
+                current = width
+                skips.append(current)
+        for side, width in reversed(list(zip(sides, widths, strict=True))):
+            if side == sides[-1]:
+                self.dec[f"{side}x{side}_in0"] = block(current, current, attends=True, decodes=True)
+                self.dec[f"{side}x{side}_in1"] = block(current, current, decodes=True)
+            else:
+                self.dec[f"{side}x{side}_up"] = block(current, current, resample="up", decodes=True)
+            for i in range(blocks + 1):
+                name = f"{side}x{side}_block{i}"
+                self.dec[name] = block(current + skips.pop(), width, attends=side in attending, decodes=True)
+                current = width
+
+    def through(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Features before the last convolution, of scaled images."""
+        skips = []
+        for name, layer in self.enc.items():
+            h = layer(h) if name.endswith("_conv") else layer(h, embedding)
+            skips.append(h)
+        for name, layer in self.dec.items():
+            h = layer(self.join(h, skips.pop()) if "block" in name else h, embedding)
+        return h
+
+    def join(self, h: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([h, skip], dim=1)
+
+
+class UNet(EncoderDecoder):
+    """The raw network F, called with the scaled image and `c_noise`."""
+
+    def __init__(self, options: Config, channels_per_head: int) -> None:
+        width = options["model_channels"]
+        widths, embedding_width = [width * factor for factor in options["channel_mult"]], width * options["channel_mult_emb"]
+
+        def block(channels: int, out_channels: int, attends: bool = False, resample: str | None = None, **_: Any) -> Block:
+            heads, dropout = out_channels // channels_per_head if attends else 0, options.get("dropout", 0.1)
+            return Block(channels, out_channels, embedding_width, heads=heads, resample=resample, dropout=dropout)
+
+        super().__init__(options, widths, nn.Conv2d(options["img_channels"], widths[0], 3, padding=1), block)
         self.width = width
         self.map_augment = nn.Linear(options["augment_dim"], width, bias=False) if options["augment_dim"] else None
         self.map_layer0 = nn.Linear(width, embedding_width)
         self.map_layer1 = nn.Linear(embedding_width, embedding_width)
         self.map_label = nn.Linear(options["label_dim"], embedding_width, bias=False) if options["label_dim"] else None
-
-        def block(channels: int, out_channels: int, attends: bool = False, **settings: Any) -> Block:
-            heads = out_channels // channels_per_head if attends else 0
-            return Block(channels, out_channels, embedding_width, heads=heads, dropout=options.get("dropout", 0.1), **settings)
-
-        self.enc = nn.ModuleDict()
-        current, widths = options["img_channels"], []
-        for level, factor in enumerate(mult):
-            side = size >> level
-            if level == 0:
-                self.enc[f"{side}x{side}_conv"] = nn.Conv2d(current, width * factor, 3, padding=1)
-                current = width * factor
-            else:
-                self.enc[f"{side}x{side}_down"] = block(current, current, resample="down")
-            widths.append(current)
-            for i in range(blocks):
-                self.enc[f"{side}x{side}_block{i}"] = block(current, width * factor, side in attending)
-                current = width * factor
-                widths.append(current)
-        self.dec = nn.ModuleDict()
-        for level, factor in reversed(list(enumerate(mult))):
-            side = size >> level
-            if level == len(mult) - 1:
-                self.dec[f"{side}x{side}_in0"] = block(current, current, True)
-                self.dec[f"{side}x{side}_in1"] = block(current, current)
-            else:
-                self.dec[f"{side}x{side}_up"] = block(current, current, resample="up")
-            for i in range(blocks + 1):
-                self.dec[f"{side}x{side}_block{i}"] = block(current + widths.pop(), width * factor, side in attending)
-                current = width * factor
-        self.out_norm = norm(current)
-        self.out_conv = nn.Conv2d(current, options["img_channels"], 3, padding=1)
+        self.out_norm = norm(widths[0])
+        self.out_conv = nn.Conv2d(widths[0], options["img_channels"], 3, padding=1)
 
     def forward(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor | None) -> Tensor:
         dtype = self.out_conv.weight.dtype
@@ -159,23 +173,17 @@ class UNet(nn.Module):
         embedding = self.map_layer1(embedding)
         if self.map_label is not None and label_vectors is not None:
             embedding = embedding + self.map_label(label_vectors.to(dtype))
-        embedding = F.silu(embedding)
-        h, skips = x.to(dtype), []
-        for layer in self.enc.values():
-            h = layer(h, embedding) if isinstance(layer, Block) else layer(h)
-            skips.append(h)
-        for layer in self.dec.values():
-            h = layer(h if h.shape[1] == layer.in_channels else torch.cat([h, skips.pop()], dim=1), embedding)
+        h = self.through(x.to(dtype), F.silu(embedding))
         return self.out_conv(F.silu(self.out_norm(h)))
 
 
-class EDMNetwork(nn.Module):
-    """The raw network with its preconditioning: `network(x, sigma, class_labels)` gives the denoised image D(x; sigma)."""
+class Preconditioned(nn.Module):
+    """A raw network F, which files call `name`, under EDM's scalings: `network(x, sigma, class_labels)` gives D(x; sigma)."""
 
-    def __init__(self, options: Mapping[str, Any], channels_per_head: int) -> None:
+    def __init__(self, options: Config, name: str, raw: nn.Module) -> None:
         super().__init__()
-        self.sigma_data, self.label_dim = options["sigma_data"], options["label_dim"]
-        self.model = UNet(options, channels_per_head)
+        self.sigma_data, self.label_dim, self.name = options["sigma_data"], options["label_dim"], name
+        self.add_module(name, raw)
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Denoised images, shape and number type of `x`.
@@ -188,30 +196,26 @@ class EDMNetwork(nn.Module):
         """
         c_skip, c_out, c_in = preconditioning(sigma, self.sigma_data)
         labels = label_vectors(class_labels, x, self.label_dim)
-        output = self.model(like_image(c_in, x) * x, sigma.log() / 4, labels)
+        output = self.get_submodule(self.name)(like_image(c_in, x) * x, sigma.log() / 4, labels)
         return like_image(c_skip, x) * x + like_image(c_out, x) * output.to(x)
 
 
-def build(config: Mapping[str, Any]) -> EDMNetwork:
-    """The raw network of a configuration; `channels_per_head` beside `init_kwargs` is 64 where it is not given, as in the source.
+def build(config: Config) -> Preconditioned:
+    """The raw network of a configuration. `channels_per_head` beside `init_kwargs` is 64 where it is not given, as in the source.
 
-    Raises:
-        ValueError: if an option is missing or unknown, or the network is of another type than the published ImageNet-64 one.
+    Only the network of the published ImageNet-64 file is known.
     """
     given = section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))
     if given["model_type"] != "DhariwalUNet":
         raise ValueError(
             f"model_type is {given['model_type']!r}, but of EDM's networks only 'DhariwalUNet' (ImageNet-64) is supported"
         )
-    return EDMNetwork({**_DEFAULTS, **given}, config.get("channels_per_head", 64))
+    options = {**_DEFAULTS, **given}
+    return Preconditioned(options, "model", UNet(options, config.get("channels_per_head", 64)))
 
 
-def drop_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file without its resampling filters, which only say 2x2 mean.
-
-    Raises:
-        ValueError: if a filter says something else.
-    """
+def drop_constants(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """The tensors of a file without its resampling filters. ValueError if one is not the 2x2 mean that the network takes."""
     filters = {key for key in tensors if key.endswith(".resample_filter")}
     if wrong := sorted(key for key in filters if tensors[key].shape != (1, 1, 2, 2) or not (tensors[key] == 0.25).all()):
         raise ValueError(f"{wrong[0]} is not the 2x2 mean of the published network; another resampling filter is not supported")
@@ -221,22 +225,54 @@ def drop_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class EDMDenoiser(SigmaDenoiser, ModelMixin):
     """EDM's ImageNet-64 network as a denoiser that predicts x0."""
 
-    network: EDMNetwork
-
-    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
-        self.network = build(published)
-        options = published["init_kwargs"]
+    def setup(self, published: Config) -> tuple[int, int | None]:
+        self.network, options = self.build(published), published["init_kwargs"]
         self.num_classes = options["label_dim"] or None
         self.null_label = self.num_classes if options.get("label_dropout") else None
         return options["img_resolution"], None
 
-    def forward(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
-    ) -> Tensor:
-        """As `Denoiser.__call__`; a base model, so `low_res` and `aug_level` are ignored."""
-        return self.network(*self.exploding(x_t, log_snr), class_labels)
+    def build(self, published: Config) -> Preconditioned:
+        """The raw network of a configuration."""
+        return build(published)
+
+
+def sampler(config: Config) -> tuple[EDMDPMSolverMultistepScheduler, dict[str, Any]]:
+    """A multistep solver of second order, with as many steps as the papers' figures were measured with.
+
+    The original is Heun's method on the same sigmas, also of second order; the stock scheduler needs half its evaluations.
+    """
+    scheduler = EDMDPMSolverMultistepScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=SIGMA_DATA, rho=7.0)
+    return scheduler, {"num_inference_steps": 32}
+
+
+_IMAGENET_64 = {
+    "img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_type": "DhariwalUNet", "model_channels": 192,
+    "channel_mult": [1, 2, 3, 4], "sigma_data": SIGMA_DATA,
+}  # fmt: skip
+"""EDM's ImageNet-64 network; its other arguments are the defaults of its class."""
+
+CONFIG_HINT = "'init_kwargs', the arguments of the network's constructor"
+
+FAMILY = Family(
+    name="edm",
+    project="https://github.com/NVlabs/edm",
+    licence=NON_COMMERCIAL,
+    config_keys=("init_kwargs", "channels_per_head"),
+    config_hint=CONFIG_HINT,
+    build=build,
+    denoiser=EDMDenoiser,
+    sampler=sampler,
+    own_tensors=drop_constants,
+    pickled_classes=frozenset(
+        {"EDMPrecond", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "ModuleDict"}
+    ),
+    checkpoints=(
+        Checkpoint(
+            file="edm-imagenet-64x64-cond-adm.pkl",
+            config={"init_kwargs": _IMAGENET_64},
+            url="https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-imagenet-64x64-cond-adm.pkl",
+            parameters=295_899_267,
+            keys=541,
+        ),
+    ),
+)

@@ -8,7 +8,6 @@ models were trained without dropping labels: no classifier-free guidance, but au
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,17 +15,15 @@ import torch.nn.functional as F
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from cascade.stages.noise import like_image
-from cascade.stages.published.adm import upsample
-from cascade.stages.published.clock import SigmaDenoiser
-from cascade.stages.published.edm import SIGMA_DATA, label_vectors, preconditioning
-from cascade.stages.published.options import section
+from cascade.stages.published import edm
+from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Config, Family, section
+from cascade.stages.published.openai_unet import attend, upsample
 
 _NEEDED = ("img_resolution", "img_channels", "label_dim", "model_channels")
 _DEFAULTS: dict[str, Any] = {
     "channel_mult": [1, 2, 3, 4], "channel_mult_noise": None, "channel_mult_emb": None, "num_blocks": 3,
     "attn_resolutions": [16, 8], "label_balance": 0.5, "concat_balance": 0.5, "res_balance": 0.3, "attn_balance": 0.3,
-    "clip_act": 256, "channels_per_head": 64, "logvar_channels": 128, "sigma_data": SIGMA_DATA,
+    "clip_act": 256, "channels_per_head": 64, "logvar_channels": 128, "sigma_data": edm.SIGMA_DATA,
 }  # fmt: skip
 _WITHOUT_EFFECT = ("use_fp16", "dropout")
 
@@ -85,7 +82,7 @@ class Block(nn.Module):
     """Magnitude-preserving residual block (figure 21, configuration G)."""
 
     def __init__(
-        self, channels: int, out_channels: int, embedding_width: int, options: Mapping[str, Any], *, decodes: bool,
+        self, channels: int, out_channels: int, embedding_width: int, options: Config, *, decodes: bool = False,
         attends: bool = False, resample: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -113,64 +110,35 @@ class Block(nn.Module):
             x = self.conv_skip(x)
         x = mp_sum(x, h, self.options["res_balance"])
         if self.heads:
-            x = mp_sum(x, self.attn_proj(attend(self.attn_qkv(x), self.heads)), self.options["attn_balance"])
+            x = mp_sum(x, self.attn_proj(self.attend(x)), self.options["attn_balance"])
         return x.clip(-self.options["clip_act"], self.options["clip_act"])
 
-
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Attention of [B, 3C, H, W] to [B, C, H, W], whose channels run over (head, channel, qkv); all three are normalised."""
-    b, channels, height, width = qkv.shape
-    qkv = normalize(qkv.reshape(b, heads, channels // 3 // heads, 3, height * width), dim=2)
-    q, k, v = qkv.transpose(2, 4).unbind(3)
-    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, channels // 3, height, width)
+    def attend(self, x: Tensor) -> Tensor:
+        """Attention as EDM's, [B, C, H, W], with normalised queries, keys and values."""
+        qkv = self.attn_qkv(x).flatten(2)
+        grouped = qkv.reshape(len(x), self.heads, -1, 3, qkv.shape[2])
+        return attend(normalize(grouped, dim=2).reshape(qkv.shape), self.heads, "innermost").view_as(x)
 
 
-class UNet(nn.Module):
-    """The raw network F of `EDM2Network`, called with the scaled image and `c_noise`."""
+class UNet(edm.EncoderDecoder):
+    """The raw network F, called with the scaled image and `c_noise`."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        super().__init__()
-        size, mult, attending = options["img_resolution"], options["channel_mult"], options["attn_resolutions"]
-        widths = [int(options["model_channels"] * factor) for factor in mult]
-        noise, embedding = options["channel_mult_noise"], options["channel_mult_emb"]
-        noise_width = widths[0] if noise is None else int(options["model_channels"] * noise)
-        embedding_width = max(widths) if embedding is None else int(options["model_channels"] * embedding)
+    def __init__(self, options: Config) -> None:
+        width, noise, embedding = options["model_channels"], options["channel_mult_noise"], options["channel_mult_emb"]
+        widths = [int(width * factor) for factor in options["channel_mult"]]
+        noise_width = widths[0] if noise is None else int(width * noise)
+        embedding_width = max(widths) if embedding is None else int(width * embedding)
+
+        def block(channels: int, out_channels: int, **kind: Any) -> Block:
+            return Block(channels, out_channels, embedding_width, options, **kind)
+
+        super().__init__(options, widths, MPConv(options["img_channels"] + 1, widths[0], 3, 3), block)
         self.options = options
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.emb_fourier = MPFourier(noise_width)
         self.emb_noise = MPConv(noise_width, embedding_width)
         self.emb_label = MPConv(options["label_dim"], embedding_width) if options["label_dim"] else None
-
-        def block(channels: int, out_channels: int, **settings: Any) -> Block:
-            return Block(channels, out_channels, embedding_width, options, **settings)
-
-        self.enc = nn.ModuleDict()
-        current, skips = options["img_channels"] + 1, []
-        for level, width in enumerate(widths):
-            side = size >> level
-            if level == 0:
-                self.enc[f"{side}x{side}_conv"] = MPConv(current, width, 3, 3)
-                current = width
-            else:
-                self.enc[f"{side}x{side}_down"] = block(current, current, decodes=False, resample="down")
-            skips.append(current)
-            for i in range(options["num_blocks"]):
-                self.enc[f"{side}x{side}_block{i}"] = block(current, width, decodes=False, attends=side in attending)
-                current = width
-                skips.append(current)
-        self.dec = nn.ModuleDict()
-        for level, width in reversed(list(enumerate(widths))):
-            side = size >> level
-            if level == len(widths) - 1:
-                self.dec[f"{side}x{side}_in0"] = block(current, current, decodes=True, attends=True)
-                self.dec[f"{side}x{side}_in1"] = block(current, current, decodes=True)
-            else:
-                self.dec[f"{side}x{side}_up"] = block(current, current, decodes=True, resample="up")
-            for i in range(options["num_blocks"] + 1):
-                name = f"{side}x{side}_block{i}"
-                self.dec[name] = block(current + skips.pop(), width, decodes=True, attends=side in attending)
-                current = width
-        self.out_conv = MPConv(current, options["img_channels"], 3, 3)
+        self.out_conv = MPConv(widths[0], options["img_channels"], 3, 3)
 
     def forward(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor | None) -> Tensor:
         dtype = self.out_conv.weight.dtype
@@ -178,73 +146,63 @@ class UNet(nn.Module):
         if self.emb_label is not None and label_vectors is not None:
             labels = self.emb_label(label_vectors.to(dtype) * math.sqrt(label_vectors.shape[1]))
             embedding = mp_sum(embedding, labels, self.options["label_balance"])
-        embedding = mp_silu(embedding)
-        h, skips = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).to(dtype), []
-        for layer in self.enc.values():
-            h = layer(h, embedding) if isinstance(layer, Block) else layer(h)
-            skips.append(h)
-        for name, layer in self.dec.items():
-            h = layer(mp_cat(h, skips.pop(), self.options["concat_balance"]) if "block" in name else h, embedding)
-        return self.out_conv(h, gain=self.out_gain)
+        h = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).to(dtype)
+        return self.out_conv(self.through(h, mp_silu(embedding)), gain=self.out_gain)
+
+    def join(self, h: Tensor, skip: Tensor) -> Tensor:
+        return mp_cat(h, skip, self.options["concat_balance"])
 
 
-class EDM2Network(nn.Module):
-    """The raw network with its preconditioning: `network(x, sigma, class_labels)` gives the denoised image D(x; sigma)."""
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.sigma_data, self.label_dim = options["sigma_data"], options["label_dim"]
-        self.unet = UNet(options)
-        self.logvar_fourier = MPFourier(options["logvar_channels"])
-        self.logvar_linear = MPConv(options["logvar_channels"], 1)
-
-    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Denoised images, shape and number type of `x`.
-
-        Args:
-            x: Noisy images `x0 + sigma eps`, unscaled, [B, C, H, W].
-            sigma: Noise std, [B].
-            class_labels: One-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not
-                trained for.
-        """
-        c_skip, c_out, c_in = preconditioning(sigma, self.sigma_data)
-        labels = label_vectors(class_labels, x, self.label_dim)
-        output = self.unet(like_image(c_in, x) * x, sigma.log() / 4, labels)
-        return like_image(c_skip, x) * x + like_image(c_out, x) * output.to(x)
-
-    def logvar(self, sigma: Tensor) -> Tensor:
-        """The uncertainty that training weighted the loss by, [B], for noise std `sigma` [B] (Eq. 22)."""
-        features = self.logvar_fourier(sigma.log() / 4)
-        return self.logvar_linear(features)[:, 0]
+def build(config: Config) -> edm.Preconditioned:
+    """The raw network of a configuration."""
+    options = {**_DEFAULTS, **section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))}
+    network = edm.Preconditioned(options, "unet", UNet(options))
+    # The uncertainty that training weighted the loss by (Eq. 22): files hold it, but no image depends on it.
+    network.logvar_fourier = MPFourier(options["logvar_channels"])
+    network.logvar_linear = MPConv(options["logvar_channels"], 1)
+    return network
 
 
-def build(config: Mapping[str, Any]) -> EDM2Network:
-    """The raw network of a configuration.
-
-    Raises:
-        ValueError: if an option is missing or unknown.
-    """
-    given = section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))
-    return EDM2Network({**_DEFAULTS, **given})
-
-
-class EDM2Denoiser(SigmaDenoiser, ModelMixin):
+class EDM2Denoiser(edm.EDMDenoiser, ModelMixin):
     """An EDM2 pixel-space network as a denoiser that predicts x0."""
 
-    network: EDM2Network
+    def build(self, published: Config) -> edm.Preconditioned:
+        return build(published)
 
-    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
-        self.network = build(published)
-        self.num_classes = published["init_kwargs"]["label_dim"] or None
-        return published["init_kwargs"]["img_resolution"], None
 
-    def forward(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
-    ) -> Tensor:
-        """As `Denoiser.__call__`; a base model, so `low_res` and `aug_level` are ignored."""
-        return self.network(*self.exploding(x_t, log_snr), class_labels)
+_PARAMETERS = {"xs": 124_710_949, "s": 280_209_381, "m": 497_803_173, "l": 777_492_325, "xl": 1_119_276_837}
+_WIDTHS = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384}
+
+
+def _checkpoint(size: str, training: str) -> Checkpoint:
+    """A network by size; files are named by size, training length in thousands of images, and EMA length."""
+    file = f"edm2-img64-{size}-{training}.pkl"
+    options = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_channels": _WIDTHS[size]}
+    return Checkpoint(
+        file=file,
+        others=rf"edm2-img64-{size}-\d{{7}}-\d\.\d{{3}}\.pkl",
+        config={"init_kwargs": options},
+        url=f"https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/{file}",
+        parameters=_PARAMETERS[size],
+        keys=203,
+    )
+
+
+FAMILY = Family(
+    name="edm2",
+    project="https://github.com/NVlabs/edm2",
+    licence=NON_COMMERCIAL,
+    config_keys=("init_kwargs",),
+    config_hint=edm.CONFIG_HINT,
+    build=build,
+    denoiser=EDM2Denoiser,
+    sampler=edm.sampler,
+    pickled_classes=frozenset({"Precond", "UNet", "Block", "MPConv", "MPFourier", "ModuleDict"}),
+    checkpoints=(
+        _checkpoint("xs", "0134217-0.110"),
+        _checkpoint("s", "1073741-0.075"),
+        _checkpoint("m", "2147483-0.060"),
+        _checkpoint("l", "1073741-0.040"),
+        _checkpoint("xl", "0671088-0.040"),
+    ),
+)

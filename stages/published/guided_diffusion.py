@@ -6,7 +6,8 @@ project's scripts. The base models know no null class: guidance is by a classifi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,47 +15,40 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from cascade.stages.noise import like_image, signal_and_noise
-from cascade.stages.published import adm
-from cascade.stages.published.openai import WITHOUT_EFFECT, OpenAIDenoiser, attention_factors, levels, openai_architecture
-from cascade.stages.published.options import section
+from cascade.stages.published import openai_flags, openai_unet
+from cascade.stages.published.family import Config, Family, section
+from cascade.stages.published.openai_flags import FLAGS, WITHOUT_EFFECT, OpenAIDenoiser, architecture
 
 BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
 BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)}
 """Width multipliers that the project's scripts choose where none are given."""
 
-_FLAGS = (
-    "num_channels", "num_res_blocks", "num_heads", "num_head_channels", "attention_resolutions", "class_cond",
-    "use_scale_shift_norm", "resblock_updown", "learn_sigma", "diffusion_steps", "noise_schedule", "predict_xstart",
-    "rescale_timesteps",
-)  # fmt: skip
+_FLAGS = ("num_head_channels", "resblock_updown", *FLAGS)
 _OPTIONAL = ("num_heads_upsample", "channel_mult", *WITHOUT_EFFECT)
+_CLASSIFIER_FLAGS = {
+    "width": "num_channels", "depth": "num_res_blocks", "attention_resolutions": "attention_resolutions",
+    "use_scale_shift_norm": "use_scale_shift_norm", "resblock_updown": "resblock_updown",
+}  # fmt: skip
+"""What the classifier's flags are called where the same is said of a U-Net."""
 
 
-def build(config: Mapping[str, Any]) -> adm.UNet:
-    """The raw base network of a configuration, `network(x, timesteps, y)`.
-
-    Raises:
-        ValueError: if an option is missing, unknown or impossible.
-    """
+def build(config: Config) -> openai_unet.UNet:
+    """The raw base network of a configuration, `network(x, timesteps, y)`."""
     flags = section(config, "flags", ("image_size", "use_new_attention_order", *_FLAGS), _OPTIONAL)
     order = "new" if flags["use_new_attention_order"] else "legacy"
-    return adm.UNet(openai_architecture(config, flags, BY_SIZE, flags["image_size"], attention_order=order))
+    return openai_unet.UNet(architecture(config, flags, BY_SIZE, flags["image_size"], attention_order=order))
 
 
-def build_sr(config: Mapping[str, Any]) -> adm.SuperResUNet:
-    """The raw upsampler of a configuration, `network(x, timesteps, low_res, y)`. Its attention order is always the legacy one.
-
-    Raises:
-        ValueError: if an option is missing, unknown or impossible.
-    """
+def build_sr(config: Config) -> openai_unet.SuperResUNet:
+    """The raw upsampler of a configuration, `network(x, timesteps, low_res, y)`. Its attention order is always the legacy one."""
     flags = section(config, "flags", ("large_size", "small_size", *_FLAGS), _OPTIONAL)
-    return adm.SuperResUNet(openai_architecture(config, flags, BY_SIZE_SR, flags["large_size"], in_channels=6))
+    return openai_unet.SuperResUNet(architecture(config, flags, BY_SIZE_SR, flags["large_size"], in_channels=6))
 
 
 class GuidedDiffusionDenoiser(OpenAIDenoiser, ModelMixin):
     """An ADM base model or upsampler as a denoiser."""
 
-    def build(self, published: Mapping[str, Any]) -> adm.UNet:
+    def build(self, published: Config) -> openai_unet.UNet:
         return build_sr(published) if "large_size" in published["flags"] else build(published)
 
 
@@ -71,58 +65,37 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(2)
         x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding
-        return self.c_proj(adm.attend(self.qkv_proj(x), self.heads, "new"))[:, :, 0]
+        return self.c_proj(openai_unet.attend(self.qkv_proj(x), self.heads, "new"))[:, :, 0]
 
 
-class Classifier(nn.Module):
+class Classifier(openai_unet.ContractingHalf):
     """The contracting half of an ADM network as a classifier: `network(x, timesteps)` gives logits [B, classes]."""
 
-    def __init__(self, arch: adm.Architecture, side: int) -> None:
-        super().__init__()
-        self.arch = arch
-        self.time_embed = adm.time_mlp(arch.width, arch.embedding_width)
-        self.input_blocks, widths = adm.encoder(arch)
-        self.middle_block = adm.middle(arch, widths[-1])
-        pool = AttentionPool(side, widths[-1], arch.head_channels or widths[-1], arch.out_channels)
-        self.out = nn.Sequential(nn.GroupNorm(32, widths[-1]), nn.SiLU(), pool)
+    def __init__(self, arch: openai_unet.Architecture, side: int) -> None:
+        super().__init__(arch)
+        width = self.widths[-1]
+        pool = AttentionPool(side, width, arch.head_channels or width, arch.out_channels)
+        self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), pool)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Logits [B, classes] of noisy images `x` [B, 3, H, W] at `timesteps` [B] of the diffusion model's own clock."""
-        dtype = next(self.parameters()).dtype
-        embedding = self.time_embed(adm.timestep_embedding(timesteps, self.arch.width).to(dtype))
-        h = x.to(dtype)
-        for stack in self.input_blocks:
-            h = stack(h, embedding)
-        return self.out(self.middle_block(h, embedding))
+        h, _ = self.contract(x, self.embed(timesteps))
+        return self.out(h)
 
 
-def build_classifier(config: Mapping[str, Any]) -> Classifier:
-    """The raw classifier of a configuration. Only the published pooling, "attention", is known.
-
-    Raises:
-        ValueError: if an option is missing, unknown or impossible.
-    """
-    names = ("width", "depth", "attention_resolutions", "use_scale_shift_norm", "resblock_updown", "pool")
-    flags = section(config, "flags", ("image_size", *(f"classifier_{name}" for name in names)), ("classifier_use_fp16",))
+def build_classifier(config: Config) -> Classifier:
+    """The raw classifier of a configuration. Only the published pooling, "attention", is known."""
+    names = [f"classifier_{name}" for name in (*_CLASSIFIER_FLAGS, "pool")]
+    flags = section(config, "flags", ("image_size", *names), ("classifier_use_fp16",))
     if flags["classifier_pool"] != "attention":
         raise ValueError(
             f"classifier_pool is {flags['classifier_pool']!r}, but only the published pooling 'attention' is supported"
         )
-    size, width = flags["image_size"], flags["classifier_width"]
-    mult = levels(config, flags, BY_SIZE, size)
-    arch = adm.Architecture(
-        in_channels=3,
-        out_channels=config.get("num_classes", 1000),
-        width=width,
-        first_width=int(mult[0] * width),
-        channel_mult=mult,
-        blocks=flags["classifier_depth"],
-        attention_factors=attention_factors({"attention_resolutions": flags["classifier_attention_resolutions"]}, size),
-        head_channels=64,
-        scale_shift=flags["classifier_use_scale_shift_norm"],
-        resblock_updown=flags["classifier_resblock_updown"],
-    )
-    return Classifier(arch, side=size // 2 ** (len(mult) - 1))
+    as_unet = {name: flags[f"classifier_{own}"] for own, name in _CLASSIFIER_FLAGS.items()}
+    as_unet |= {"learn_sigma": False, "num_heads": 1, "class_cond": False}
+    out = {"head_channels": 64, "out_channels": config.get("num_classes", openai_flags.IMAGENET_CLASSES)}
+    arch = architecture(config, as_unet, BY_SIZE, flags["image_size"], **out)
+    return Classifier(arch, side=flags["image_size"] // 2 ** (len(arch.channel_mult) - 1))
 
 
 class ClassifierGuidance:
@@ -139,7 +112,7 @@ class ClassifierGuidance:
             at 512.
 
     Raises:
-        ValueError: if the denoiser predicts something else than the noise.
+        ValueError: if the denoiser predicts anything but the noise.
     """
 
     def __init__(self, denoiser: GuidedDiffusionDenoiser, classifier: Classifier, scale: float) -> None:
@@ -184,3 +157,68 @@ class ClassifierGuidance:
             x = x_t.detach().requires_grad_()
             log_p = self.classifier(x, self.denoiser.timesteps(log_snr)).log_softmax(dim=1)
             return torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
+
+
+_ADM: dict[str, Any] = {
+    "num_channels": 256, "num_res_blocks": 2, "num_heads": 4, "num_head_channels": 64, "attention_resolutions": "32,16,8",
+    "class_cond": True, "use_scale_shift_norm": True, "resblock_updown": True, "learn_sigma": True, "diffusion_steps": 1000,
+    "noise_schedule": "linear", "predict_xstart": False, "rescale_timesteps": False,
+}  # fmt: skip
+_ADM_BASE = {**_ADM, "use_new_attention_order": False}
+_ADM_64 = {
+    **_ADM_BASE, "image_size": 64, "num_channels": 192, "num_res_blocks": 3, "noise_schedule": "cosine",
+    "use_new_attention_order": True,
+}  # fmt: skip
+_UNCONDITIONAL = {**_ADM_BASE, "image_size": 256, "class_cond": False}
+_ADM_U = {**_ADM, "num_channels": 192}
+_CLASSIFIER: dict[str, Any] = {
+    "classifier_width": 128, "classifier_depth": 2, "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": True, "classifier_resblock_updown": True, "classifier_pool": "attention",
+}  # fmt: skip
+_checkpoint = partial(openai_flags.checkpoint, "diffusion/jul-2021")
+
+BASE = Family(
+    name="guided-diffusion",
+    project="https://github.com/openai/guided-diffusion",
+    licence="MIT",
+    config_keys=openai_flags.CONFIG_KEYS,
+    config_hint=openai_flags.CONFIG_HINT,
+    build=build,
+    denoiser=GuidedDiffusionDenoiser,
+    sampler=openai_flags.sampler,
+    checkpoints=(
+        _checkpoint("64x64_diffusion.pt", 295_904_454, 541, _ADM_64),
+        _checkpoint("128x128_diffusion.pt", 421_529_606, 493, _ADM_BASE, image_size=128, num_head_channels=-1),
+        _checkpoint("256x256_diffusion.pt", 553_838_086, 567, _ADM_BASE, image_size=256),
+        _checkpoint("256x256_diffusion_uncond.pt", 552_814_086, 566, _UNCONDITIONAL),
+        _checkpoint("512x512_diffusion.pt", 558_997_638, 645, _ADM_BASE, image_size=512),
+        _checkpoint("lsun_bedroom.pt", 552_814_086, 566, _UNCONDITIONAL),
+        _checkpoint("lsun_cat.pt", 552_814_086, 566, _UNCONDITIONAL),
+        _checkpoint("lsun_horse.pt", 552_814_086, 566, _UNCONDITIONAL),
+        _checkpoint("lsun_horse_nodropout.pt", 552_814_086, 566, _UNCONDITIONAL),
+    ),
+)
+UPSAMPLER = replace(
+    BASE,
+    name="guided-diffusion-sr",
+    build=build_sr,
+    checkpoints=(
+        _checkpoint("64_256_upsampler.pt", 311_795_910, 567, _ADM_U, large_size=256, small_size=64, num_head_channels=-1),
+        _checkpoint(
+            "128_512_upsampler.pt", 308_835_270, 537, _ADM_U, large_size=512, small_size=128, attention_resolutions="32,16"
+        ),
+    ),
+)
+CLASSIFIER = replace(
+    BASE,
+    name="guided-diffusion-classifier",
+    build=build_classifier,
+    denoiser=None,
+    sampler=None,
+    checkpoints=(
+        _checkpoint("64x64_classifier.pt", 65_438_568, 307, _CLASSIFIER, image_size=64, classifier_depth=4),
+        _checkpoint("128x128_classifier.pt", 42_568_040, 221, _CLASSIFIER, image_size=128),
+        _checkpoint("256x256_classifier.pt", 54_096_360, 249, _CLASSIFIER, image_size=256),
+        _checkpoint("512x512_classifier.pt", 54_448_360, 281, _CLASSIFIER, image_size=512),
+    ),
+)

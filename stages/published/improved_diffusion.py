@@ -6,49 +6,79 @@ know no null class: classifier-free guidance is impossible.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from diffusers import ModelMixin
 
-from cascade.stages.published import adm
-from cascade.stages.published.openai import WITHOUT_EFFECT, OpenAIDenoiser, openai_architecture
-from cascade.stages.published.options import section
+from cascade.stages.published import openai_flags
+from cascade.stages.published.family import Config, Family, section
+from cascade.stages.published.openai_flags import FLAGS, WITHOUT_EFFECT, OpenAIDenoiser, architecture
+from cascade.stages.published.openai_unet import SuperResUNet, UNet
 
 BY_SIZE = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
-"""Width multipliers that the project's scripts choose; it has no flag for them."""
+"""Width multipliers that the project's scripts choose; they have no flag for them."""
 
-_FLAGS = (
-    "num_channels", "num_res_blocks", "num_heads", "attention_resolutions", "class_cond", "use_scale_shift_norm",
-    "learn_sigma", "diffusion_steps", "noise_schedule", "predict_xstart", "rescale_timesteps",
-)  # fmt: skip
 _OPTIONAL = ("num_heads_upsample", "sigma_small", *WITHOUT_EFFECT)
 
 
-def build(config: Mapping[str, Any]) -> adm.UNet:
-    """The raw base network of a configuration, `network(x, timesteps, y)`. Its first convolution has the plain base width.
-
-    Raises:
-        ValueError: if an option is missing, unknown or impossible.
-    """
-    flags = section(config, "flags", ("image_size", *_FLAGS), _OPTIONAL)
-    return adm.UNet(openai_architecture(config, flags, BY_SIZE, flags["image_size"], first_width=flags["num_channels"]))
+def build(config: Config) -> UNet:
+    """The raw base network of a configuration, `network(x, timesteps, y)`. Its first convolution has the plain base width."""
+    flags = section(config, "flags", ("image_size", *FLAGS), _OPTIONAL)
+    return UNet(architecture(config, flags, BY_SIZE, flags["image_size"], first_width=flags["num_channels"]))
 
 
-def build_sr(config: Mapping[str, Any]) -> adm.SuperResUNet:
-    """The raw upsampler of a configuration, `network(x, timesteps, low_res, y)`.
-
-    Raises:
-        ValueError: if an option is missing, unknown or impossible.
-    """
-    flags = section(config, "flags", ("large_size", "small_size", *_FLAGS), _OPTIONAL)
+def build_sr(config: Config) -> SuperResUNet:
+    """The raw upsampler of a configuration, `network(x, timesteps, low_res, y)`."""
+    flags = section(config, "flags", ("large_size", "small_size", *FLAGS), _OPTIONAL)
     differences = {"in_channels": 6, "first_width": flags["num_channels"]}
-    return adm.SuperResUNet(openai_architecture(config, flags, BY_SIZE_SR, flags["large_size"], **differences))
+    return SuperResUNet(architecture(config, flags, BY_SIZE_SR, flags["large_size"], **differences))
 
 
 class ImprovedDiffusionDenoiser(OpenAIDenoiser, ModelMixin):
     """An improved-diffusion base model or upsampler as a denoiser."""
 
-    def build(self, published: Mapping[str, Any]) -> adm.UNet:
+    def build(self, published: Config) -> UNet:
         return build_sr(published) if "large_size" in published["flags"] else build(published)
+
+
+_UNCONDITIONAL: dict[str, Any] = {
+    "num_channels": 128, "num_res_blocks": 3, "num_heads": 4, "attention_resolutions": "16,8", "class_cond": False,
+    "use_scale_shift_norm": True, "learn_sigma": True, "diffusion_steps": 4000, "noise_schedule": "cosine",
+    "predict_xstart": False, "rescale_timesteps": True,
+}  # fmt: skip
+_CONDITIONAL = {**_UNCONDITIONAL, "num_channels": 192, "class_cond": True, "rescale_timesteps": False}
+_UPSAMPLER = {**_CONDITIONAL, "large_size": 256, "small_size": 64, "num_res_blocks": 2, "noise_schedule": "linear"}
+_LSUN = {
+    **_UNCONDITIONAL, "image_size": 256, "num_res_blocks": 2, "num_heads": 1, "use_scale_shift_norm": False,
+    "attention_resolutions": "16", "diffusion_steps": 1000, "noise_schedule": "linear", "rescale_timesteps": False,
+}  # fmt: skip
+_checkpoint = partial(openai_flags.checkpoint, "diffusion/march-2021")
+
+BASE = Family(
+    name="improved-diffusion",
+    project="https://github.com/openai/improved-diffusion",
+    licence="MIT",
+    config_keys=openai_flags.CONFIG_KEYS,
+    config_hint=openai_flags.CONFIG_HINT,
+    build=build,
+    denoiser=ImprovedDiffusionDenoiser,
+    sampler=openai_flags.sampler,
+    checkpoints=(
+        _checkpoint("imagenet64_cond_270M_250K.pt", 273_049_350, 451, _CONDITIONAL, image_size=64),
+        _checkpoint("imagenet64_uncond_100M_1500K.pt", 121_063_942, 450, _UNCONDITIONAL, image_size=64),
+        _checkpoint("imagenet64_uncond_vlb_100M_1500K.pt", 121_063_942, 450, _UNCONDITIONAL, image_size=64),
+        _checkpoint("cifar10_uncond_50M_500K.pt", 52_546_438, 446, _UNCONDITIONAL, image_size=32),
+        _checkpoint("cifar10_uncond_vlb_50M_500K.pt", 52_546_438, 446, _UNCONDITIONAL, image_size=32),
+        _checkpoint("lsun_uncond_100M_1200K_bs128.pt", 113_676_678, 426, _LSUN),
+        _checkpoint("lsun_uncond_100M_2400K_bs64.pt", 113_676_678, 426, _LSUN),
+    ),
+)
+UPSAMPLER = replace(
+    BASE,
+    name="improved-diffusion-sr",
+    build=build_sr,
+    checkpoints=(_checkpoint("upsample_cond_500K.pt", 279_792_390, 457, _UPSAMPLER),),
+)

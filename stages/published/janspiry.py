@@ -6,19 +6,21 @@ project's own `unet`, `diffusion` and `beta_schedule` sections. Published weight
 
 from __future__ import annotations
 
-import math
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
+from diffusers import DDPMScheduler, ModelMixin
 from torch import Tensor, nn
 
 from cascade.stages.noise import LinearSchedule, alpha_bar_of
-from cascade.stages.published.adm import upsample
-from cascade.stages.published.clock import PublishedDenoiser, SteppedDenoiser
-from cascade.stages.published.options import section
+from cascade.stages.published.denoisers import PublishedDenoiser, steps_of
+from cascade.stages.published.family import Checkpoint, Config, Family, section
+from cascade.stages.published.openai_unet import attend, frequencies, resampling
 
 SCHEDULE_BUFFERS = (
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
@@ -33,58 +35,42 @@ _UNET = ("in_channel", "out_channel", "inner_channel", "norm_groups", "channel_m
 class Features(nn.Module):
     """Sines, then cosines, of values [B]; float32 [B, width]. Frequencies that the file has (`stored`) are a buffer."""
 
-    inv_freq: Tensor
+    inv_freq: Tensor | None
 
     def __init__(self, width: int, stored: bool) -> None:
         super().__init__()
         self.width = width
-        if stored:
-            self.register_buffer("inv_freq", self.frequencies(None))
-
-    def frequencies(self, device: torch.device | None) -> Tensor:
-        return torch.exp(-math.log(10000) * torch.arange(self.width // 2, dtype=torch.float32, device=device) / (self.width // 2))
+        self.register_buffer("inv_freq", frequencies(width) if stored else None)
 
     def forward(self, values: Tensor) -> Tensor:
-        frequencies = self.inv_freq.float() if "inv_freq" in self._buffers else self.frequencies(values.device)
-        angles = values.float()[:, None] * frequencies
+        own = frequencies(self.width, values.device) if self.inv_freq is None else self.inv_freq.float()
+        angles = values.float()[:, None] * own
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class NormActConv(nn.Module):
-    def __init__(self, channels: int, out_channels: int, groups: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        convolution = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.block = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Dropout(dropout), convolution)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x)
+def named(name: str, *layers: nn.Module) -> nn.Sequential:
+    """Layers in a row, under a name of their own in the weights' names."""
+    return nn.Sequential(OrderedDict({name: nn.Sequential(*layers)}))
 
 
-class AddLinear(nn.Module):
-    """Adds a linear function of the embedding to an image."""
-
-    def __init__(self, embedding_width: int, channels: int) -> None:
-        super().__init__()
-        self.noise_func = nn.Sequential(nn.Linear(embedding_width, channels))
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        return self.noise_func(embedding)
+def norm_act_conv(channels: int, out_channels: int, groups: int, dropout: float = 0.0) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, out_channels, 3, padding=1)
+    return named("block", nn.GroupNorm(groups, channels), nn.SiLU(), nn.Dropout(dropout), convolution)
 
 
 class ResBlock(nn.Module):
     """Residual block; the embedding is added between the convolutions, activated first in the `stepped` variant."""
 
-    def __init__(
-        self, channels: int, out_channels: int, embedding_width: int, groups: int, dropout: float, stepped: bool
-    ) -> None:
+    def __init__(self, channels: int, out_channels: int, unet: Config, stepped: bool) -> None:
         super().__init__()
+        linear = nn.Linear(unet["inner_channel"], out_channels)
         if stepped:
-            self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, out_channels))
+            self.mlp = nn.Sequential(nn.SiLU(), linear)
         else:
-            self.noise_func = AddLinear(embedding_width, out_channels)
+            self.noise_func = named("noise_func", linear)
         self.stepped = stepped
-        self.block1 = NormActConv(channels, out_channels, groups)
-        self.block2 = NormActConv(out_channels, out_channels, groups, dropout)
+        self.block1 = norm_act_conv(channels, out_channels, unet["norm_groups"])
+        self.block2 = norm_act_conv(out_channels, out_channels, unet["norm_groups"], unet.get("dropout", 0))
         self.res_conv = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -102,40 +88,26 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
-        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.out(h.transpose(1, 2).reshape(x.shape))
+        h = attend(self.qkv(self.norm(x)).flatten(2), 1, "new")
+        return x + self.out(h.view_as(x))
 
 
 class AttendingBlock(nn.Module):
     """Residual block, with attention after it or without."""
 
-    def __init__(self, channels: int, out_channels: int, unet: Mapping[str, Any], stepped: bool, attends: bool) -> None:
+    def __init__(self, channels: int, out_channels: int, unet: Config, stepped: bool, attends: bool) -> None:
         super().__init__()
-        groups = unet["norm_groups"]
-        self.res_block = ResBlock(channels, out_channels, unet["inner_channel"], groups, unet.get("dropout", 0), stepped)
-        self.attn = Attention(out_channels, groups) if attends else nn.Identity()
+        self.res_block = ResBlock(channels, out_channels, unet, stepped)
+        self.attn = Attention(out_channels, unet["norm_groups"]) if attends else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attn(self.res_block(x, embedding))
 
 
-class Resample(nn.Module):
-    """Half the size by a strided convolution, or twice by nearest neighbours and a convolution."""
-
-    def __init__(self, channels: int, up: bool) -> None:
-        super().__init__()
-        self.up = up
-        self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(upsample(x) if self.up else x)
-
-
 class SR3Network(nn.Module):
     """The raw network: `network(x, cond, noise_level)` or, `stepped`, `network(x, cond, t)` gives the predicted noise."""
 
-    def __init__(self, unet: Mapping[str, Any], size: int, stepped: bool) -> None:
+    def __init__(self, unet: Config, size: int, stepped: bool) -> None:
         super().__init__()
         width, blocks = unet["inner_channel"], unet["res_blocks"]
         widths = [width * factor for factor in unet["channel_multiplier"]]
@@ -154,7 +126,7 @@ class SR3Network(nn.Module):
                 current = out
                 skips.append(current)
             if level < len(widths) - 1:
-                self.downs.append(Resample(current, up=False))
+                self.downs.append(resampling(current, up=False))
                 skips.append(current)
         self.mid = nn.ModuleList([block(current, current, True), block(current, current, False)])
         self.ups = nn.ModuleList()
@@ -163,8 +135,8 @@ class SR3Network(nn.Module):
                 self.ups.append(block(current + skips.pop(), out, size >> level in unet["attn_res"]))
                 current = out
             if level:
-                self.ups.append(Resample(current, up=True))
-        self.final_conv = NormActConv(current, unet["out_channel"], unet["norm_groups"])
+                self.ups.append(resampling(current, up=True))
+        self.final_conv = norm_act_conv(current, unet["out_channel"], unet["norm_groups"])
 
     def forward(
         self, x: Tensor, cond: Tensor | None = None, noise_level: Tensor | None = None, t: Tensor | None = None
@@ -183,12 +155,9 @@ class SR3Network(nn.Module):
         clock = t if self.stepped else noise_level
         if clock is None:
             raise ValueError(f"this network sees the {'step: t' if self.stepped else 'noise level: noise_level'} is missing")
-        # mypy does not know that a network has the one of its kind
-        features, *layers = self.time_mlp if self.stepped else self.noise_level_mlp  # type: ignore[misc]
-        dtype = layers[0].weight.dtype
-        embedding = features(clock.flatten()).to(dtype)
-        for layer in layers:
-            embedding = layer(embedding)
+        mlp: Any = self.get_submodule("time_mlp" if self.stepped else "noise_level_mlp")
+        dtype = mlp[1].weight.dtype
+        embedding = mlp[1:](mlp[0](clock.flatten()).to(dtype))
         h, skips = (x if cond is None else torch.cat([cond, x], dim=1)).to(dtype), []
         for layer in self.downs:
             h = layer(h, embedding) if isinstance(layer, AttendingBlock) else layer(h)
@@ -200,18 +169,14 @@ class SR3Network(nn.Module):
         return self.final_conv(h)
 
 
-def build(config: Mapping[str, Any]) -> SR3Network:
-    """The raw network of a configuration of family `sr3` or `sr3-ddpm`, which its key `family` tells apart.
-
-    Raises:
-        ValueError: if an option is missing or unknown.
-    """
+def build(config: Config, stepped: bool) -> SR3Network:
+    """The raw network of a configuration of family `sr3` or, `stepped`, `sr3-ddpm`."""
     unet = section(config, "unet", _UNET, ("dropout",))
     diffusion = section(config, "diffusion", ("image_size",), ("channels", "conditional"))
-    return SR3Network(unet, diffusion["image_size"], stepped=config["family"] == "sr3-ddpm")
+    return SR3Network(unet, diffusion["image_size"], stepped)
 
 
-def schedule(config: Mapping[str, Any], name: str = "beta_schedule") -> LinearSchedule:
+def schedule(config: Config, name: str = "beta_schedule") -> LinearSchedule:
     """A noise schedule of a configuration.
 
     Raises:
@@ -223,12 +188,12 @@ def schedule(config: Mapping[str, Any], name: str = "beta_schedule") -> LinearSc
     return LinearSchedule(beta_start=options["linear_start"], beta_end=options["linear_end"], num_steps=options["n_timestep"])
 
 
-def sampling_schedule(config: Mapping[str, Any]) -> LinearSchedule:
+def sampling_schedule(config: Config) -> LinearSchedule:
     """The schedule that the project samples by: the one of training, if there is no other."""
     return schedule(config, "sampling_beta_schedule" if "sampling_beta_schedule" in config else "beta_schedule")
 
 
-def network_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+def network_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     """The network's own tensors of a published file, whose schedule has to be that of the configuration.
 
     Raises:
@@ -245,64 +210,74 @@ def network_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     return {key.removeprefix("denoise_fn."): value for key, value in tensors.items() if key not in SCHEDULE_BUFFERS}
 
 
-def _sizes(config: Mapping[str, Any]) -> tuple[int, int | None]:
-    size = config["diffusion"]["image_size"]
-    return size, config.get("low_res_size", size) if config["diffusion"].get("conditional", True) else None
-
-
-def upsampled(low_res: Tensor | None, size: int, low_res_size: int | None) -> Tensor | None:
-    """Images to refine at the size of the result, by the bicubic kernel of the image files that these networks saw.
-
-    Raises:
-        ValueError: if they are missing.
-    """
-    if low_res_size is None:
-        return None
-    if low_res is None:
-        raise ValueError(f"this network refines {low_res_size} px images: low_res is missing")
+def upsampled(low_res: Tensor, size: int) -> Tensor:
+    """Images to refine at the size of the result, by the bicubic kernel of the image files that these networks saw."""
     return F.interpolate(low_res.float(), size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 class JanspirySR3Denoiser(PublishedDenoiser, ModelMixin):
-    """The `sr3` variant as a denoiser: the network sees sqrt(alpha_bar), so it takes any noise level."""
+    """The `sr3` variant as a denoiser: the network sees sqrt(alpha_bar), so it takes any noise level. There are no classes."""
 
     network: SR3Network
+    stepped = False
 
-    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
-        self.network = build(published)
-        return _sizes(published)
+    def setup(self, published: Config) -> tuple[int, int | None]:
+        self.network, self.table = build(published, self.stepped), sampling_schedule(published).table()
+        size = published["diffusion"]["image_size"]
+        return size, published.get("low_res_size", size) if published["diffusion"].get("conditional", True) else None
 
-    def forward(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
-    ) -> Tensor:
-        """As `Denoiser.__call__`; there are no classes and no augmentation level, so both are ignored."""
-        cond = upsampled(low_res, x_t.shape[-1], self.config["low_res_size"])
+    def predict(self, x_t: Tensor, log_snr: Tensor, class_labels: Tensor | None, low_res: Tensor | None) -> Tensor:
+        cond = None if low_res is None else upsampled(low_res, x_t.shape[-1])
+        if self.stepped:
+            return self.network(x_t, cond, t=steps_of(log_snr, self.table))
         return self.network(x_t, cond, noise_level=alpha_bar_of(log_snr.double()).sqrt().float())
 
 
-class JanspiryDDPMDenoiser(SteppedDenoiser, ModelMixin):
+class JanspiryDDPMDenoiser(JanspirySR3Denoiser, ModelMixin):
     """The `sr3-ddpm` variant as a denoiser: the network sees a step of the schedule that the project samples by."""
 
-    network: SR3Network
+    stepped = True
 
-    def setup(self, published: Mapping[str, Any]) -> tuple[int, int | None]:
-        self.network = build(published)
-        self.table = sampling_schedule(published).table()
-        return _sizes(published)
 
-    def forward(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
-    ) -> Tensor:
-        """As `Denoiser.__call__`; there are no classes and no augmentation level, so both are ignored."""
-        cond = upsampled(low_res, x_t.shape[-1], self.config["low_res_size"])
-        return self.network(x_t, cond, t=self.steps(log_snr))
+def sampler(config: Config) -> tuple[DDPMScheduler, dict[str, Any]]:
+    """Ancestral sampling over all steps of the schedule that the project samples by, exactly the original."""
+    schedule = sampling_schedule(config)
+    betas = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end, "num_train_timesteps": schedule.num_steps}
+    scheduler = DDPMScheduler(beta_schedule="linear", variance_type="fixed_small", clip_sample=True, **betas)
+    return scheduler, {"num_inference_steps": schedule.num_steps}
+
+
+_PROJECT = "https://github.com/Janspiry/Image-Super-Resolution-via-Iterative-Refinement"
+_UNET_16_128 = {
+    "in_channel": 6, "out_channel": 3, "inner_channel": 64, "channel_multiplier": [1, 2, 4, 8, 8], "norm_groups": 32,
+    "res_blocks": 2, "attn_res": [16], "dropout": 0.2,
+}  # fmt: skip
+_UNET_64_512 = {**_UNET_16_128, "channel_multiplier": [1, 2, 4, 8, 16], "norm_groups": 16, "res_blocks": 1, "attn_res": []}
+
+
+def _checkpoint(file: str, parameters: int, keys: int, low_res_size: int, size: int, unet: Config) -> Checkpoint:
+    config = {
+        "unet": unet,
+        "diffusion": {"image_size": size, "channels": 3, "conditional": True},
+        "beta_schedule": {"schedule": "linear", "n_timestep": 2000, "linear_start": 1e-6, "linear_end": 0.01},
+        "low_res_size": low_res_size,
+    }
+    return Checkpoint(file=file, config=config, url=_PROJECT, parameters=parameters, keys=keys)
+
+
+SR3 = Family(
+    name="sr3",
+    project=_PROJECT,
+    licence="Apache-2.0",
+    config_keys=("unet", "diffusion", "beta_schedule", "sampling_beta_schedule", "low_res_size"),
+    config_hint="the sections 'unet', 'diffusion' and 'beta_schedule' of the project's JSON file",
+    build=partial(build, stepped=False),
+    denoiser=JanspirySR3Denoiser,
+    sampler=sampler,
+    own_tensors=network_tensors,
+    checkpoints=(
+        _checkpoint("I640000_E37_gen.pth", 97_807_491, 362, 16, 128, _UNET_16_128),
+        _checkpoint("I830000_E32_gen.pth", 155_334_339, 229, 64, 512, _UNET_64_512),
+    ),
+)
+DDPM = replace(SR3, name="sr3-ddpm", build=partial(build, stepped=True), denoiser=JanspiryDDPMDenoiser, checkpoints=())

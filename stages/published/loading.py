@@ -2,158 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import nn
 
 from cascade.stages.base import BasePipeline
-from cascade.stages.published import (
-    catalogue,
-    consistency,
-    edm,
-    edm2,
-    guided_diffusion,
-    improved_diffusion,
-    janspiry,
-    samplers,
-    weights,
-)
-from cascade.stages.published.clock import PublishedDenoiser
-from cascade.stages.published.options import kept
+from cascade.stages.published import weights as files
+from cascade.stages.published.families import family_of, known
+from cascade.stages.published.family import Config, Family
 from cascade.stages.sr3 import SR3Pipeline
 
-BUILDERS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
-    "guided-diffusion": guided_diffusion.build,
-    "guided-diffusion-sr": guided_diffusion.build_sr,
-    "guided-diffusion-classifier": guided_diffusion.build_classifier,
-    "improved-diffusion": improved_diffusion.build,
-    "improved-diffusion-sr": improved_diffusion.build_sr,
-    "consistency": consistency.build,
-    "edm": edm.build,
-    "edm2": edm2.build,
-    "sr3": janspiry.build,
-    "sr3-ddpm": janspiry.build,
-}
-DENOISERS: dict[str, type[PublishedDenoiser]] = {
-    "guided-diffusion": guided_diffusion.GuidedDiffusionDenoiser,
-    "guided-diffusion-sr": guided_diffusion.GuidedDiffusionDenoiser,
-    "improved-diffusion": improved_diffusion.ImprovedDiffusionDenoiser,
-    "improved-diffusion-sr": improved_diffusion.ImprovedDiffusionDenoiser,
-    "consistency": consistency.ConsistencyDenoiser,
-    "edm": edm.EDMDenoiser,
-    "edm2": edm2.EDM2Denoiser,
-    "sr3": janspiry.JanspirySR3Denoiser,
-    "sr3-ddpm": janspiry.JanspiryDDPMDenoiser,
-}
 
-
-def load(family: str, weights: str | PathLike[str], config: Mapping[str, Any] | None = None) -> nn.Module:
-    """The raw network of a published file, in float32, for evaluation.
-
-    It is called by keyword with the family's own arrays: `x`, `timesteps`, `y` (and `low_res`) for improved- and
-    guided-diffusion, `x`, `sigma`, `y` for consistency models, `x`, `sigma`, `class_labels` for EDM and EDM2, `x`, `cond` and
-    `noise_level` (or `t`) for SR3; `x`, `timesteps` for classifiers. See each family's module.
+def load(family: str, weights: str | PathLike[str], config: Config | None = None) -> nn.Module:
+    """The raw network of a published file, in float32, for evaluation; it is called as its family's module says.
 
     Args:
-        family: One of `BUILDERS`.
+        family: A name in `cascade.stages.published.families.FAMILIES`.
         weights: Path of a .pt, .pth or .safetensors file, or a .pkl of EDM or EDM2. Nothing in it is ever run.
-        config: The family's own options: `flags` of OpenAI's scripts, `init_kwargs` of EDM's constructors, or the sections
-            `unet`, `diffusion` and `beta_schedule` of SR3. None for a published file that still has its name, and for a pickle.
+        config: The family's own options, as its project writes them; see the family's module. None for a published file that
+            still has its name, and for a pickle.
 
     Raises:
         ValueError: if the family or an option is unknown, the file can't be read or asks for code, no configuration is known,
             or the tensors are not exactly those of the network.
     """
-    network, _ = read(family, Path(weights), config, torch.float32)
+    network, _ = read(family_of(family), Path(weights), config, torch.float32)
     return network
 
 
-def stage(family: str, weights: str | PathLike[str], config: Mapping[str, Any] | None = None) -> BasePipeline | SR3Pipeline:
-    """A published file as a stage: its denoiser with the scheduler and number of steps that it was published with.
+def stage(family: str, weights: str | PathLike[str], config: Config | None = None) -> BasePipeline | SR3Pipeline:
+    """A published file as a stage: its denoiser with the scheduler and settings that it was published with.
 
-    Args:
-        family: One of `DENOISERS`.
-        weights: As for `load`.
-        config: As for `load`.
+    Arguments as for `load`.
 
     Raises:
-        ValueError: as `load`; and for a classifier, which is no stage.
+        ValueError: as `load`; and for a classifier, which is not a stage.
     """
-    network, config = read(stage_family(family), Path(weights), config, torch.float32)
-    denoiser = empty_denoiser(family, config)
-    denoiser.network = network
-    return pipeline_of(family, config, denoiser)
+    return assembled(family, Path(weights), config, torch.float32)
 
 
-def stage_family(family: str) -> str:
-    """`family`, if its networks make images.
-
-    Raises:
-        ValueError: if they are classifiers.
-    """
-    if family in BUILDERS and family not in DENOISERS:
+def assembled(family: str, path: Path, config: Config | None, dtype: torch.dtype | None) -> BasePipeline | SR3Pipeline:
+    """As `stage`, with weights of number type `dtype`; None = as stored in the file, which stays memory-mapped."""
+    record = family_of(family)
+    if record.denoiser is None or record.sampler is None:
         raise ValueError(
-            f"a {family} network makes no images: load it with stages.published.load and give it to ClassifierGuidance"
+            f"a {family} network makes no images: load it with cascade.stages.published.load and give it to ClassifierGuidance"
         )
-    return family
-
-
-def empty_denoiser(family: str, config: Mapping[str, Any]) -> PublishedDenoiser:
-    """The denoiser of a configuration, for evaluation, without weights (on the meta device)."""
+    network, kept = read(record, path, config, dtype)
     with init_empty_weights():  # leaves the tables of noise levels alone, as torch.device("meta") would not
-        denoiser = DENOISERS[family](published=config)
-    return denoiser.eval()
-
-
-def pipeline_of(family: str, config: Mapping[str, Any], denoiser: PublishedDenoiser) -> BasePipeline | SR3Pipeline:
-    """The stage of a denoiser, with the scheduler and number of steps that its family was published with."""
-    scheduler, num_inference_steps = samplers.scheduler_of(family, config)
+        denoiser = record.denoiser(published=kept).eval()
+    denoiser.network = network
+    scheduler, settings = record.sampler(kept)
     pipeline = BasePipeline if denoiser.config["low_res_size"] is None else SR3Pipeline
-    return pipeline(denoiser, scheduler, num_inference_steps=num_inference_steps)
+    return pipeline(denoiser, scheduler, **settings)
 
 
-def read(
-    family: str, path: Path, config: Mapping[str, Any] | None, dtype: torch.dtype | None
-) -> tuple[nn.Module, dict[str, Any]]:
+def read(family: Family, path: Path, config: Config | None, dtype: torch.dtype | None) -> tuple[nn.Module, dict[str, Any]]:
     """The raw network of a file, for evaluation, and the configuration that it was built by.
 
-    Arguments as for `load`; `dtype` is the number type of the weights, None = as stored in the file, which stays memory-mapped.
+    Arguments as for `load` and `assembled`.
     """
-    if family not in BUILDERS:
-        raise ValueError(f"family is {family!r}, expected one of {', '.join(BUILDERS)}")
     if config is not None and not isinstance(config, Mapping):
-        raise ValueError(f"config is a {type(config).__name__}, expected a mapping with the options of the {family} family")
-    checkpoint = catalogue.known(path.name) if config is None else None
-    if checkpoint is not None and checkpoint.family != family:
-        raise ValueError(f"{path.name} is a {checkpoint.family} checkpoint, but the family asked for is {family}")
-    tensors, recorded = weights.read(path, family)
-    config = config or (checkpoint.config if checkpoint else recorded)
+        raise ValueError(f"config is a {type(config).__name__}, expected a mapping with the options of the {family.name} family")
+    found = known(path.name) if config is None else None
+    if found and found[0] is not family:
+        raise ValueError(f"{path.name} is a {found[0].name} checkpoint, but the family asked for is {family.name}")
+    tensors, recorded = files.read(path, family)
+    config = config or (found[1].config if found else recorded)
     if not config:
         raise ValueError(
-            f"{path.name} is no published file of {family} known by name, and its weights don't tell all of its options;"
-            f" give a config with {NEEDED[family]}"
+            f"{path.name} is not a published file of {family.name} known by name, and its weights don't tell all of its options;"
+            f" give a config with {family.config_hint}"
         )
-    config = kept(config, family)
+    kept = family.kept(config)
     with torch.device("meta"):
-        network = BUILDERS[family](config)
-    weights.fill(network, _own_tensors(family, tensors, config), path.name, dtype)
-    return network.eval().requires_grad_(False), config
-
-
-NEEDED = {
-    **dict.fromkeys(BUILDERS, "'flags', the options of the project's scripts"),
-    **dict.fromkeys(("edm", "edm2"), "'init_kwargs', the arguments of the network's constructor"),
-    **dict.fromkeys(("sr3", "sr3-ddpm"), "the sections 'unet', 'diffusion' and 'beta_schedule' of the project's JSON file"),
-}
-
-
-def _own_tensors(family: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The network's tensors of a file, without constants that some families store beside them."""
-    if family == "edm":
-        return edm.drop_constants(tensors)
-    return janspiry.network_tensors(tensors, config) if family in ("sr3", "sr3-ddpm") else tensors
+        network = family.build(kept)
+    files.fill(network, family.own_tensors(tensors, kept), path.name, dtype)
+    return network.eval().requires_grad_(False), kept

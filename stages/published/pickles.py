@@ -23,6 +23,11 @@ _NUMBER_TYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
 }  # fmt: skip
+_DAMAGED = (
+    pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError, OverflowError,
+    MemoryError,
+)  # fmt: skip
+"""What an unpickler raises for a file that is damaged, or was made to look so."""
 _NUMPY_FORMATS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 
 
@@ -55,7 +60,7 @@ class _NumpyType:
 
 def _numpy_scalar(kind: Any, data: Any) -> float | int | bool:
     if not isinstance(kind, _NumpyType) or kind.name not in _NUMPY_FORMATS or not isinstance(data, bytes):
-        raise pickle.UnpicklingError("it holds a NumPy value that is no number")
+        raise pickle.UnpicklingError("it holds a NumPy value that is not a number")
     return struct.unpack("<" + _NUMPY_FORMATS[kind.name], data)[0]
 
 
@@ -99,7 +104,7 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
 
 def _parameter(tensor: Any, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
-        raise pickle.UnpicklingError("it holds a parameter that is no tensor")
+        raise pickle.UnpicklingError("it holds a parameter that is not a tensor")
     return tensor
 
 
@@ -146,17 +151,7 @@ def read(path: Path) -> Module:
     try:
         with path.open("rb") as file:
             content = _Reader(file, _NAMES).load()
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path.name} was refused: {str(error) or 'it ends too early'}") from error
     except RuntimeError as error:
         raise ValueError(f"{path.name} was refused: a tensor's shape doesn't fit its data") from error
@@ -180,11 +175,11 @@ def tensors_of(module: Module, known: frozenset[str], prefix: str = "") -> dict[
     own = {**_mapping(state, "_parameters"), **_mapping(state, "_buffers")}
     tensors = {prefix + name: value for name, value in own.items() if value is not None}
     if strange := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"the network's {strange[0]} is no tensor")
+        raise ValueError(f"the network's {strange[0]} is not a tensor")
     for name, child in _mapping(state, "_modules").items():
         if child is not None:
             if not isinstance(child, Module):
-                raise ValueError(f"the network's {prefix}{name} is no module")
+                raise ValueError(f"the network's {prefix}{name} is not a module")
             tensors.update(tensors_of(child, known, f"{prefix}{name}."))
     return tensors
 

@@ -15,22 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade.stages.published import pickles
-
-PICKLED_CLASSES = {
-    "edm": frozenset(
-        {"EDMPrecond", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "ModuleDict"}
-    ),
-    "edm2": frozenset({"Precond", "UNet", "Block", "MPConv", "MPFourier", "ModuleDict"}),
-}
-"""Classes that the network of a published pickle is made of."""
+from cascade.stages.published.family import Family
 
 
-def read(path: Path, family: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read(path: Path, family: Family) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors of a weight file by name, memory-mapped where the format allows; and the configuration that a pickle records.
 
     Args:
-        path: A .pt or .pth file that is a dict of tensors, a .safetensors file, or a .pkl network pickle of `edm` or `edm2`.
-        family: Decides which pickles are understood.
+        path: A .pt or .pth file that is a dict of tensors, a .safetensors file, or a .pkl network pickle.
+        family: Says which pickles are understood.
 
     Raises:
         ValueError: if there is no such file, or it isn't one of these; nothing in it is ever run.
@@ -44,24 +37,23 @@ def read(path: Path, family: str) -> tuple[dict[str, Tensor], dict[str, Any] | N
             raise ValueError(f"{path.name} can't be read as safetensors ({error}); was its download cut off?") from error
     if path.suffix in (".pt", ".pth"):
         return _read_torch(path), None
-    if path.suffix == ".pkl" and family in PICKLED_CLASSES:
+    if path.suffix == ".pkl" and family.pickled_classes:
         network = pickles.read(path)
-        tensors = pickles.tensors_of(network, PICKLED_CLASSES[family])
-        return tensors, _recorded(network, family, path)
-    kinds = ".pt, .pth or .safetensors" + (" or .pkl" if family in PICKLED_CLASSES else "")
-    raise ValueError(f"{path.name} is no weight file of {family}: expected {kinds}")
+        return pickles.tensors_of(network, family.pickled_classes), _recorded(network, path)
+    kinds = ".pt, .pth or .safetensors" + (" or .pkl" if family.pickled_classes else "")
+    raise ValueError(f"{path.name} is not a weight file of {family.name}: expected {kinds}")
 
 
-def _recorded(network: pickles.Module, family: str, path: Path) -> dict[str, Any] | None:
+def _recorded(network: pickles.Module, path: Path) -> dict[str, Any] | None:
     """The constructor's arguments that a pickle keeps, as a configuration; an infinite bound is no bound."""
     options = network.state.get("_init_kwargs") if isinstance(network.state, dict) else None
     if not isinstance(options, dict):
         return None
     options = {name: value for name, value in options.items() if value != math.inf}
     try:
-        return {"family": family, "init_kwargs": json.loads(json.dumps(options))}
+        return {"init_kwargs": json.loads(json.dumps(options))}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} records arguments of its network that are no plain values ({error})") from error
+        raise ValueError(f"{path.name} records arguments of its network that are not plain values ({error})") from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -89,7 +81,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: 
         dtype: Number type of the weights; None = as stored.
 
     Raises:
-        ValueError: if a tensor is missing, left over, of another shape, or no floating-point numbers.
+        ValueError: if a tensor is missing, left over, of another shape, or not of floating-point numbers.
     """
     expected = {key: value.shape for key, value in network.state_dict().items()}
     problems = []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,8 @@ from cascade import BasePipeline, CascadePipeline, presets
 from cascade.cli.generate import main as generate
 from cascade.cli.main import main
 from cascade.models import resolve
-from cascade.stages.published import catalogue
-from cascade.stages.published.catalogue import Checkpoint
-from cascade.stages.published.loading import BUILDERS
-from cascade.stages.published.options import kept
+from cascade.stages.published import families
+from cascade.stages.published.family import Checkpoint
 
 REFERENCE = Path(__file__).parents[1] / "stages" / "published" / "reference"
 
@@ -28,14 +27,14 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "cascade-diffusion"
 
 
-def test_every_preset_names_published_files_that_the_catalogue_knows():
+def test_every_preset_names_published_files_that_are_known():
     assert set(presets.names()) >= {"adm-256", "edm2-autoguided-256", "few-step-256"}
     for name in presets.names():
         for stage in presets.stages_of(name).values():
             for file in filter(None, (stage, stage.guide)):
-                known = catalogue.known(file.file)
-                assert known is not None and known.family == file.family, file.file
-                assert file.published == known.url
+                known = families.known(file.file)
+                assert known is not None and known[0].name == file.family, file.file
+                assert file.published == known[1].url
 
 
 def test_a_mistake_in_a_preset_is_answered_by_its_key_and_file(tiny_preset, tmp_path):
@@ -56,7 +55,8 @@ def test_missing_files_are_listed_with_their_places(cache, capsys):
 def publish(cache: Path, monkeypatch, family: str, file: str) -> dict[str, object]:
     """A tiny 1,000-class checkpoint of a family with random weights, laid where the user would put it, and known by its name."""
     config = {**json.loads((REFERENCE / family / "config.json").read_text()), "num_classes": 1000}
-    network = BUILDERS[family](kept(config, family))
+    record = families.family_of(family)
+    network = record.build(record.kept(config))
     generator = torch.Generator().manual_seed(len(file))
     weights = {
         name: torch.randn(value.shape, generator=generator) * 0.05 + (1 if value.ndim == 1 and "weight" in name else 0)
@@ -64,8 +64,9 @@ def publish(cache: Path, monkeypatch, family: str, file: str) -> dict[str, objec
     }
     (cache / "published").mkdir(parents=True, exist_ok=True)
     save_file(weights, cache / "published" / file)
-    known = Checkpoint(file=file, family=family, config=config, url="https://example.org", parameters=0, keys=len(weights))
-    monkeypatch.setitem(catalogue.CHECKPOINTS, file, known)
+    known = Checkpoint(file=file, config=config, url="https://example.org", parameters=0, keys=len(weights))
+    more = replace(record, checkpoints=(*record.checkpoints, known))
+    monkeypatch.setattr(families, "FAMILIES", tuple(more if one is record else one for one in families.FAMILIES))
     return {"family": family, "file": file, "published": known.url, "licence": "MIT", "num_inference_steps": 3}
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from cascade.stages.denoiser import Denoiser, to_x0
 from cascade.stages.noise import add_noise, log_snr_of_alpha_bar, log_snr_of_sigma
-from cascade.stages.published import catalogue, consistency, guided_diffusion, janspiry
-from cascade.stages.published.clock import STEP_TOLERANCE, steps_of
-from cascade.stages.published.openai import openai_table
+from cascade.stages.published import consistency, families, guided_diffusion, janspiry
+from cascade.stages.published.denoisers import STEP_TOLERANCE, steps_of
+from cascade.stages.published.openai_flags import noise_table
 from cascade.stages.sampling import sample
 from tests.stages.published.references import FAMILIES, arrays, config_of, network_of, relative_error, stage_of
 
@@ -45,7 +45,7 @@ def test_is_a_denoiser(family: str) -> None:
 @pytest.mark.parametrize("family", ["guided-diffusion", "guided-diffusion-sr", "improved-diffusion", "improved-diffusion-sr"])
 def test_openai_tables_are_those_of_the_original(family: str) -> None:
     flags, expected = config_of(family)["flags"], arrays(family, "schedule")
-    table = openai_table(flags["noise_schedule"], flags["diffusion_steps"])
+    table = noise_table(flags["noise_schedule"], flags["diffusion_steps"])
     torch.testing.assert_close(torch.sigmoid(table)[expected["index"]], expected["alphas_cumprod"], rtol=1e-9, atol=0)
 
 
@@ -59,7 +59,7 @@ def test_janspiry_schedule_is_that_of_the_original() -> None:
 
 
 def test_steps_invert_the_table() -> None:
-    table = openai_table("cosine", 1000)
+    table = noise_table("cosine", 1000)
     steps = torch.tensor([0.0, 0.4, 1.0, 37.25, 500.0, 998.5, 999.0])
     low = steps.floor().clamp(max=998).long()
     log_snr = torch.lerp(table[low], table[low + 1], (steps - low).double())
@@ -68,7 +68,7 @@ def test_steps_invert_the_table() -> None:
 
 def test_steps_are_held_at_the_ends_and_whole_despite_float32() -> None:
     for schedule, count in (("linear", 1000), ("cosine", 1000), ("cosine", 4000)):
-        table = openai_table(schedule, count)
+        table = noise_table(schedule, count)
         assert steps_of(torch.tensor([50.0, -50.0]), table).tolist() == [0, count - 1]
         as_schedulers_keep_it = log_snr_of_alpha_bar(torch.sigmoid(table).float().double())
         assert torch.equal(steps_of(as_schedulers_keep_it, table)[2:], torch.arange(2.0, count))
@@ -106,7 +106,7 @@ def test_sigma_denoisers_see_the_same_image_in_another_scale(family: str) -> Non
 def test_sr3_upsamples_as_image_files_were() -> None:
     picture = Image.effect_noise((16, 16), 20).convert("RGB").resize((16, 16))
     as_tensor = lambda image: torch.tensor(list(image.getdata())).view(*image.size, 3).permute(2, 0, 1)[None] / 127.5 - 1  # noqa: E731
-    got = janspiry.upsampled(as_tensor(picture), 64, 16)
+    got = janspiry.upsampled(as_tensor(picture), 64)
     torch.testing.assert_close(got, as_tensor(picture.resize((64, 64), Image.Resampling.BICUBIC)), rtol=0, atol=2.01 / 127.5)
 
 
@@ -168,7 +168,9 @@ def test_classifier_guidance_of_scale_zero_is_none_and_needs_labels_otherwise() 
 
 
 def test_classifier_of_small_size_guides_a_reference_network() -> None:
-    flags = {**catalogue.CHECKPOINTS["64x64_classifier.pt"].config["flags"], "image_size": 16, "classifier_width": 32}
+    published = families.family_of("guided-diffusion-classifier").known("64x64_classifier.pt")
+    assert published is not None
+    flags = {**published.config["flags"], "image_size": 16, "classifier_width": 32}
     flags |= {"classifier_depth": 1, "classifier_attention_resolutions": "8"}
     torch.manual_seed(0)
     classifier = guided_diffusion.build_classifier({"flags": flags, "channel_mult": [1, 2], "num_classes": 10})

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cascade.stages import published
-from cascade.stages.published import catalogue, consistency, edm, guided_diffusion
-from cascade.stages.published.loading import BUILDERS
+from cascade.stages.published import consistency, edm, families, guided_diffusion
+from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Family
 from tests.stages.published.references import (
     FAMILIES,
     INPUTS,
@@ -69,12 +69,6 @@ def test_edm_networks_without_labels_and_before_preconditioning(family: str) -> 
         assert relative_error(raw, io["network_output"][case]) < 1e-5
 
 
-def test_edm2_uncertainty() -> None:
-    io = arrays("edm2")
-    for case in range(3):
-        assert relative_error(network_of("edm2").logvar(io["sigma"][case]), io["logvar"][case]) < 1e-5
-
-
 @pytest.mark.parametrize(("family", "suffix"), [("consistency", ".pt"), ("sr3", ".pth")])
 def test_torch_files_hold_the_same_network_as_safetensors(family: str, suffix: str) -> None:
     path = next((ROOT / family).glob(f"*{suffix}"))
@@ -84,13 +78,13 @@ def test_torch_files_hold_the_same_network_as_safetensors(family: str, suffix: s
 
 
 # One file of every architecture and size.
-DISTINCT = {(checkpoint.family, checkpoint.parameters): checkpoint for checkpoint in catalogue.CHECKPOINTS.values()}
+DISTINCT = {(family.name, one.parameters): (family, one) for family in families.FAMILIES for one in family.checkpoints}
 
 
-@pytest.mark.parametrize("checkpoint", DISTINCT.values(), ids=lambda checkpoint: checkpoint.file)
-def test_full_size_networks_have_the_size_that_the_catalogue_states(checkpoint: catalogue.Checkpoint) -> None:
+@pytest.mark.parametrize(("family", "checkpoint"), DISTINCT.values(), ids=[one.file for _, one in DISTINCT.values()])
+def test_full_size_networks_have_the_size_that_the_record_states(family: Family, checkpoint: Checkpoint) -> None:
     with torch.device("meta"):
-        network = BUILDERS[checkpoint.family](checkpoint.config)
+        network = family.build(checkpoint.config)
     assert sum(p.numel() for p in network.parameters()) == checkpoint.parameters
     assert len(network.state_dict()) == checkpoint.keys
 
@@ -106,17 +100,21 @@ def test_full_size_networks_have_the_size_that_the_catalogue_states(checkpoint: 
         ("edm2-img64-l-1073741-0.040.pkl", 777.5, 203), ("edm2-img64-xl-0671088-0.040.pkl", 1119.3, 203),
     ],
 )  # fmt: skip
-def test_catalogue_agrees_with_the_papers(file: str, millions: float, keys: int | None) -> None:
-    checkpoint = catalogue.CHECKPOINTS[file]
+def test_records_agree_with_the_papers(file: str, millions: float, keys: int | None) -> None:
+    found = families.known(file)
+    assert found is not None
+    _, checkpoint = found
     assert round(checkpoint.parameters / 1e6, 1) == millions
     assert keys in (None, checkpoint.keys)
 
 
-def test_catalogue_knows_every_ema_length_of_edm2() -> None:
-    checkpoint = catalogue.known("edm2-img64-m-0402653-0.100.pkl")
-    assert checkpoint is not None and checkpoint.parameters == 497_803_173
-    assert checkpoint.licence == catalogue.NON_COMMERCIAL
-    assert catalogue.known("edm2-img512-m-0402653-0.100.pkl") is None
+def test_every_ema_length_of_edm2_is_known() -> None:
+    found = families.known("edm2-img64-m-0402653-0.100.pkl")
+    assert found is not None
+    family, checkpoint = found
+    assert checkpoint.parameters == 497_803_173 and checkpoint.url.endswith("/" + checkpoint.file)
+    assert checkpoint.file == "edm2-img64-m-0402653-0.100.pkl" and family.licence == NON_COMMERCIAL
+    assert families.known("edm2-img512-m-0402653-0.100.pkl") is None
 
 
 def test_classifier_pools_by_attention_over_the_mean_and_all_positions() -> None:

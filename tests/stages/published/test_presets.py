@@ -1,4 +1,4 @@
-"""The presets say what the catalogue says, and their sums are right."""
+"""The presets say what the families' records say, and their sums are right."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from cascade.stages.published import catalogue
-from cascade.stages.published.loading import BUILDERS, DENOISERS
+from cascade.stages.published.families import known
 
 PRESETS = sorted((Path(__file__).parents[3] / "configs" / "presets").glob("*.yaml"))
 
@@ -24,13 +23,15 @@ def files(preset: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_preset_agrees_with_the_catalogue(path: Path) -> None:
+def test_preset_agrees_with_the_records(path: Path) -> None:
     preset = read(path)
     assert preset["name"] == path.stem
     for entry in files(preset):
-        checkpoint = catalogue.known(entry["file"])
-        assert checkpoint is not None and entry["family"] in DENOISERS
-        expected = (checkpoint.family, checkpoint.url, checkpoint.licence)
+        found = known(entry["file"])
+        assert found is not None
+        family, checkpoint = found
+        assert family.denoiser is not None
+        expected = (family.name, checkpoint.url, family.licence)
         assert (entry["family"], entry["published"], entry["licence"]) == expected
 
 
@@ -48,16 +49,17 @@ def test_preset_sums_up(path: Path) -> None:
 def test_multiply_adds_are_those_that_torch_counts() -> None:
     stated = {entry["file"]: entry for path in PRESETS for entry in files(read(path))}
     for file, entry in stated.items():
-        checkpoint = catalogue.known(file)
-        assert checkpoint is not None
+        found = known(file)
+        assert found is not None
+        family, checkpoint = found
         size = 256 if "upsampler" in file else 64
         with torch.device("meta"):
-            network = BUILDERS[checkpoint.family](checkpoint.config)
+            network = family.build(checkpoint.config)
             given = {"x": torch.empty(1, 3, size, size)}
-            clock = "sigma" if checkpoint.family in ("consistency", "edm", "edm2") else "timesteps"
+            clock = "sigma" if family.name in ("consistency", "edm", "edm2") else "timesteps"
             given |= {clock: torch.empty(1)}
             given |= (
-                {"class_labels": torch.empty(1, 1000)} if checkpoint.family == "edm2" else {"y": torch.empty(1, dtype=torch.long)}
+                {"class_labels": torch.empty(1, 1000)} if family.name == "edm2" else {"y": torch.empty(1, dtype=torch.long)}
             )
             given |= {"low_res": torch.empty(1, 3, 64, 64)} if size == 256 else {}
             with FlopCounterMode(display=False) as counter, torch.no_grad():

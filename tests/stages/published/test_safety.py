@@ -143,7 +143,7 @@ def test_missing_left_over_and_misshapen_tensors_are_named(tmp_path: Path) -> No
 def test_file_of_another_family_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit this network: 63 of 63 tensors are missing .* another family"):
         published.load("edm2", weights_of("edm"), config_of("edm2"))
-    with pytest.raises(ValueError, match="describes a edm network, but the family asked for is edm2"):
+    with pytest.raises(ValueError, match="configuration is of family edm, but the family asked for is edm2"):
         published.load("edm2", weights_of("edm"), config_of("edm"))
 
 
@@ -176,7 +176,7 @@ def test_sr3_file_of_another_schedule_is_refused() -> None:
 
 def test_unknown_file_without_config_is_refused() -> None:
     for family, needed in (("guided-diffusion", "'flags'"), ("edm", "'init_kwargs'"), ("sr3", "'unet'")):
-        with pytest.raises(ValueError, match=f"no published file of {family} known by name.*{needed}"):
+        with pytest.raises(ValueError, match=f"not a published file of {family} known by name.*{needed}"):
             published.load(family, weights_of(family))
 
 

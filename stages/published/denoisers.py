@@ -1,4 +1,4 @@
-"""Clocks of published networks: what each was trained to see as time, by log-SNR; and the common half of their denoisers."""
+"""The common half of the denoisers of all families: log-SNR outside, what the network was trained to see as noise inside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ STEP_TOLERANCE = 0.01
 def steps_of(log_snr: Tensor, table: Tensor) -> Tensor:
     """Fractional step at which a table of falling log-SNRs has `log_snr`, held at its ends; shape of `log_snr`, float32.
 
-    Linear between two entries; within `STEP_TOLERANCE` of a whole step it is that step.
+    Linear between two entries; within `STEP_TOLERANCE` of a whole step it is that step. The table is float64 on the CPU; a
+    denoiser keeps it as no buffer, so that a change of number type leaves it alone.
     """
     levels = log_snr.detach().double().cpu().numpy()
     steps = np.interp(-levels, -table.numpy(), np.arange(len(table), dtype=np.float64))
@@ -30,10 +31,10 @@ def steps_of(log_snr: Tensor, table: Tensor) -> Tensor:
 
 
 class PublishedDenoiser(ModelMixin, ConfigMixin):
-    """What the denoisers of all published families share. Each is a `Denoiser` around the raw network `network`.
+    """A published network as a `Denoiser`. A family says how: `setup` and `predict`.
 
-    Each names `ModelMixin` as a base again: diffusers finds out how to load a class by looking for that name in the class's own
-    module.
+    Each family's class names `ModelMixin` as a base again: diffusers finds out how to load a class by looking for that name in
+    the class's own module.
 
     Args:
         published: The family's own configuration, shaped as `cascade.stages.published.load` takes it.
@@ -60,26 +61,35 @@ class PublishedDenoiser(ModelMixin, ConfigMixin):
         """Build the network, set the facts that differ from those above, and return `sample_size` and `low_res_size`."""
         raise NotImplementedError
 
+    def predict(self, x_t: Tensor, log_snr: Tensor, class_labels: Tensor | None, low_res: Tensor | None) -> Tensor:
+        """As `Denoiser.__call__`; `low_res` is there exactly for a network that refines."""
+        raise NotImplementedError
 
-class SteppedDenoiser(PublishedDenoiser):
-    """A denoiser whose network sees the number of a step of the schedule that it was trained with."""
+    def forward(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`; no published network has an input for `aug_level`, and a base model ignores `low_res` too.
 
-    table: Tensor
-    """Log-SNR of every step, float64 on the CPU; no buffer, so that a change of number type leaves it alone."""
-
-    def steps(self, log_snr: Tensor) -> Tensor:
-        """Steps of the schedule, fractional, [B], for log-SNRs [B]."""
-        return steps_of(log_snr, self.table)
+        Raises:
+            ValueError: if a network that refines gets no `low_res`.
+        """
+        low_res_size = self.config["low_res_size"]
+        if low_res_size is not None and low_res is None:
+            raise ValueError(f"this network refines {low_res_size} px images: low_res is missing")
+        return self.predict(x_t, log_snr, class_labels, None if low_res_size is None else low_res)
 
 
 class SigmaDenoiser(PublishedDenoiser):
-    """A denoiser whose network takes EDM's noisy image `x0 + sigma eps` with its sigma, and predicts x0."""
+    """A denoiser whose network takes EDM's noisy image `x0 + sigma eps` with its sigma and the class, and predicts x0."""
 
     prediction_type = "sample"
 
-    @staticmethod
-    def exploding(x_t: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """The same noisy image as EDM has it, float32 [B, C, H, W], and its sigma, float32 [B]."""
+    def predict(self, x_t: Tensor, log_snr: Tensor, class_labels: Tensor | None, low_res: Tensor | None) -> Tensor:
         alpha, _ = signal_and_noise(log_snr.double())
         x = x_t.float() / like_image(alpha.float(), x_t.float())
-        return x, sigma_of(log_snr.double()).float()
+        return self.network(x, sigma_of(log_snr.double()).float(), class_labels)

@@ -7,13 +7,17 @@ the published files. The projects differ in `Architecture` only.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Order = Literal["legacy", "new", "innermost"]
+"""Row order of a joint qkv projection: (head, qkv, channel), (qkv, head, channel), or, in EDM's files, (head, channel, qkv)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,7 @@ class Architecture:
     attention_factors: Downsampling factors at which blocks attend.
     heads: Number of heads in encoder and middle, used where `head_channels` is None; `decoder_heads` is that of the decoder.
     head_channels: Width of a head, where it is fixed instead of their number.
-    attention_order: Row order of the joint qkv projection: "legacy" (head, qkv, channel) or "new" (qkv, head, channel).
+    attention_order: Of the joint qkv projection.
     attention_dims: Dimensions of the attention's 1x1 convolutions, 1 or 2; their weights are stored as 3-D or 4-D.
     num_classes: Number of classes; None for an unconditional network.
     scale_shift: Whether the embedding scales and shifts the second norm; otherwise it is added before it.
@@ -44,26 +48,30 @@ class Architecture:
     heads: int = 1
     decoder_heads: int = 1
     head_channels: int | None = None
-    attention_order: Literal["legacy", "new"] = "legacy"
+    attention_order: Order = "legacy"
     attention_dims: Literal[1, 2] = 1
     num_classes: int | None = None
     scale_shift: bool = True
     resblock_updown: bool = False
     dropout: float = 0.0
-    embedding_width: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "embedding_width", 4 * self.width)
+    @property
+    def embedding_width(self) -> int:
+        return 4 * self.width
 
     def level_width(self, level: int) -> int:
         return int(self.width * self.channel_mult[level])
 
 
+def frequencies(width: int, device: torch.device | None = None) -> Tensor:
+    """`width / 2` frequencies from 1 down to nearly 1 / 10000; float32."""
+    half = width // 2
+    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=device) / half)
+
+
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Cosines, then sines, of real `timesteps` [B] at `width / 2` periods from 2 pi to 2 pi * 10000; float32 [B, width]."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
-    angles = timesteps.float()[:, None] * frequencies
+    angles = timesteps.float()[:, None] * frequencies(width, timesteps.device)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -72,26 +80,11 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class Downsample(nn.Module):
-    """Half the size by a strided convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Twice the size by nearest neighbours and a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(upsample(x))
+def resampling(channels: int, up: bool, name: str = "conv") -> nn.Sequential:
+    """Twice the size by nearest neighbours and a convolution, or half by a strided one; `name` is that of the convolution."""
+    convolution = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
+    first: dict[str, nn.Module] = {"up": nn.Upsample(scale_factor=2.0, mode="nearest")} if up else {}
+    return nn.Sequential(OrderedDict({**first, name: convolution}))
 
 
 class ResBlock(nn.Module):
@@ -156,12 +149,13 @@ def _pointwise(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight.view(*layer.weight.shape[:2], 1, 1), layer.bias)
 
 
-def attend(qkv: Tensor, heads: int, order: Literal["legacy", "new"]) -> Tensor:
+def attend(qkv: Tensor, heads: int, order: Order) -> Tensor:
     """Softmax attention of joint queries, keys and values [B, 3C, N] to [B, C, N]."""
     b, channels, n = qkv.shape
-    split = (b, heads, 3, -1, n) if order == "legacy" else (b, 3, heads, channels // 3 // heads, n)
-    qkv = qkv.reshape(split)
-    q, k, v = (a.transpose(-1, -2) for a in qkv.unbind(2 if order == "legacy" else 1))
+    axis = {"new": 1, "legacy": 2, "innermost": 3}[order]
+    shape = [b, heads, channels // 3 // heads, n]
+    shape.insert(axis, 3)
+    q, k, v = (a.transpose(-1, -2) for a in qkv.reshape(shape).unbind(axis))
     return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, channels // 3, n)
 
 
@@ -174,50 +168,44 @@ class Stack(nn.ModuleList):
         return x
 
 
-def time_mlp(width: int, embedding_width: int) -> nn.Sequential:
-    """The two linear layers between the sinusoidal embedding and the blocks."""
-    return nn.Sequential(nn.Linear(width, embedding_width), nn.SiLU(), nn.Linear(embedding_width, embedding_width))
+class ContractingHalf(nn.Module):
+    """The half of the U-Net that a classifier has too: time, encoder and middle."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.arch, time, current = arch, arch.embedding_width, arch.first_width
+        self.time_embed = nn.Sequential(nn.Linear(arch.width, time), nn.SiLU(), nn.Linear(time, time))
+        self.input_blocks = nn.ModuleList([Stack([nn.Conv2d(arch.in_channels, current, 3, padding=1)])])
+        self.widths = [current]  # of the outputs of `input_blocks`
+        for level in range(len(arch.channel_mult)):
+            for _ in range(arch.blocks):
+                layers: list[nn.Module] = [ResBlock(arch, current, arch.level_width(level))]
+                current = arch.level_width(level)
+                if 2**level in arch.attention_factors:
+                    layers.append(AttentionBlock(arch, current, arch.heads))
+                self.input_blocks.append(Stack(layers))
+                self.widths.append(current)
+            if level < len(arch.channel_mult) - 1:
+                inside = arch.resblock_updown
+                down = ResBlock(arch, current, current, "down") if inside else resampling(current, up=False, name="op")
+                self.input_blocks.append(Stack([down]))
+                self.widths.append(current)
+        attention = AttentionBlock(arch, current, arch.heads)
+        self.middle_block = Stack([ResBlock(arch, current, current), attention, ResBlock(arch, current, current)])
+
+    def embed(self, timesteps: Tensor) -> Tensor:
+        return self.time_embed(timestep_embedding(timesteps, self.arch.width).to(next(self.parameters()).dtype))
+
+    def contract(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Output of the middle, and those of the encoder."""
+        h, skips = x.to(embedding.dtype), []
+        for stack in self.input_blocks:
+            h = stack(h, embedding)
+            skips.append(h)
+        return self.middle_block(h, embedding), skips
 
 
-def encoder(arch: Architecture) -> tuple[nn.ModuleList, list[int]]:
-    """The contracting half, and the width of each of its outputs."""
-    current = arch.first_width
-    stacks, widths = [Stack([nn.Conv2d(arch.in_channels, current, 3, padding=1)])], [current]
-    for level in range(len(arch.channel_mult)):
-        for _ in range(arch.blocks):
-            layers: list[nn.Module] = [ResBlock(arch, current, arch.level_width(level))]
-            current = arch.level_width(level)
-            if 2**level in arch.attention_factors:
-                layers.append(AttentionBlock(arch, current, arch.heads))
-            stacks.append(Stack(layers))
-            widths.append(current)
-        if level < len(arch.channel_mult) - 1:
-            stacks.append(Stack([ResBlock(arch, current, current, "down") if arch.resblock_updown else Downsample(current)]))
-            widths.append(current)
-    return nn.ModuleList(stacks), widths
-
-
-def middle(arch: Architecture, width: int) -> Stack:
-    """Two residual blocks on the lowest level with attention between them."""
-    return Stack([ResBlock(arch, width, width), AttentionBlock(arch, width, arch.heads), ResBlock(arch, width, width)])
-
-
-def decoder(arch: Architecture, widths: list[int]) -> tuple[nn.ModuleList, int]:
-    """The expanding half, which takes the encoder's outputs of the given widths from last to first, and its own last width."""
-    stacks, current, skips = [], widths[-1], list(widths)
-    for level in reversed(range(len(arch.channel_mult))):
-        for i in range(arch.blocks + 1):
-            layers: list[nn.Module] = [ResBlock(arch, current + skips.pop(), arch.level_width(level))]
-            current = arch.level_width(level)
-            if 2**level in arch.attention_factors:
-                layers.append(AttentionBlock(arch, current, arch.decoder_heads))
-            if level and i == arch.blocks:
-                layers.append(ResBlock(arch, current, current, "up") if arch.resblock_updown else Upsample(current))
-            stacks.append(Stack(layers))
-    return nn.ModuleList(stacks), current
-
-
-class UNet(nn.Module):
+class UNet(ContractingHalf):
     """OpenAI's U-Net as published: `network(x, timesteps, y)`.
 
     Raises:
@@ -225,45 +213,43 @@ class UNet(nn.Module):
     """
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.arch = arch
-        self.time_embed = time_mlp(arch.width, arch.embedding_width)
+        super().__init__(arch)
         self.label_emb = nn.Embedding(arch.num_classes, arch.embedding_width) if arch.num_classes is not None else None
-        self.input_blocks, widths = encoder(arch)
-        self.middle_block = middle(arch, widths[-1])
-        self.output_blocks, last = decoder(arch, widths)
-        self.out = nn.Sequential(nn.GroupNorm(32, last), nn.SiLU(), nn.Conv2d(last, arch.out_channels, 3, padding=1))
+        self.output_blocks = nn.ModuleList()
+        current, skips = self.widths[-1], list(self.widths)
+        for level in reversed(range(len(arch.channel_mult))):
+            for i in range(arch.blocks + 1):
+                layers: list[nn.Module] = [ResBlock(arch, current + skips.pop(), arch.level_width(level))]
+                current = arch.level_width(level)
+                if 2**level in arch.attention_factors:
+                    layers.append(AttentionBlock(arch, current, arch.decoder_heads))
+                if level and i == arch.blocks:
+                    inside = arch.resblock_updown
+                    layers.append(ResBlock(arch, current, current, "up") if inside else resampling(current, up=True))
+                self.output_blocks.append(Stack(layers))
+        self.out = nn.Sequential(nn.GroupNorm(32, current), nn.SiLU(), nn.Conv2d(current, arch.out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Output of the network.
+        """Output of the network, [B, out_channels, H, W] in the number type of the weights.
+
+        With a learned variance, its value comes after the prediction.
 
         Args:
             x: Noisy images, [B, in_channels, H, W].
             timesteps: What the network was trained to see as time, [B], may be fractional.
             y: Class indices, int64 [B]; None exactly for an unconditional network.
 
-        Returns:
-            [B, out_channels, H, W] in the number type of the weights; with a learned variance its value comes after the
-            prediction.
-
         Raises:
             ValueError: if `y` is missing or there are no classes.
         """
-        if (y is None) != (self.label_emb is None):
-            raise ValueError(
-                "this network has no classes, leave y out"
-                if y is not None
-                else f"this network knows {self.arch.num_classes} classes: y is missing"
-            )
-        dtype = next(self.parameters()).dtype
-        embedding = self.time_embed(timestep_embedding(timesteps, self.arch.width).to(dtype))
+        embedding = self.embed(timesteps)
+        if self.label_emb is None and y is not None:
+            raise ValueError("this network has no classes, leave y out")
         if self.label_emb is not None:
+            if y is None:
+                raise ValueError(f"this network knows {self.arch.num_classes} classes: y is missing")
             embedding = embedding + self.label_emb(y)
-        h, skips = x.to(dtype), []
-        for stack in self.input_blocks:
-            h = stack(h, embedding)
-            skips.append(h)
-        h = self.middle_block(h, embedding)
+        h, skips = self.contract(x, embedding)
         for stack in self.output_blocks:
             h = stack(torch.cat([h, skips.pop()], dim=1), embedding)
         return self.out(h)

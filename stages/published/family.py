@@ -1,0 +1,108 @@
+"""What is known of a family of published checkpoints, as one record; and its configurations, checked, never guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from cascade.stages.published.denoisers import PublishedDenoiser
+
+Config = Mapping[str, Any]
+"""A family's own options by name, as its project writes them."""
+
+NON_COMMERCIAL = "CC BY-NC-SA 4.0, non-commercial use only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A published file.
+
+    file: Its name.
+    config: The configuration of its network, with the flags of the project's own instructions for it.
+    url: Where it is published.
+    parameters: Learned numbers of the network.
+    keys: Tensors of the network; some files hold constants beside them.
+    others: Regular expression of the names of further files of the same network, published beside it; None = there are none.
+    """
+
+    file: str
+    config: Config
+    url: str
+    parameters: int
+    keys: int
+    others: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Networks of one kind that a project published.
+
+    name: As `cascade.stages.published.load` takes it, and as converted stages record it.
+    project: Address of its repository.
+    licence: Of the published weights, as that repository states it.
+    config_keys: Parts of a configuration that say something about the network or its sampling; what else one holds is commentary.
+    config_hint: What a configuration has to hold, in words that follow "with".
+    build: The raw network of a configuration; ValueError if an option is missing, unknown or impossible.
+    checkpoints: The published files that are known by name.
+    denoiser: The network as a `Denoiser`, and so as a stage; None for networks that make no images. Its module path is written in
+        converted stages: it never moves.
+    sampler: By configuration, the scheduler that a stage comes with, and the pipeline's settings; None without a `denoiser`.
+    own_tensors: Tensors of a file by the network's own names, without what the file holds beside them; ValueError if that
+        contradicts the configuration.
+    pickled_classes: Classes that the network of a .pkl file is made of; none = no pickle of the family is read.
+    """
+
+    name: str
+    project: str
+    licence: str
+    config_keys: tuple[str, ...]
+    config_hint: str
+    build: Callable[[Config], nn.Module]
+    checkpoints: tuple[Checkpoint, ...]
+    denoiser: type[PublishedDenoiser] | None = None
+    sampler: Callable[[Config], tuple[Any, dict[str, Any]]] | None = None
+    own_tensors: Callable[[Mapping[str, Tensor], Config], Mapping[str, Tensor]] = lambda tensors, config: tensors
+    pickled_classes: frozenset[str] = frozenset()
+
+    def known(self, file: str) -> Checkpoint | None:
+        """The published checkpoint of a file name; None for another name."""
+        for checkpoint in self.checkpoints:
+            if file == checkpoint.file:
+                return checkpoint
+            if checkpoint.others is not None and re.fullmatch(checkpoint.others, file):
+                return replace(checkpoint, file=file, url=checkpoint.url.replace(checkpoint.file, file))
+        return None
+
+    def kept(self, config: Config) -> dict[str, Any]:
+        """The part of a configuration that matters, with the family's name.
+
+        Raises:
+            ValueError: if it describes another family.
+        """
+        if config.get("family", self.name) != self.name:
+            raise ValueError(f"the configuration is of family {config['family']}, but the family asked for is {self.name}")
+        return {"family": self.name, **{key: config[key] for key in self.config_keys if key in config}}
+
+
+def section(config: Config, name: str, needed: Sequence[str], known: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping `name` of a configuration with all `needed` options and no unknown ones.
+
+    Raises:
+        ValueError: if it is missing, lacks an option, or holds one that is neither `needed` nor `known`.
+    """
+    values = config.get(name)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"the configuration has no {name!r} with the options of the {config.get('family', 'network')} family")
+    if missing := sorted(set(needed) - set(values)):
+        raise ValueError(
+            f"the configuration's {name!r} lacks {', '.join(missing)}: the weights can't tell them, so they have to be given"
+        )
+    if unknown := sorted(set(values) - set(needed) - set(known)):
+        raise ValueError(
+            f"the configuration's {name!r} has unknown options {', '.join(unknown)}; known are {', '.join([*needed, *known])}"
+        )
+    return dict(values)
