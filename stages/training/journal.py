@@ -108,7 +108,7 @@ def check_trackers(names: Sequence[str]) -> None:
     installed = {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in known:
-            raise ValueError(f"{name!r} is no tracker; known are {', '.join(known)}")
+            raise ValueError(f"{name!r} is not a tracker; known are {', '.join(known)}")
         if name not in installed:
             raise ValueError(f"the tracker {name} is not installed; install its package, or leave it out")
 
