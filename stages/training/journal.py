@@ -139,7 +139,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             record["images_seen"] + 0
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"line {number} of {path} is not a line of a training's log; repair or remove it") from error
+            raise ValueError(f"line {number} of {path} is not a line of a training run's log; repair or remove it") from error
         records.append(record)
     return records
 
