@@ -51,7 +51,7 @@ def num_classes_of(own: Mapping[str, Any], classes: Vocabulary | None) -> int | 
 
 def class_names_of(stages: Mapping[str, Any]) -> tuple[str, ...] | None:
     """What the classes are called by the stages that were trained on them; None if no stage says so."""
-    found = {name: tuple(names) for name, stage in stages.items() if (names := stage.config.get("class_names"))}
+    found = {name: names for name, stage in stages.items() if (names := getattr(stage, "class_names", None))}
     if len(set(found.values())) > 1:
         raise ValueError(f"the stages {', '.join(map(repr, found))} were trained on classes of different names; give `classes`")
     return next(iter(found.values()), None)

@@ -100,7 +100,7 @@ class Manifest:
     @classmethod
     def _of_one_stage(cls, folder: Path) -> Manifest:
         index, config = (saved.read_json(folder / name) for name in (saved.INDEX, "unet/config.json"))
-        low_res_size, names = config.get("low_res_size"), index.get("class_names")
+        low_res_size, names = config.get("low_res_size"), index.get("id2label")
         if low_res_size is not None:
             raise ModelError(
                 f"{folder} is a stage that enlarges {low_res_size} px pictures, which some base has to make first;"
@@ -110,7 +110,7 @@ class Manifest:
             entry = StageEntry("base", ".", str(index["_class_name"]), int(config["sample_size"]))
             name = folder.absolute().name
             name = folder.absolute().parent.name if name == STAGE else name
-            return cls(name, None if names is None else Vocabulary.from_names(names), (entry,))
+            return cls(name, None if names is None else Vocabulary.from_names(names[str(i)] for i in range(len(names))), (entry,))
 
     def up_to(self, size: int | None) -> Manifest:
         """The cascade that ends with the stage that makes images of side `size`; None = all of it.

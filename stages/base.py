@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import ModelMixin, SchedulerMixin
@@ -21,6 +21,7 @@ class BasePipeline(StagePipeline):
         num_inference_steps: Used where a call gives None; so are the next two.
         guidance_scale: 1 = no guidance.
         guidance_interval: Lowest and highest EDM sigma that is guided; None = all.
+        id2label: Names of the classes by their indices, as `{0: "ant", 1: "bee"}`; None = not known.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class BasePipeline(StagePipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
+        id2label: Mapping[Any, str] | None = None,
     ) -> None:
         if low_res_size_of(unet) is not None:
             raise ValueError(f"this network refines {low_res_size_of(unet)} px images and can't be a base stage; use SR3Pipeline")
@@ -41,6 +43,7 @@ class BasePipeline(StagePipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
+            id2label=id2label,
         )
 
     def __call__(

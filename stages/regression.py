@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,18 +44,19 @@ class RegressionPipeline(RefiningPipeline):
 
     Args:
         unet: A network with `config.low_res_size` that predicts "sample" and was trained by `regress`.
+        id2label: Names of the classes by their indices, as `{0: "ant", 1: "bee"}`; None = not known.
 
     Raises:
         ValueError: if the network is none of these.
     """
 
-    def __init__(self, unet: ModelMixin) -> None:
+    def __init__(self, unet: ModelMixin, id2label: Mapping[Any, str] | None = None) -> None:
         if low_res_size_of(unet) is None:
             raise ValueError("this network takes no low-resolution image, so it can't enlarge one; use BasePipeline")
         prediction_type = getattr(unet, "prediction_type", None)
         if prediction_type != "sample":
             raise ValueError(f"a regression needs a network that predicts 'sample', and this one predicts {prediction_type!r}")
-        super().__init__(unet, None)
+        super().__init__(unet, None, id2label=id2label)
 
     @torch.no_grad()
     def __call__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,7 @@ class SR3Pipeline(RefiningPipeline):
         aug_level: Noise added to the small image, see `conditioning.augment`.
         consistency: Whether the large images must average to the small ones, see `projection.project`.
         tile_size: Side of the tiles that the network sees at once, see `tiling.Tiled`; None = the whole image.
+        id2label: Names of the classes by their indices, as `{0: "ant", 1: "bee"}`; None = not known.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class SR3Pipeline(RefiningPipeline):
         aug_level: float = 0.0,
         consistency: bool = False,
         tile_size: int | None = None,
+        id2label: Mapping[Any, str] | None = None,
     ) -> None:
         if low_res_size_of(unet) is None:
             raise ValueError("this network takes no low-resolution image, so it can't be an SR3 stage; use BasePipeline")
@@ -89,6 +91,7 @@ class SR3Pipeline(RefiningPipeline):
             aug_level=aug_level,
             consistency=consistency,
             tile_size=tile_size,
+            id2label=id2label,
         )
 
     def __call__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Self
@@ -59,6 +59,7 @@ class StagePipeline(DiffusionPipeline):
         unet: The network, a `Denoiser` with `config.sample_size`.
         scheduler: Any diffusers scheduler from noise to image; None for a stage that doesn't sample.
         guide_unet: A weaker network for autoguidance; None = classifier-free guidance.
+        id2label: Names of the classes by their indices, kept in the pipeline's config; None = they are not known.
         **defaults: Values of call arguments that are used where a call gives None; kept in the pipeline's config.
     """
 
@@ -69,12 +70,28 @@ class StagePipeline(DiffusionPipeline):
     model_cpu_offload_seq = "guide_unet->unet"  # type: ignore[assignment]  # diffusers declares None
 
     def __init__(
-        self, unet: ModelMixin, scheduler: SchedulerMixin | None, guide_unet: ModelMixin | None = None, **defaults: Any
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin | None,
+        guide_unet: ModelMixin | None = None,
+        id2label: Mapping[Any, str] | None = None,
+        **defaults: Any,
     ) -> None:
         super().__init__()
         sampler = {} if scheduler is None else {"scheduler": scheduler, "guide_unet": guide_unet}
         self.register_modules(unet=unet, **sampler)
         self.register_to_config(**defaults)
+        if id2label is not None:
+            names = {str(index): name for index, name in id2label.items()}
+            if names.keys() != {str(index) for index in range(self.unet.num_classes or 0)}:
+                raise ValueError(f"id2label names {len(names)} classes, expected {self.unet.num_classes or 0}, each by its index")
+            self.register_to_config(id2label=names)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of its classes in the order of their indices; None where they are not known."""
+        names = self.config.get("id2label")
+        return None if names is None else tuple(names[str(index)] for index in range(len(names)))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # diffusers declares **kwargs alone, which hides what is taken

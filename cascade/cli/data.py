@@ -6,7 +6,6 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cascade.cli.arguments import positive
-from cascade.cli.errors import Failure
 from cascade.cli.progress import Progress
 
 NAME = "data"
@@ -38,7 +37,7 @@ def _emoji_options(parser: ArgumentParser) -> None:
 
 def _check_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SOURCE", help="a folder of class folders, shards as 'set/train-*.tar', or what else data.source takes"
+        "source", metavar="SOURCE", help="a folder of class folders, shards as 'set/train-*.tar', or any other data.source"
     )
     parser.add_argument("--size", type=positive, default=256, metavar="N", help="size that training needs (default 256)")
     parser.add_argument("--label", metavar="COLUMN", help="of the class in parquet shards, where several can be it")
@@ -56,19 +55,17 @@ def _emoji(args: Namespace) -> None:
 
 
 def _check(args: Namespace) -> None:
-    from cascade.data import listing
-    from cascade.data.checking import check, cores, uncropped
-    from cascade.data.folder import Photos
+    from cascade.data import open_pictures
+    from cascade.data.checking import check, cores
     from cascade.stages.training import Data
 
-    with Progress("listing", "shards") as progress:
-        found = listing(Data(source=args.source, label=args.label), progress.update)
+    with Progress("data") as progress:
+        pictures = open_pictures(Data(source=args.source, label=args.label), args.size, progress.update)
     with Progress("checking") as progress:
-        log = check(Photos(found, args.size, uncropped), args.workers or cores(), progress.update)
-    skipped = log.skipped()
+        log = check(pictures, args.workers or cores(), progress.update)
     if table := log.table():
         print(table)
-    total, classes = len(found.labels), len(found.class_names)
+    total, skipped, classes = len(pictures), log.skipped(), len(pictures.class_names)
     print(f"{total:,} pictures, {classes:,} classes: {total - skipped:,} usable at {args.size} px, {skipped:,} skipped")
     if skipped == total:
-        raise Failure(f"no picture of {args.source} can be used at {args.size} px")
+        raise RuntimeError(f"no picture of {args.source} can be used at {args.size} px")

@@ -149,8 +149,8 @@ def _cut(args: Namespace) -> Iterator[tuple[ImageSet, str | None]]:
     """The photos as square pictures, for a while in a file beside the reference; and the name of their rule."""
     from cascade.data import open_pictures
     from cascade.data.checking import cores, keep_pixels
+    from cascade.data.crops import crop_rule
     from cascade.eval.images import image_array
-    from cascade.eval.references import ADM_CROP_RULE
     from cascade.stages.training import Data
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def _cut(args: Namespace) -> Iterator[tuple[ImageSet, str | None]]:
             pixels, log = keep_pixels(photos, Path(folder) / "pictures", cores(), progress.update)
         if table := log.table():
             say(table)
-        yield image_array(pixels, name=args.images, minimum=2), ADM_CROP_RULE if args.crop == "adm" else "area-centre"
+        yield image_array(pixels, name=args.images, minimum=2), crop_rule(args.crop).recorded
 
 
 def _images(args: Namespace) -> None:

@@ -28,26 +28,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    from cascade.cli.train import RECIPE
-    from cascade.stages.training.post_hoc import Snapshots
-    from cascade.stages.unet import UNet
-    from cascade.training.recipes import load_recipe
-    from cascade.training.stage import check_export, export
+    from cascade.training.stage import average_stage
 
     silence_libraries()
-    if not (args.run / RECIPE).is_file():
-        raise ValueError(f"{args.run} holds no {RECIPE}, expected the folder of a run")
-    recipe = load_recipe(args.run / RECIPE)
-    snapshots = Snapshots.find(args.run, args.images)
-    target = args.export or args.run / f"ema-{args.std:g}"
-    check_export(target)
-    weights, distance = snapshots.average(args.std)
-    network = UNet(**snapshots.network)
-    network.load_state_dict(weights)
-    export(network.eval(), recipe, target)
-    count = len({profile.images for profile in snapshots.profiles.values()})
+    made = average_stage(args.run, args.std, args.images, args.export)
     say(
-        f"width {args.std:g} of {snapshots.images:,} images, from {count} snapshots;"
-        f" its profile is {100 * distance:.2g} % off the one that is tracked in training"
+        f"width {args.std:g} of {made.images:,} images, from {made.snapshots} snapshots;"
+        f" its profile is {100 * made.distance:.2g} % off the one that is tracked in training"
     )
-    print(target)
+    print(made.folder)

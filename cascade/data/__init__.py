@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cascade.classes import EMOJI
 from cascade.data.crops import crop_rule
-from cascade.data.drawings import cached_array, may_flip
+from cascade.data.drawings import DRAWINGS, cached_array, may_flip
 from cascade.data.folder import Folder, Listing, Photos, class_folders
 from cascade.data.hub import HUB, shard_files
 from cascade.data.numbering import numbered
@@ -17,9 +17,6 @@ from cascade.data.tar import TarShard
 from cascade.files import Progress
 from cascade.stages.training import Data, PictureSet
 from cascade.stages.training.examples import PictureSource
-
-DRAWINGS = {"drawings": "train", "drawings:heldout": "heldout"}
-"""Names of the drawings as a source, and the part of them that each means."""
 
 
 def class_names(data: Data, progress: Progress = lambda done, total: None) -> tuple[str, ...]:
@@ -48,34 +45,36 @@ def open_pictures(data: Data, size: int, progress: Progress = lambda done, total
         ConnectionError: if it lies on the Hub, which can't be reached.
         OSError: if the user's cache can't be written.
     """
-    crop = crop_rule(data.crop)
+    rule = crop_rule(data.crop)
     if data.source not in DRAWINGS:
         found = listing(data, progress)
         if data.balanced and isinstance(found, ShardSet):
             raise ValueError(f"data.balanced is for drawings and folders, and {data.source!r} names shards; take it out")
-        return Photos(found, size, crop)
+        return Photos(found, size, rule.crop)
     pictures, labels = cached_array(size, DRAWINGS[data.source], progress=progress, every=data.every)
     return PictureSet(pictures, labels, EMOJI.names, tuple(may_flip(name) for name in EMOJI.names))
 
 
-def open_held_out(data: Data, source: str | None, size: int, progress: Progress = lambda done, total: None) -> PictureSource:
-    """Pictures that are not trained on, of the classes of the training's and made square by the same rule.
+def open_held_out(
+    data: Data, source: str | None, trained: PictureSource, progress: Progress = lambda done, total: None
+) -> PictureSource:
+    """Pictures that are not trained on, of the size and the classes of the training's and made square by the same rule.
 
     Args:
         data: What is trained on.
         source: Where the held-out pictures are, as `Data.source`; None = those that the training's source holds out itself.
-        size: Side of the pictures in pixels.
+        trained: The opened pictures of `data`.
         progress: As in `open_pictures`.
 
     Raises:
         ValueError: if there is no such data, the source holds nothing out, or its classes are not the training's.
     """
-    if source is None and data.source != "drawings":
+    if source is None and DRAWINGS.get(data.source) != "train":
         raise ValueError(f"data.source {data.source!r} holds no pictures out for the validation; name some as validation.source")
-    found = open_pictures(replace(data, source=source or "drawings:heldout"), size, progress)
-    if found.class_names != class_names(data):
+    found = open_pictures(replace(data, source=source or "drawings:heldout"), trained.size, progress)
+    if found.class_names != trained.class_names:
         raise ValueError(
-            f"the {len(found.class_names)} classes of {source} are not the {len(class_names(data))} of {data.source}, in number"
+            f"the {len(found.class_names)} classes of {source} are not the {len(trained.class_names)} of {data.source}, in number"
             " or name; hold out pictures of the classes that are trained"
         )
     return found
@@ -95,6 +94,6 @@ def listing(data: Data, progress: Progress) -> Listing:
     shards: list[Shard] = []
     for file in files:
         if not file.name.endswith((".tar", ".parquet")):
-            raise ValueError(f"{file.name} is no shard, expected files that end in .tar or .parquet")
+            raise ValueError(f"{file.name} is not a shard, expected files that end in .tar or .parquet")
         shards.append(TarShard(file) if file.name.endswith(".tar") else ParquetShard(file, data.label))
     return ShardSet(shards, data.source, progress)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from cascade.data.folder import Photos
 from cascade.files import Progress
 from cascade.stages.training.examples import PictureSource
 from cascade.stages.training.odd_pictures import DamagedPicture, DamageLog, Oddity
@@ -20,13 +22,15 @@ def check(pictures: PictureSource, workers: int, progress: Progress) -> DamageLo
     """Read all pictures, in their order.
 
     Args:
-        pictures: The set; for speed with `uncropped` as its crop rule.
+        pictures: The set; photos are not made square, which takes time and finds nothing.
         workers: Processes that read; 0 = this one.
         progress: Called now and then.
 
     Returns:
         The log that counts and names what is odd.
     """
+    if isinstance(pictures, Photos):
+        pictures = replace(pictures, crop=uncropped)
     log = DamageLog(pictures, max_damaged=1.0)
     for _ in _read_all(pictures, workers, log, progress):
         pass

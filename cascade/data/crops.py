@@ -8,13 +8,14 @@ which makes its pictures brighter by half a level of 255 with each halving.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from cascade.data.drawings import area_average
 
-CropRule = Callable[[Image.Image, int], np.ndarray]
+Crop = Callable[[Image.Image, int], np.ndarray]
 """From an RGB image of any shape and the side of the square in pixels to uint8 [size, size, 3]."""
 
 
@@ -42,7 +43,16 @@ def crop_area(image: Image.Image, size: int) -> np.ndarray:
     return area_average(np.asarray(image)[top : top + side, left : left + side], size)
 
 
-CROP_RULES: dict[str, CropRule] = {"adm": crop_adm, "area": crop_area}
+@dataclass(frozen=True, slots=True)
+class CropRule:
+    """What makes a photo square, and what a reference that is measured on such pictures says of it (`Provenance.crop_rule`)."""
+
+    crop: Crop
+    recorded: str
+
+
+CROP_RULES = {"adm": CropRule(crop_adm, "adm-box-bicubic-centre"), "area": CropRule(crop_area, "area-centre")}
+"""By the names that recipes and the command line give them."""
 
 
 def crop_rule(name: str) -> CropRule:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cascade.data.crops import CropRule
+from cascade.data.crops import Crop
 from cascade.stages.training.examples import Picture
 from cascade.stages.training.odd_pictures import DamagedPicture, Oddity
 
@@ -61,7 +61,7 @@ def read_file(path: Path) -> bytes:
         raise DamagedPicture(Oddity.MISSING if gone else Oddity.UNREADABLE) from error
 
 
-def decode(data: bytes, size: int, crop: CropRule, name: str = "") -> Picture:
+def decode(data: bytes, size: int, crop: Crop, name: str = "") -> Picture:
     """The square picture in an encoded one.
 
     Args:

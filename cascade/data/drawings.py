@@ -31,6 +31,9 @@ from cascade.classes import EMOJI
 from cascade.files import Progress, cache_folder, complete, sha256, write_text
 
 SPLITS = ("train", "heldout")
+DRAWINGS = {"drawings": "train", "drawings:train": "train", "drawings:heldout": "heldout"}
+"""Names of the drawings wherever pictures are named, and the split that each means."""
+
 RENDER_SIZE = 256  # pixels
 MAX_SIZE = 4096  # pixels; one picture of this size is 50 MB
 
@@ -164,11 +167,7 @@ def _area_sums(values: np.ndarray, size: int, axis: int, dtype: type) -> np.ndar
 
 
 def cached_array(
-    size: int,
-    split: str,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    every: int = 1,
+    size: int, split: str, progress: Progress | None = None, every: int = 1
 ) -> tuple[np.memmap, np.ndarray]:
     """The drawings of a split as one array, rendered at the first call and read from the disk afterwards.
 
@@ -177,7 +176,6 @@ def cached_array(
     Args:
         size: Side of the pictures in pixels, 1 to MAX_SIZE.
         split: "train" or "heldout".
-        cache_dir: Folder that holds the caches; None = cascade-diffusion in XDG_CACHE_HOME, or in ~/.cache.
         progress: Called after each picture that is rendered.
         every: Only every n-th drawing, 1 = all. As they are sorted by class and set, so are the classes and sets of the rest
             in proportion.
@@ -195,7 +193,7 @@ def cached_array(
         raise ValueError(f"every is {every}, expected 1 (all drawings) or more (every n-th)")
     items = drawings(split)[::every]
     labels = np.array([EMOJI.names.index(item.class_name) for item in items], np.int64)
-    folder = _cache_folder(cache_dir)
+    folder = cache_folder() / f"drawings-{_rendering()}"
     part = split if every == 1 else f"{split}-every{every}"
     path, shape = folder / f"{part}-{size}.npy", (len(items), size, size, 3)
     cached = _open_array(path, shape)
@@ -264,10 +262,6 @@ def _check_size(size: int) -> None:
 def _rendering() -> str:
     """What decides the pixels: the pack, the renderer, and our rules."""
     return f"{sha256(_PACK)[:12]}-resvg{resvg_py.__version__}-{_RULES}"
-
-
-def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    return Path(cache_folder() if cache_dir is None else cache_dir) / f"drawings-{_rendering()}"
 
 
 def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap | None:

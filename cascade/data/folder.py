@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cascade.data.crops import CropRule
+from cascade.data.crops import Crop
 from cascade.data.decoding import ENDINGS, decode, read_file
 from cascade.data.numbering import numbered
 from cascade.stages.training.examples import Picture, epoch_order
@@ -40,7 +40,7 @@ class Photos:
 
     listing: Listing
     size: int
-    crop: CropRule
+    crop: Crop
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from cascade.classes import EMOJI, Vocabulary, imagenet
-from cascade.data.drawings import cached_array
+from cascade.data.drawings import DRAWINGS, cached_array
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import Images, ImageSet, image_archive, image_array, image_folder
 from cascade.eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
 from cascade.eval.statistics import Provenance, read_npz
 from cascade.files import Progress, cache_folder
 
-DRAWINGS = {"drawings:train": "train", "drawings:heldout": "heldout"}
 INCEPTION_MODES: dict[str, Any] = {
     "inception-clean": "clean",
     "inception-tensorflow": "legacy_tensorflow",
@@ -36,7 +35,7 @@ def image_source(
     """The images that a person means, and their classes where they are known.
 
     Args:
-        text: "drawings:train" or "drawings:heldout"; a folder; or an .npz with `arr_0`.
+        text: "drawings" (those that are trained on) or "drawings:heldout"; a folder; or an .npz with `arr_0`.
         size: Side that the images must have, or at which drawings are rendered; None = as they are, drawings at 256.
         minimum: How many images are needed at least.
         progress: Called while drawings are rendered.
@@ -55,7 +54,7 @@ def image_source(
         found = read_npz(path, {"arr_0"}).get("arr_1") if path.is_file() else None
         return image_archive(path, size=size, minimum=minimum), found
     if not path.exists():
-        raise ValueError(f"there is no {text}; give a folder of images, an .npz, or {' or '.join(DRAWINGS)}")
+        raise ValueError(f"there is no {text}; give a folder of images, an .npz, or {', '.join(DRAWINGS)}")
     return image_folder(path, size=size, minimum=minimum), None
 
 

@@ -1,4 +1,4 @@
-"""What a training will cost, told before it begins: multiply-adds, memory and speed of the recipe's network on this machine."""
+"""What a training run will cost, told before it begins: multiply-adds, memory and speed on this machine."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import default_collate
 
 from cascade.costs import operation_counter
+from cascade.data import class_names
 from cascade.stages.training import Phase, PictureSet, Recipe, TrainingExamples
 from cascade.stages.unet import ResidualBlock, UNet
 
@@ -223,6 +224,54 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a recipe's training run will cost on this machine.
+
+    num_classes: That its network will tell apart; None = it takes no class.
+    missing: Why the pictures, which tell how many classes there are, can't be looked at; None = they can.
+    cost: Of a step.
+    device: Where it would run: "cpu", "cuda" ...
+    memory: Bytes that the device has in all.
+    speed: Of one process.
+    seconds: Of the whole run in one process.
+    """
+
+    num_classes: int | None
+    missing: str | None
+    cost: TrainingCost
+    device: str
+    memory: float
+    speed: Speed
+    seconds: float
+
+
+def forecast(recipe: Recipe) -> Forecast:
+    """What `cascade train --dry-run` tells; takes seconds, and nothing is trained or written.
+
+    Pictures that are not on this machine are no mistake: the number of classes is the recipe's then.
+
+    Raises:
+        ValueError: if the recipe contradicts its pictures, or its network can't be built.
+    """
+    try:
+        found, missing = len(class_names(recipe.data)), None
+    except (ValueError, OSError) as error:
+        num_classes, missing = recipe.data.classes or None, str(error)
+    else:
+        num_classes = recipe.num_classes(found)
+    cost, device = training_cost(recipe, num_classes), this_device()
+    speed = training_speed(recipe, num_classes, cost)
+    seconds = recipe.total_images / speed.images_per_second
+    return Forecast(num_classes, missing, cost, device.type, total_memory(device), speed, seconds)
+
+
+def fitting_accumulate(batch_size: int, accumulate: int, images: int) -> int | None:
+    """The least `optimization.accumulate`, from the present one on, whose parts of a batch have at most so many images."""
+    parts = range(accumulate, batch_size + 1)
+    return next((n for n in parts if batch_size % n == 0 and batch_size // n <= images), None)
+
+
+@dataclass(frozen=True, slots=True)
 class Speed:
     """How fast one process of this machine trains.
 
@@ -237,7 +286,7 @@ class Speed:
 
 
 def training_speed(recipe: Recipe, num_classes: int | None, cost: TrainingCost) -> Speed:
-    """Time a few steps of the real network where that takes seconds, else reckon with the machine's convolution rate."""
+    """Time a few steps of the real network where that takes seconds, else estimate it from the machine's convolution rate."""
     o, device = recipe.optimization, this_device()
     rate = convolution_rate(DTYPES[o.precision], device)
     passes = FORWARDS + o.gradient_checkpointing
@@ -313,7 +362,7 @@ def convolution_rate(dtype: torch.dtype, device: torch.device, clock: Clock = ti
 
 
 def this_device() -> torch.device:
-    """Where a training runs here: the accelerator if there is one, else the CPU."""
+    """Where a training run takes place here: the accelerator if there is one, else the CPU."""
     from cascade.stages.training.processes import this_process
 
     return this_process().device

@@ -16,7 +16,7 @@ from cascade.stages.training import Recipe
 from cascade.stages.training.examples import PictureSource
 from cascade.stages.training.odd_pictures import DamagedPicture
 from cascade.stages.unet import UNet
-from cascade.training.stage import pipeline_of
+from cascade.training.export import pipeline_of
 
 LARGEST_SHOWN = 512
 """Pixels: of larger pictures the middle is shown, at full resolution."""

@@ -1,89 +1,276 @@
-"""What `cascade train` does around the training loop: the data it names, and the finished stage as a folder."""
+"""One stage trained from its recipe: what happens around the training loop, and what a run keeps beside its checkpoints."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import init_empty_weights
 
-from cascade import data as datasets
-from cascade.cli.errors import Failure
-from cascade.schedulers import DEFAULT, scheduler_class
-from cascade.stages.noise import LinearSchedule, betas_of
-from cascade.stages.regression import RegressionPipeline
-from cascade.stages.stage import StagePipeline
-from cascade.stages.training import Recipe
+from cascade.data import open_held_out, open_pictures
+from cascade.data.checking import cores
+from cascade.files import write_text
+from cascade.stages.training import PictureSet, Recipe, train
 from cascade.stages.training.examples import PictureSource
+from cascade.stages.training.journal import LOG, TENSORBOARD, check_trackers, read_log
+from cascade.stages.training.meter import Report
+from cascade.stages.training.post_hoc import Snapshots
+from cascade.stages.training.processes import this_process
+from cascade.stages.training.validation import ValidationReport
 from cascade.stages.unet import UNet
-from cascade.training.recipes import pipeline_class
+from cascade.training.export import STAGE, check_export, export_stage
+from cascade.training.recipes import load_recipe, recipe_to_dict, recipe_to_yaml
+from cascade.training.sample_grids import grid_maker
+
+RECIPE = "recipe.yaml"
+CLASSES = "classes.json"
+"""Files in a run's folder: what is trained, and the names of its classes."""
+
+MOST_WORKERS = 8
+
+TaskProgress = Callable[[str, int, int], None]
+"""Called with (what is being done: "data", "held-out data" or "training", how many pictures or images are done, in all)."""
 
 
-def picture_size(recipe: Recipe) -> int:
-    """Side of the pictures that the recipe is trained on: an SR3 stage makes its crops and small images from whole ones."""
-    size: int = recipe.network["sample_size"]
-    return size if recipe.network.get("low_res_size") else max(phase.size for phase in recipe.phases)
+def _nothing(*_: Any) -> None:
+    """Told of anything, does nothing."""
 
 
-def class_names(recipe: Recipe) -> tuple[str, ...]:
-    """Names of the classes in the recipe's data, in the order of their labels. Errors as in `cascade.data.class_names`."""
-    return datasets.class_names(recipe.data)
+@dataclass(frozen=True, slots=True)
+class TrainedStage:
+    """What a training run has ended in.
+
+    folder: Of the stage, which `BasePipeline.from_pretrained`, or that of its class, loads.
+    run: The run's folder.
+    images_seen: Training images.
+    loss: The last that was reported, weighted as in training.
+    validation_loss: The last on held-out pictures; None where none was measured.
+    class_names: Of its classes, in the order of their indices; None where it has none, or its data doesn't name them.
+    """
+
+    folder: Path
+    run: Path
+    images_seen: int
+    loss: float | None
+    validation_loss: float | None
+    class_names: tuple[str, ...] | None
 
 
-def load_pictures(recipe: Recipe, progress: Callable[[int, int], None]) -> PictureSource:
-    """The recipe's data at the size that it is trained on. Arguments and errors as in `cascade.data.open_pictures`."""
-    return datasets.open_pictures(recipe.data, picture_size(recipe), progress)
+def train_stage(
+    recipe: Recipe | str | Path,
+    run: str | Path | None = None,
+    export: str | Path | None = None,
+    *,
+    trackers: Sequence[str] | None = None,
+    workers: int | None = None,
+    on_progress: TaskProgress = _nothing,
+    on_report: Callable[[Report], None] = _nothing,
+    on_validation: Callable[[ValidationReport], None] = _nothing,
+    on_message: Callable[[str], None] = _nothing,
+) -> TrainedStage:
+    """Train one stage, or go on with a run that was stopped, and write the finished stage; as `cascade train`.
 
+    The result is the same however often the run was stopped. With several processes, which torchrun or accelerate start, all of
+    them call this; the main one writes, and calls back.
 
-def pipeline_of(network: UNet, recipe: Recipe) -> StagePipeline:
-    """The trained network as a stage, with the scheduler and the settings that its recipe names."""
-    stage: Any = pipeline_class(recipe.network, recipe.objective)
-    if stage is RegressionPipeline:
-        return RegressionPipeline(network)
-    schedule = recipe.objective.law.schedule()
-    betas = betas_of(schedule, schedule.num_steps) if isinstance(schedule, LinearSchedule) else betas_of(schedule)
-    settings = dict(recipe.sampling)
-    kind = scheduler_class(settings.pop("scheduler", DEFAULT))
-    scheduler = kind(
-        num_train_timesteps=len(betas),
-        trained_betas=betas,
-        prediction_type=network.prediction_type,
-        timestep_spacing="linspace",  # from the noisiest level on; some schedulers would begin a step below it
-    )
-    return stage(network, scheduler, **settings)
-
-
-def check_export(folder: Path) -> None:
-    """Whether the finished stage may be written there: a new folder, an empty one, or an earlier stage, which it replaces."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file()):
-        raise ValueError(f"{folder} exists and is not the folder of a stage, so it is not replaced; choose another --export")
-
-
-def export(network: UNet, recipe: Recipe, folder: Path) -> None:
-    """Write the stage, weights as float16, whole or not at all; an earlier one in its place is replaced at the end.
+    Args:
+        recipe: What is trained: a recipe, or what `load_recipe` takes.
+        run: The run's folder: recipe, class names, log, samples and checkpoints; None = `runs/` and the recipe's name.
+        export: Folder of the finished stage; None = `stage` in the run's.
+        trackers: Where the curves are shown beside the log, by accelerate's names; None = TensorBoard, if it is installed.
+        workers: Processes that prepare the data; None = 0 for drawings, else the free cores, at most `MOST_WORKERS`.
+        on_progress: Called while data is listed or drawn, and after every step.
+        on_report: Called with a `Report` every few steps: losses, rate, speed and memory since the report before.
+        on_validation: Called with a `ValidationReport`: the loss on held-out pictures.
+        on_message: Called with a sentence on anything worth a remark.
 
     Raises:
-        ValueError: if something else is in its place.
-        Failure: if it can't be written.
+        ValueError: if recipe, data, run folder or trackers don't go together, or too many pictures are damaged.
+        FloatingPointError: if the loss is no number several steps in a row.
+        OSError: if something can't be written; the last checkpoint is whole then.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and a checkpoint is written; its text says so.
     """
-    folder = folder.absolute()
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    run = run_folder(recipe) if run is None else Path(run)
+    folder = run / STAGE if export is None else Path(export)
     check_export(folder)
-    partial, old = folder.with_name(f".{folder.name}.{os.getpid()}"), folder.with_name(f".{folder.name}.old")
+    summary(recipe, recipe.num_classes(recipe.data.classes or 1))  # a network that can't be built is told before data is read
+    process = this_process()
+    if not process.is_main_process:
+        on_progress = on_report = on_validation = on_message = _nothing
+    trackers = _default_trackers(on_message) if trackers is None else list(dict.fromkeys(trackers))
+    check_trackers(trackers)
+    with process.main_process_first():
+        pictures, held_out = _open_data(recipe, on_progress)
+    num_classes = recipe.num_classes(len(pictures.class_names))
+    class_names = None if num_classes is None else _known(pictures.class_names)
+    on_message(summary(recipe, num_classes))
+    if process.is_main_process:
+        _keep(run, recipe, class_names, on_message)
+    network = train(
+        recipe,
+        pictures,
+        run,
+        held_out=held_out,
+        on_step=lambda images_seen: on_progress("training", images_seen, recipe.total_images),
+        on_report=on_report,
+        on_validation=on_validation,
+        on_message=on_message,
+        sample_grid=grid_maker(recipe, pictures if held_out is None else held_out, on_message),
+        trackers=trackers,
+        workers=_default_workers(pictures, process.num_processes) if workers is None else workers,
+    )
+    if process.is_main_process:
+        export_stage(network, recipe, folder, class_names)
+    log = read_log(run / LOG)
+    last, validated = (
+        next((record[name] for record in reversed(log) if record.get(name) is not None), None)
+        for name in ("loss", "validation_loss")
+    )
+    return TrainedStage(folder, run, recipe.total_images, last, validated, class_names)
+
+
+@dataclass(frozen=True, slots=True)
+class AveragedStage:
+    """A stage with an average of another length.
+
+    folder: Of the stage.
+    images: Training images at which the average ends.
+    snapshots: How many it is made from.
+    distance: Of its profile from that of the average as tracked in training, relative, see `post_hoc.mixture`.
+    """
+
+    folder: Path
+    images: int
+    snapshots: int
+    distance: float
+
+
+def average_stage(
+    run: str | Path, std: float, images: int | None = None, export: str | Path | None = None
+) -> AveragedStage:
+    """Make a stage from a run's snapshots, with weights averaged over any length; as `cascade train ema`.
+
+    Args:
+        run: Folder of a run, finished or not, whose recipe has `snapshots`.
+        std: Length: the average's relative width, see `ema.gamma_of`.
+        images: Training images at which the average ends; None = the last snapshot.
+        export: Folder of the stage; None = `ema-STD` in the run's.
+
+    Raises:
+        ValueError: if it is not such a run, or there is no such average.
+        OSError: if the stage can't be written.
+    """
+    run = Path(run)
+    if not (run / RECIPE).is_file():
+        raise ValueError(f"{run} holds no {RECIPE}, expected the folder of a run")
+    recipe, snapshots = load_recipe(run / RECIPE), Snapshots.find(run, images)
+    folder = run / f"ema-{std:g}" if export is None else Path(export)
+    check_export(folder)
+    weights, distance = snapshots.average(std)
+    network = UNet(**snapshots.network)
+    network.load_state_dict(weights)
+    export_stage(network.eval(), recipe, folder, _kept_classes(run))
+    return AveragedStage(folder, snapshots.images, len({profile.images for profile in snapshots.profiles.values()}), distance)
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a recipe is trained unless it is said otherwise."""
+    return Path("runs") / recipe.name
+
+
+def summary(recipe: Recipe, num_classes: int | None) -> str:
+    """The training run in one line. Building the network, without memory, checks its settings.
+
+    Raises:
+        ValueError: if they don't describe a network.
+    """
+    with init_empty_weights():
+        network = UNet(**recipe.network, num_classes=num_classes)
+    size, low_res_size = recipe.network["sample_size"], recipe.network.get("low_res_size")
+    sizes = f"{low_res_size} -> {size} px" if low_res_size else f"{size} px"
+    classes = "no classes" if num_classes is None else f"{num_classes} classes"
+    return f"{recipe.name}: {sizes}, {classes}, {network.num_parameters():,} parameters, {recipe.total_images:,} images"
+
+
+def _open_data(recipe: Recipe, on_progress: TaskProgress) -> tuple[PictureSource, PictureSource | None]:
+    """What is trained on, and what is held out for the validation if there is one."""
+    pictures = open_pictures(recipe.data, recipe.picture_size, lambda *step: on_progress("data", *step))
+    if recipe.validation is None:
+        return pictures, None
+    source = recipe.validation.source
+    return pictures, open_held_out(recipe.data, source, pictures, lambda *step: on_progress("held-out data", *step))
+
+
+def _default_trackers(on_message: Callable[[str], None]) -> list[str]:
+    if find_spec(TENSORBOARD):
+        return [TENSORBOARD]
+    on_message("tensorboard is not installed, so the curves are kept in log.jsonl only; `cascade train plot` draws them")
+    return []
+
+
+def _default_workers(pictures: PictureSource, processes: int) -> int:
+    """Of one training process: none for pictures in memory, else its share of the cores."""
+    return 0 if isinstance(pictures, PictureSet) else max(1, min(MOST_WORKERS, cores() // processes - 1))
+
+
+def _known(class_names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The names; None where they are only the numbers that stand for names which the data doesn't give."""
+    return None if class_names == tuple(map(str, range(len(class_names)))) else class_names
+
+
+def _kept_classes(run: Path) -> tuple[str, ...] | None:
+    """The class names that a run keeps; None where it has none."""
+    path = run / CLASSES
+    return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None
+
+
+def _keep(run: Path, recipe: Recipe, class_names: Sequence[str] | None, on_message: Callable[[str], None]) -> None:
+    """Lay recipe and class names into the run's folder; say where the recipe differs from the one that the run was begun with.
+
+    Raises:
+        ValueError: if data, network or classes differ, so that the run can't go on.
+        OSError: if it can't be written.
+    """
+    path, before = run / RECIPE, _kept_classes(run)
+    if before is not None and class_names is not None and before != class_names:
+        first = next(pair for pair in zip((*before, "none"), (*class_names, "none"), strict=False) if pair[0] != pair[1])
+        raise ValueError(f"{run} holds a run with class {first[0]}, now {first[1]}; use another folder or remove this one")
+    if path.is_file():
+        for change in _changes(recipe_to_dict(load_recipe(path)), recipe_to_dict(recipe), run):
+            on_message(f"{path} is changed: {change}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        pipeline_of(network.to("cpu", torch.float16), recipe).save_pretrained(partial)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        write_text(path, recipe_to_yaml(recipe))
+        if class_names is not None:
+            write_text(run / CLASSES, json.dumps(class_names, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
-        reason = error.strerror or error
-        raise Failure(
-            f"the stage could not be written to {folder}: {reason}; its training is kept, run the command again"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"the run's folder {run} can't be written: {error.strerror or error}; choose another one") from error
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]:
+    """In words, where two recipes differ; ValueError if it is in what was learned or in what learns."""
+    old, new, changes = _flat(before), _flat(now), []
+    for key in sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+        if key in old and key in new and key.partition(".")[0] in ("data", "network"):
+            raise ValueError(f"{run} holds a run with {key} {old[key]}, not {new[key]}; use another folder or remove this one")
+        changes.append(f"{key} was {old.get(key)}, is now {new.get(key)}")
+    return changes
+
+
+def _flat(values: object, key: str = "") -> dict[str, object]:
+    """Nested values by their dotted keys."""
+    inner: Iterable[tuple[object, object]]
+    if isinstance(values, dict):
+        inner = values.items()
+    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        inner = enumerate(values)
+    else:
+        return {key: values}
+    flat: dict[str, object] = {}
+    for name, value in inner:
+        flat |= _flat(value, f"{key}.{name}" if key else str(name))
+    return flat

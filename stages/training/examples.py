@@ -146,11 +146,9 @@ class TrainingExamples(Dataset):
     def __init__(self, pictures: PictureSource, recipe: Recipe, phase: Phase, null_label: int) -> None:
         self.pictures, self.recipe, self.phase, self.null_label = pictures, recipe, phase, null_label
         self.sample_size, self.low_res_size = recipe.network["sample_size"], recipe.network.get("low_res_size")
-        needed = self.sample_size if self.low_res_size else phase.size
+        needed = recipe.picture_size
         if pictures.size < needed or (self.low_res_size and pictures.size != needed):
-            raise ValueError(
-                f"the pictures are {pictures.size} px, and this stage trains on {needed} px; render them at that size"
-            )
+            raise ValueError(f"the pictures are {pictures.size} px, but this stage is trained on {needed} px; open them so")
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._labels: np.ndarray | None = None
 

@@ -108,7 +108,7 @@ def check_trackers(names: Sequence[str]) -> None:
     installed = {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in known:
-            raise ValueError(f"{name!r} is no tracker; known are {', '.join(known)}")
+            raise ValueError(f"{name!r} is not a tracker; known are {', '.join(known)}")
         if name not in installed:
             raise ValueError(f"the tracker {name} is not installed; install its package, or leave it out")
 
@@ -139,7 +139,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             record["images_seen"] + 0
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"line {number} of {path} is not a line of a training's log; repair or remove it") from error
+            raise ValueError(f"line {number} of {path} is not a line of a training run's log; repair or remove it") from error
         records.append(record)
     return records
 

@@ -16,29 +16,7 @@ TRIES = 16
 
 
 class Oddity(Enum):
-    """A kind of picture that isn't ordinary: its name, and the rule by which it is used or skipped.
-
-    | kind            | rule |
-    |-----------------|------|
-    | unreadable      | skipped: no permission, or the disk fails |
-    | missing         | skipped: vanished, a broken link, or links in a circle |
-    | not a file      | skipped: a folder, pipe or device named as a picture |
-    | empty           | skipped: no bytes, or no picture in its row |
-    | not a picture   | skipped: text, a web page, or a format that isn't read |
-    | truncated       | skipped: the end of the file is missing |
-    | corrupt         | skipped: the decoder or a checksum finds damage |
-    | too small       | skipped, never enlarged: the shorter side is below the size that is needed |
-    | too large       | skipped before decoding: more than 89,478,485 pixels or 256 MiB |
-    | unknown colours | skipped: floating point, 32-bit, LAB and other modes with no stated range |
-    | greyscale       | used: grey in all three channels |
-    | 16-bit grey     | used: scaled to 8 bits, value x 255 / 65535, rounded |
-    | palette         | used: the palette's colours |
-    | transparent     | used: laid on white |
-    | CMYK            | used: converted by Pillow, without a colour profile |
-    | animated        | used: the first frame |
-    | rotated         | used: turned upright as its EXIF says |
-    | wrong ending    | used: read by its content |
-    """
+    """A kind of picture that isn't ordinary: its name, and the rule by which it is used or skipped."""
 
     UNREADABLE = ("unreadable", "skipped: no permission, or the disk fails")
     MISSING = ("missing", "skipped: vanished, a broken link, or links in a circle")

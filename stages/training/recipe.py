@@ -276,6 +276,12 @@ class Recipe:
     def total_images(self) -> int:
         return self.phases[-1].images
 
+    @property
+    def picture_size(self) -> int:
+        """Side of the pictures that it is trained on: an SR3 stage makes its crops and small images from whole ones."""
+        whole: int = self.network["sample_size"]
+        return whole if self.network.get("low_res_size") else max(phase.size for phase in self.phases)
+
     def num_classes(self, found: int) -> int | None:
         """Classes that the network tells apart where the pictures have `found` of them; None = it takes no class.
 

@@ -57,7 +57,7 @@ def regression(folder, low_res_size=16):
     return folder
 
 
-def drawings(size, split, cache_dir=None, progress=None):
+def drawings(size, split, progress=None):
     """As `cascade.data.drawings.cached_array`, a few pictures of noise."""
     count = 24 if split == "train" else 12
     rng = np.random.default_rng(count)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from cascade import CascadePipeline
 from cascade import data as datasets
-from cascade.cli import train
 from cascade.cli.main import main
 from cascade.cli.progress import Progress, duration
 from cascade.data import drawings
@@ -24,7 +23,8 @@ from cascade.stages.noise import CosineLaw, CosineSchedule, LogNormalLaw, SR3Law
 from cascade.stages.training import checkpoint
 from cascade.stages.training import meter as report
 from cascade.stages.training.recipe import Data, Phase, Recipe
-from cascade.training import stage as training
+from cascade.stages.unet import UNet
+from cascade.training.export import pipeline_of
 from cascade.training.recipes import load_recipe
 
 NETWORK = {
@@ -150,7 +150,7 @@ def test_a_dry_run_shows_the_whole_recipe_and_leaves_nothing(here, capsys):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["nothing.yaml"], "there is no recipe nothing.yaml"),
+        (["nothing.yaml"], "there is no recipe nothing.yaml: it may be one of "),
         (["base8.yaml", "optimization.learing_rate=1"], "did you mean 'learning_rate'"),
         (["base8.yaml", "data.source=drawing"], "data.source is 'drawing', expected 'drawings', a folder"),
         (["base8.yaml", "data.source=data/ant"], "holds no folders"),
@@ -182,7 +182,6 @@ def test_a_loss_that_is_no_number_is_a_failure(here, capsys):
 
 def test_a_full_disk_at_the_end_loses_nothing(here, capsys, monkeypatch):
     def full(self, folder, **options):
-        Path(folder).mkdir()
         (Path(folder) / "half").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -207,7 +206,7 @@ def test_an_earlier_stage_is_replaced_whole(here):
 
 def test_a_folder_of_pictures_is_reduced_by_area_and_labelled_by_name(here):
     recipe = load_recipe("base8.yaml", ["data.crop=area"])
-    found = training.load_pictures(recipe, lambda done, total: None)
+    found = datasets.open_pictures(recipe.data, recipe.picture_size)
     assert found.class_names == ("ant", "zebra") and [found.label(i) for i in range(6)] == [0, 0, 0, 1, 1, 1]
     with Image.open("data/zebra/0.png") as image:
         whole = np.asarray(image).astype(float)
@@ -220,7 +219,7 @@ def test_the_default_scheduler_has_the_noise_levels_of_the_law(law):
     """Its alpha_bar are those of the law at even times; beyond 1e-4 of a variance's end the schedule is cut."""
     recipe = Recipe(name="n", data=Data(source="d"), network=NETWORK, phases=(Phase(size=8, images=8),))
     object.__setattr__(recipe.objective, "law", law)
-    pipeline = training.pipeline_of(training.UNet(**NETWORK, num_classes=2), recipe)
+    pipeline = pipeline_of(UNet(**NETWORK, num_classes=2), recipe)
     got = log_snr_of_alpha_bar(pipeline.scheduler.alphas_cumprod.double())
     if isinstance(law, SR3Law):
         expected = law.log_snr(torch.arange(1, 201, dtype=torch.float64) / 200)
@@ -241,9 +240,9 @@ def test_the_drawings_are_read_at_the_size_that_is_trained(monkeypatch):
         return np.zeros((2, size, size, 3), np.uint8), np.array([0, 11])
 
     monkeypatch.setattr(datasets, "cached_array", cached_array)
-    root = Path(__file__).parents[2] / "configs" / "emoji"
     for name in ("base64", "sr256"):
-        found = training.load_pictures(load_recipe(root / f"{name}.yaml"), lambda done, total: None)
+        recipe = load_recipe(f"emoji/{name}")
+        found = datasets.open_pictures(recipe.data, recipe.picture_size)
         assert len(found.class_names) == 75 and not found.may_flip[found.class_names.index("arrow")]
     assert asked == [(64, "train"), (256, "train")]
 
@@ -284,7 +283,3 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
 @pytest.mark.parametrize(("seconds", "words"), [(12.4, "12 s"), (90, "2 min"), (3600, "60 min"), (7300, "2 h 2 min")])
 def test_times_as_people_say_them(seconds, words):
     assert duration(seconds) == words
-
-
-def test_the_recipe_that_a_run_keeps_has_flat_keys():
-    assert train._flat({"a": {"b": 1}, "c": [{"d": 2}, {"d": 3}], "e": [1, 2]}) == {"a.b": 1, "c.0.d": 2, "c.1.d": 3, "e": [1, 2]}

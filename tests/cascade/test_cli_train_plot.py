@@ -10,7 +10,7 @@ from PIL import Image
 
 from cascade.cli import train_plot
 from cascade.cli.main import main
-from cascade.cli.train_plot import figure, names_in, points, smoothed
+from cascade.cli.train_plot import curve, figure
 from cascade.stages.training.meter import LEVELS
 
 
@@ -21,21 +21,13 @@ def write_log(run: Path, reports: int = 60, level: float = 1.0, **changes) -> Pa
             loss = level * math.exp(-n / 20)
             record = {
                 "images_seen": 100 * n,
-                "total_images": 6000,
-                "size": 32 if n < 40 else 64,
-                "loss": loss,
+                "loss": None if n == 7 else loss,
                 "loss_by_log_snr": {name: loss * math.exp(-0.3 * i) for i, name in enumerate(LEVELS) if i},
-                "gradient_norm": None if n == 7 else 2 * loss,
                 "learning_rate": 1e-4,
-                "images_per_second": 20.0,
-                "memory_gib": 1.5,
-                "skipped_steps": int(n == 7),
-                "damaged_pictures": 0,
             }
             file.write(json.dumps({**record, **changes}) + "\n")
             if n % 10 == 0:
-                held_out = {"validation_loss": 1.1 * loss, "validation_loss_by_log_snr": {"-3.00": 1.2 * loss, "3.00": loss}}
-                file.write(json.dumps({"images_seen": 100 * n, **held_out}) + "\n")
+                file.write(json.dumps({"images_seen": 100 * n, "validation_loss": 1.1 * loss}) + "\n")
     return run
 
 
@@ -47,68 +39,39 @@ def logs(*runs: Path) -> dict:
     return {run.name: [json.loads(line) for line in (run / "log.jsonl").open()] for run in runs}
 
 
-def test_smoothing_keeps_constants_straight_lines_and_the_order_of_time():
-    images = [0.0, 10, 15, 40, 45, 60, 100]
-    assert smoothed(images, [3.0] * 7, 20) == pytest.approx([3.0] * 7)
-    even = [10.0 * n for n in range(201)]
-    line = smoothed(even, even, 30)
-    assert line[100] == pytest.approx(1000), "nothing is moved along the axis"
-    values = list(np.random.default_rng(0).normal(size=7))
-    mirrored = smoothed([100 - x for x in reversed(images)], values[::-1], 20)[::-1]
-    assert smoothed(images, values, 20) == pytest.approx(mirrored)
-    assert smoothed(images, values, 0) == values and smoothed([], [], 5) == []
-    assert smoothed(images, values, 1e9) == pytest.approx([np.mean(values)] * 7)
-
-
-def test_smoothing_is_the_weighted_mean_that_it_says():
-    images, values = [0.0, 3, 4, 9], [1.0, 5.0, -2.0, 7.0]
-    weights = np.exp(-np.abs(np.subtract.outer(images, images)) / 2.5)
-    assert smoothed(images, values, 2.5) == pytest.approx(weights @ values / weights.sum(axis=1))
-
-
-def test_points_pass_over_what_a_line_lacks():
-    log = [{"images_seen": 5, "loss": 1.0}, {"images_seen": 6, "v": {"a": 2.0}}, {"images_seen": 7, "loss": None, "v": None}]
-    assert points(log, "loss") == ([5.0], [1.0])
-    assert points(log, "v", "a") == ([6.0], [2.0]) and points(log, "v", "b") == ([], [])
-
-
-def test_noise_levels_are_ordered_most_noise_first():
-    assert names_in([{"g": dict.fromkeys(reversed(LEVELS), 1.0)}], "g") == list(LEVELS)
-    assert names_in([{"g": {"3.00": 1}}, {}, {"g": {"-11.50": 1, "-2.00": 1}}], "g") == ["-11.50", "-2.00", "3.00"]
+def test_a_curve_passes_over_what_a_line_lacks_and_averages_many_points():
+    log = [{"images_seen": 500, "loss": 1.0}, {"images_seen": 600, "v": {"a": 2.0}}, {"images_seen": 700, "loss": None}]
+    assert curve(log, "loss") == ([0.5], [1.0])
+    assert curve(log, "v", "a") == ([0.6], [2.0]) and curve(log, "v", "b") == ([], [])
+    x, y = curve([{"images_seen": 1000 * n, "loss": float(n)} for n in range(1000)], "loss")
+    assert len(x) == 100 and x == y and x[0] == 4.5 and x[-1] == 994.5, "nothing is moved along the axis"
 
 
 def test_the_figure_shows_what_the_log_holds(tmp_path):
     drawn = figure(logs(write_log(tmp_path / "a")))
     titles = [ax.get_title(loc="left") for ax in drawn.axes if ax.axison]
-    assert titles[:3] == ["loss", "loss on held-out pictures", "gradient norm before clipping"]
-    assert any("skipped steps" in title for title in titles) and not any("damaged" in title for title in titles)
-    raw, smooth, size_change = lines(drawn, "loss")
-    assert raw.get_xdata()[-1] == 6.0, "thousands of images"
-    assert raw.get_ydata()[0] == pytest.approx(math.exp(-1 / 20)) and len(smooth.get_xdata()) == 60
-    assert size_change.get_xdata()[0] == pytest.approx(3.9)
-    assert len(lines(drawn, "gradient norm")[0].get_xdata()) == 59
+    assert titles == ["loss", "loss on held-out pictures", "learning rate", "loss by log-SNR\na"]
+    (loss,) = lines(drawn, "loss")
+    assert len(loss.get_xdata()) == 59 and loss.get_xdata()[-1] == 6.0, "thousands of images"
+    assert loss.get_ydata()[0] == pytest.approx(math.exp(-1 / 20))
     levels = lines(drawn, "loss by log-SNR")
     assert [line.get_label() for line in levels] == list(LEVELS[1:])
     brightness = [sum(line.get_color()[:3]) for line in levels]
     assert brightness == sorted(brightness), "most noise darkest"
-    assert len(lines(drawn, "loss on held-out pictures by log-SNR")) == 2
 
 
-def test_runs_are_told_apart_by_colour_and_have_their_levels_on_one_scale(tmp_path):
-    runs = [write_log(tmp_path / "a"), write_log(tmp_path / "b", level=10.0)]
-    drawn = figure(logs(*runs))
+def test_runs_are_told_apart_by_colour(tmp_path):
+    drawn = figure(logs(write_log(tmp_path / "a"), write_log(tmp_path / "b", level=10.0)))
     held_out = lines(drawn, "loss on held-out pictures")
     assert len(held_out) == 2 and len({line.get_color() for line in held_out}) == 2
-    legend = drawn.axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
-    first, second = (ax for ax in drawn.axes if ax.get_title(loc="left").startswith("loss by log-SNR"))
-    assert first.get_ylim() == second.get_ylim()
+    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert [len(lines(drawn, f"loss by log-SNR\n{run}")) for run in "ab"] == [len(LEVELS) - 1] * 2
 
 
 def test_the_command_writes_a_png(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_log(Path("runs/a"), reports=3)
-    write_log(Path("runs/b"), reports=1)
+    write_log(Path("runs/b"), reports=1, loss_by_log_snr=None)  # as a regression, which has no noise levels
     assert main(["train", "plot", "runs/a"]) == 0
     assert main(["train", "plot", "runs/a", "runs/b", "--out", "new/two.png"]) == 0
     assert capsys.readouterr().out.split() == ["runs/a/curves.png", "new/two.png"]
@@ -118,17 +81,12 @@ def test_the_command_writes_a_png(tmp_path, capsys, monkeypatch):
     assert [path.name for path in Path("new").iterdir()] == ["two.png"]
 
 
-def test_a_log_from_before_noise_levels_is_drawn_too(tmp_path):
-    write_log(tmp_path / "old", loss_by_log_snr=None, memory_gib=None)
-    assert len(lines(figure(logs(tmp_path / "old")), "loss")) == 3
-
-
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
         (["runs/none"], "runs/none holds no log.jsonl with anything in it"),
         (["runs/a", "--out", "curves.svg"], "expected the name of a .png file"),
-        (["runs/broken"], "line 1 of runs/broken/log.jsonl is not a line of a training's log"),
+        (["runs/broken"], "line 1 of runs/broken/log.jsonl is not a line of a training run's log"),
         ([], "the following arguments are required: RUN"),
     ],
 )

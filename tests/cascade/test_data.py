@@ -272,7 +272,7 @@ def test_wrong_sources_are_answered_in_a_sentence(folder, tmp_path):
         "nowhere": "data.source is 'nowhere', expected 'drawings', a folder",
         str(tmp_path / "bare"): "holds no folders",
         str(tmp_path / "empty"): "hold no pictures, expected files ending in .jpg",
-        str(tmp_path / "notes.txt"): "notes.txt is no shard",
+        str(tmp_path / "notes.txt"): "notes.txt is not a shard",
         str(tmp_path / "cut.tar"): "cut.tar is damaged, or no plain tar",
         str(tmp_path / "text.parquet"): "text.parquet is damaged, or no parquet",
         str(tmp_path / "two.parquet"): "2 columns that may be the class; name one of image, fine_label, label, gone as data",
@@ -327,13 +327,14 @@ def test_a_set_is_small_to_hold_and_to_hand_over(folder):
 
 def test_held_out_pictures_have_the_classes_of_the_training(folder, tmp_path, monkeypatch):
     data = Data(source=str(folder))
+    trained = open_pictures(data, SIZE)
     write_photos(tmp_path / "val", 3, ("cow", "bee", "ant"))
-    assert len(open_held_out(data, str(tmp_path / "val"), SIZE)) == 3
+    assert len(open_held_out(data, str(tmp_path / "val"), trained)) == 3
     write_photos(tmp_path / "other", 3, ("ant", "bee", "dog"))
     with pytest.raises(ValueError, match="the 3 classes of .*other are not the 3 of"):
-        open_held_out(data, str(tmp_path / "other"), SIZE)
+        open_held_out(data, str(tmp_path / "other"), trained)
     with pytest.raises(ValueError, match="holds no pictures out"):
-        open_held_out(data, None, SIZE)
+        open_held_out(data, None, trained)
     asked = []
 
     def cached_array(size, split, **options):
@@ -341,8 +342,9 @@ def test_held_out_pictures_have_the_classes_of_the_training(folder, tmp_path, mo
         return np.zeros((1, size, size, 3), np.uint8), np.array([0])
 
     monkeypatch.setattr(datasets, "cached_array", cached_array)
-    open_held_out(Data(source="drawings"), None, SIZE)
-    assert asked == ["heldout"]
+    for name in ("drawings", "drawings:train"):
+        open_held_out(Data(source=name), None, open_pictures(Data(source=name), SIZE))
+    assert asked == ["train", "heldout", "train", "heldout"]
 
 
 def test_without_pyarrow_parquet_says_what_to_install(folder, tmp_path, monkeypatch):

@@ -14,8 +14,12 @@ from odd_files import forms, spoil, write_photos
 from PIL import Image
 
 from cascade.cli.main import main
-from cascade.data.crops import crop_adm
+from cascade.data import open_pictures
+from cascade.data.crops import crop_adm, crop_rule
+from cascade.data.drawings import DRAWINGS
 from cascade.eval.references import ADM_CROP_RULE, load_reference
+from cascade.measure.named import image_source
+from cascade.stages.training import Data
 from cascade.stages.training.odd_pictures import ODDITIES, Oddity
 
 RECIPE = {
@@ -73,6 +77,20 @@ def test_check_of_good_pictures_is_one_line(here, capsys):
     assert "no picture of set can be used at 64 px" in capsys.readouterr().err
     assert main(["data", "check", "nowhere"]) == 2
     assert "expected 'drawings', a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["drawings", "drawings:train", "drawings:heldout"])
+def test_the_drawings_have_the_same_names_for_checking_training_and_measuring(capsys, monkeypatch, name):
+    monkeypatch.setattr("cascade.data.cached_array", lambda size, split, **_: measuring.drawings(size, split))
+    monkeypatch.setattr("cascade.measure.named.cached_array", measuring.drawings)
+    count = len(measuring.drawings(64, DRAWINGS[name])[0])
+    assert main(["data", "check", name, "--size", "64"]) == 0
+    assert capsys.readouterr().out == f"{count} pictures, 75 classes: {count} usable at 64 px, 0 skipped\n"
+    assert len(open_pictures(Data(source=name), 64)) == len(image_source(name, size=64)[0]) == count
+
+
+def test_the_crop_rule_of_training_is_on_record_as_adms_own_references_have_it():
+    assert crop_rule("adm").recorded == ADM_CROP_RULE
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="everything may be read by root")

@@ -56,10 +56,11 @@ def heldout():
 
 
 @pytest.fixture
-def four(heldout, monkeypatch):
+def four(heldout, monkeypatch, tmp_path):
     """A pack of four drawings to hold out and two to train on, so that rendering a whole split takes a moment."""
     splits = {"heldout": heldout[::250], "train": [replace(drawing, split="train") for drawing in heldout[1:3]]}
     monkeypatch.setattr(module, "drawings", splits.__getitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return splits["heldout"]
 
 
@@ -175,7 +176,7 @@ def test_damaged_pack(tmp_path, monkeypatch):
 
 def test_cache_is_rendered_once_and_repaired(four, tmp_path, monkeypatch):
     steps = []
-    pictures, labels = cached_array(32, "heldout", tmp_path, progress=lambda *step: steps.append(step))
+    pictures, labels = cached_array(32, "heldout", progress=lambda *step: steps.append(step))
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     np.testing.assert_array_equal(pictures, [render(drawing.svg, 32) for drawing in four])
     assert [EMOJI.names[label] for label in labels] == [drawing.class_name for drawing in four]
@@ -183,40 +184,39 @@ def test_cache_is_rendered_once_and_repaired(four, tmp_path, monkeypatch):
 
     (path,) = [path for path in tmp_path.rglob("*") if path.is_file()]  # one file, and nothing temporary
     before = path.read_bytes()
-    monkeypatch.setattr(module, "_in_processes", lambda *_: pytest.fail("rendered although it is in the cache"))
-    cached_array(32, "heldout", tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "drawings", lambda split: four)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_in_processes", lambda *_: pytest.fail("rendered although it is in the cache"))
+        cached_array(32, "heldout")
     os.truncate(path, len(before) - 1)  # maps of the old file are not read again below
-    cached_array(32, "heldout", tmp_path)
+    cached_array(32, "heldout")
     assert path.read_bytes() == before
 
 
 def test_small_cache_from_the_large_one_has_the_same_pixels(four, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_in_processes", map)
-    small, _ = cached_array(64, "heldout", tmp_path / "rendered")
-    cached_array(256, "heldout", tmp_path / "averaged")
+    small, _ = cached_array(64, "heldout")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "averaged"))
+    cached_array(256, "heldout")
     monkeypatch.setattr(module, "_in_processes", lambda *_: pytest.fail("rendered again"))
-    again, _ = cached_array(64, "heldout", tmp_path / "averaged")
+    again, _ = cached_array(64, "heldout")
     np.testing.assert_array_equal(small, again)
 
 
 def test_every_nth_drawing_has_a_cache_of_its_own(four, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_in_processes", map)
-    every, labels = cached_array(8, "heldout", tmp_path)
-    second, its_labels = cached_array(8, "heldout", tmp_path, every=2)
+    every, labels = cached_array(8, "heldout")
+    second, its_labels = cached_array(8, "heldout", every=2)
     np.testing.assert_array_equal(second, every[::2])
     np.testing.assert_array_equal(its_labels, labels[::2])
-    assert len(cached_array(8, "heldout", tmp_path, every=3)[0]) == 2
+    assert len(cached_array(8, "heldout", every=3)[0]) == 2
     with pytest.raises(ValueError, match="every is 0"):
-        cached_array(8, "heldout", tmp_path, every=0)
+        cached_array(8, "heldout", every=0)
 
 
 def test_cache_lies_where_the_desktop_says(four, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_in_processes", map)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cached_array(8, "heldout")
-    assert len(list((tmp_path / "cascade-diffusion").rglob("heldout-8.npy"))) == 1
+    assert len(list((tmp_path / "cache" / "cascade-diffusion").rglob("heldout-8.npy"))) == 1
 
 
 def test_stopped_or_full_leaves_nothing(four, tmp_path, monkeypatch):
@@ -225,10 +225,10 @@ def test_stopped_or_full_leaves_nothing(four, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "_in_processes", map)
     with pytest.raises(KeyboardInterrupt):
-        cached_array(8, "heldout", tmp_path, progress=stop)
+        cached_array(8, "heldout", progress=stop)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(OSError, match="left"):
-        cached_array(8, "heldout", tmp_path)
+        cached_array(8, "heldout")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -237,15 +237,16 @@ def test_a_killed_rendering_leaves_no_process_and_its_file_only_until_the_next(t
     script.write_text(
         "from cascade.data.drawings import cached_array\n"
         "if __name__ == '__main__':\n"
-        f"    cached_array(256, 'heldout', {str(tmp_path)!r}, lambda done, total: print(done, flush=True))\n"
+        "    cached_array(256, 'heldout', lambda done, total: print(done, flush=True))\n"
     )
-    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment)
     process.stdout.readline()
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
     assert family and psutil.wait_procs(family, timeout=20)[1] == []
-    (folder,) = tmp_path.glob("drawings-*")
+    (folder,) = tmp_path.glob("cascade-diffusion/drawings-*")
     (left,) = folder.glob(".heldout-256.npy.*")
     other = left.with_suffix(f".{os.getppid()}")
     other.write_bytes(b"a process that is at work")

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from cascade.cli.dry_run import _advice
 from cascade.cli.main import main
 from cascade.stages.noise import CosineLaw
 from cascade.stages.training import Data, Objective, Optimization, Phase, Recipe
@@ -19,7 +18,16 @@ from cascade.stages.training.recipe import Snapshots
 from cascade.stages.training.state import TrainingState
 from cascade.stages.unet import Attention, UNet
 from cascade.training import forecast as training_costs
-from cascade.training.forecast import Speed, coarse_share, convolution_rate, median_seconds, training_cost, training_speed
+from cascade.training.forecast import (
+    Speed,
+    coarse_share,
+    convolution_rate,
+    fitting_accumulate,
+    forecast,
+    median_seconds,
+    training_cost,
+    training_speed,
+)
 from cascade.training.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +147,7 @@ def test_images_denoised_coarsely_cost_what_their_size_costs():
     assert mixed.evaluation == fine.evaluation
 
 
-def test_a_small_network_is_timed_and_a_large_one_reckoned(monkeypatch):
+def test_a_small_network_is_timed_and_a_large_one_estimated(monkeypatch):
     recipe = recipe_of(EFFICIENT)
     cost = training_cost(recipe, 3)
     timed = training_speed(recipe, 3, cost)
@@ -174,16 +182,10 @@ def test_the_rate_is_that_of_the_convolution():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulate", "fitting", "advice"),
-    [
-        (256, 8, 32, ""),
-        (256, 8, 31, "; optimization.accumulate=16 would fit"),
-        (6, 1, 2, "; optimization.accumulate=3 would fit"),
-        (8, 1, 0, ""),
-    ],
+    ("batch_size", "accumulate", "images", "fitting"), [(256, 8, 32, 8), (256, 8, 31, 16), (6, 1, 2, 3), (8, 1, 0, None)]
 )
-def test_the_advice_divides_the_batch(batch_size, accumulate, fitting, advice):
-    assert _advice(batch_size, accumulate, fitting) == advice
+def test_the_advice_divides_the_batch(batch_size, accumulate, images, fitting):
+    assert fitting_accumulate(batch_size, accumulate, images) == fitting
 
 
 @pytest.fixture
@@ -213,10 +215,18 @@ def test_a_dry_run_goes_on_without_pictures(told, tmp_path):
     parameters = UNet(**SR3, num_classes=5).num_parameters()
     assert f"# tiny: 8 -> 32 px, 5 classes, {parameters:,} parameters, 64 images" in out
     assert "# pictures: not here, 5 classes assumed, as data.classes says (data.source is 'nowhere'" in out
-    assert "GMAC an evaluation at 32 px" in out and "timed in steps of 8 images; 64 images take" in out
+    assert "GMAC per evaluation at 32 px" in out and "timed in steps of 8 images; 64 images take" in out
     (tmp_path / "told.yaml").write_text(out)
     assert load_recipe("told.yaml") == load_recipe("tiny.yaml")
     assert "no classes assumed" in told()[1]
+
+
+def test_a_forecast_is_had_in_python_too():
+    recipe = recipe_of(SR3)
+    told = forecast(recipe)
+    assert told.missing is not None and "data.source is 'nowhere'" in told.missing and told.num_classes is None
+    assert told.cost == training_cost(recipe, None) and told.device == "cpu" and told.memory > 2**30
+    assert told.seconds == recipe.total_images / told.speed.images_per_second
 
 
 def test_a_recipe_without_classes_trains_a_network_without_them(told, tmp_path):

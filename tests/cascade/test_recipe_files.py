@@ -10,8 +10,8 @@ from cascade.stages.noise import CosineLaw, LogNormalLaw, SR3Law
 from cascade.stages.sampling import Run
 from cascade.stages.training import Data, Recipe, Validation
 from cascade.stages.unet import UNet
+from cascade.training.export import pipeline_of
 from cascade.training.recipes import load_recipe, recipe_to_dict, recipe_to_yaml
-from cascade.training.stage import pipeline_of
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("presets", "protocols"))

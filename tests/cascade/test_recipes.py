@@ -15,9 +15,9 @@ from cascade.cli.main import main
 from cascade.stages.noise import SR3Law
 from cascade.stages.training.recipe import REGRESSION
 from cascade.stages.unet import UNet
+from cascade.training.export import pipeline_of
 from cascade.training.forecast import real_step, training_cost
 from cascade.training.recipes import load_recipe
-from cascade.training.stage import pipeline_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = ("sr3", "cdm", "imagenet")

@@ -9,7 +9,6 @@ import yaml
 from PIL import Image
 from tiny import network
 
-from cascade.cli import train as train_command
 from cascade.cli.main import main
 from cascade.cli.progress import Progress
 from cascade.stages.conditioning import resize
@@ -19,8 +18,8 @@ from cascade.stages.training.examples import Picture
 from cascade.stages.training.odd_pictures import DamagedPicture, Oddity
 from cascade.stages.training.recipe import Data, Samples
 from cascade.training import sample_grids as train_samples
+from cascade.training.export import pipeline_of
 from cascade.training.sample_grids import grid_maker
-from cascade.training.stage import pipeline_of
 
 CLASSES = ("ant", "bee", "cow", "dog")
 
@@ -183,7 +182,7 @@ def test_a_training_leaves_samples_curves_and_a_tensorboard(here, capsys):
 
 
 def test_without_tensorboard_one_sentence_says_where_the_curves_are(here, capsys, monkeypatch):
-    monkeypatch.setattr(train_command, "find_spec", lambda name: None)
+    monkeypatch.setattr("cascade.training.stage.find_spec", lambda name: None)
     assert main(["train", "tiny.yaml", "--workers", "0", "phases.0.images=4"]) == 0
     assert "tensorboard is not installed, so the curves are kept in log.jsonl only" in capsys.readouterr().err
     assert not Path("runs/tiny/tensorboard").exists() and Path("runs/tiny/log.jsonl").read_text()
@@ -191,7 +190,7 @@ def test_without_tensorboard_one_sentence_says_where_the_curves_are(here, capsys
 
 def test_an_unknown_tracker_is_a_wrong_request(here, capsys):
     assert main(["train", "tiny.yaml", "--track", "tensorbord"]) == 2
-    assert "'tensorbord' is no tracker" in capsys.readouterr().err and not Path("runs").exists()
+    assert "'tensorbord' is not a tracker" in capsys.readouterr().err and not Path("runs").exists()
 
 
 def test_progress_tells_the_rate_that_it_is_given_and_what_is_left_by_the_clock(capsys, monkeypatch):

@@ -144,7 +144,7 @@ def test_a_log_is_cut_where_the_run_goes_on_and_a_broken_last_line_is_forgotten(
 def test_a_file_that_is_no_log_is_left_alone(tmp_path, line):
     path = tmp_path / "log.jsonl"
     path.write_text(f'{{"images_seen": 8}}\n{line}\n')
-    with pytest.raises(ValueError, match="line 2 of .* is not a line of a training's log"):
+    with pytest.raises(ValueError, match="line 2 of .* is not a line of a training run's log"):
         cut(path, 4)
     assert line in path.read_text()
 

@@ -234,5 +234,6 @@ def test_two_processes_share_the_batches_of_one():
 
 
 def test_pictures_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="the pictures are 16 px, and this stage trains on 32 px"):
-        TrainingExamples(picture_set(), recipe(network={"sample_size": 32}), Phase(size=32, images=100), 2)
+    phase = Phase(size=32, images=100)
+    with pytest.raises(ValueError, match="the pictures are 16 px, but this stage is trained on 32 px"):
+        TrainingExamples(picture_set(), recipe(network={"sample_size": 32}, phases=(phase,)), phase, 2)
