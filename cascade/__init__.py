@@ -6,21 +6,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cascade.pipeline import CascadePipeline
-    from cascade.stages.base import BasePipeline
-    from cascade.stages.regression import RegressionPipeline
-    from cascade.stages.sr3 import SR3Pipeline
+    from cascade.composed import compose as compose
+    from cascade.measure.evaluation import evaluate as evaluate
+    from cascade.measure.samples import benchmark as benchmark
+    from cascade.measure.schedule_search import search_schedule as search_schedule
+    from cascade.pipeline import CascadePipeline as CascadePipeline
+    from cascade.runs.run import sample_run as sample_run
+    from cascade.stage_sampling import StageSampling as StageSampling
+    from cascade.stages.base import BasePipeline as BasePipeline
+    from cascade.stages.regression import RegressionPipeline as RegressionPipeline
+    from cascade.stages.sr3 import SR3Pipeline as SR3Pipeline
+    from cascade.training.recipes import load_recipe as load_recipe
+    from cascade.training.stage import train_stage as train_stage
 
     __version__: str
-
-__all__ = ["BasePipeline", "CascadePipeline", "RegressionPipeline", "SR3Pipeline", "__version__"]
 
 _HOMES = {
     "BasePipeline": "cascade.stages.base",
     "CascadePipeline": "cascade.pipeline",
     "RegressionPipeline": "cascade.stages.regression",
     "SR3Pipeline": "cascade.stages.sr3",
+    "StageSampling": "cascade.stage_sampling",
+    "benchmark": "cascade.measure.samples",
+    "compose": "cascade.composed",
+    "evaluate": "cascade.measure.evaluation",
+    "load_recipe": "cascade.training.recipes",
+    "sample_run": "cascade.runs.run",
+    "search_schedule": "cascade.measure.schedule_search",
+    "train_stage": "cascade.training.stage",
 }
+
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     from cascade.cli.progress import silence_libraries
-    from cascade.compose import compose
+    from cascade.composed import compose
 
     silence_libraries()
     cascade = compose(*args.stages, name=args.name or args.out.absolute().name, default_size=args.default_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from argparse import ArgumentParser, Namespace
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import Any
 from cascade.folder import MANIFEST, Manifest
 from cascade.models import resolve
 from cascade.png import read_chunks
+from cascade.stages.saved import INDEX, read_json
 
 NAME = "inspect"
 HELP = "Show what a model or a stage consists of, or what a generated picture says of itself."
@@ -27,7 +27,7 @@ def run(args: Namespace) -> None:
         print("\n".join(_picture(path)))
         return
     folder = resolve(args.what)
-    if (folder / "model_index.json").is_file() and not (folder / MANIFEST).is_file():
+    if (folder / INDEX).is_file() and not (folder / MANIFEST).is_file():
         print("\n".join(_stage(folder, folder.name, "")))
         return
     manifest = Manifest.read(folder)
@@ -50,17 +50,17 @@ def _picture(path: Path) -> list[str]:
 
 def _stage(folder: Path, name: str, sizes: str) -> list[str]:
     """A stage in some lines: pipeline, sampling defaults, and its networks."""
-    index = _json(folder / "model_index.json")
+    index = read_json(folder / INDEX)
     defaults = {
         key: value
         for key, value in index.items()
-        if not key.startswith("_") and not isinstance(value, list) and value is not None
+        if not key.startswith("_") and not isinstance(value, list | dict) and value is not None
     }
     settings = ", ".join(f"{key} {value}" for key, value in defaults.items())
     lines = [f"{name}: {index.get('_class_name')}{sizes}, {_files(folder)}"] + [f"  defaults: {settings}"] * bool(settings)
     for part in sorted(path.parent for path in folder.glob("*/*config.json")):
         config_path = next(iter(sorted(part.glob("*config.json"))))
-        config = _json(config_path)
+        config = read_json(config_path)
         lines.append(f"  {part.name}: {config.get('_class_name')}{_described(config)}{_parameters(part)}")
     return lines
 
@@ -96,15 +96,3 @@ def _files(folder: Path) -> str:
     """Number and bytes of the files in a folder."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return f"{len(sizes)} files, {sum(sizes):,} bytes"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing, so the model is incomplete; get it again") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); get the model again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged (it is no JSON object); get the model again")
-    return values

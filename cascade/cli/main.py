@@ -7,11 +7,37 @@ from collections.abc import Sequence
 from typing import Any
 
 import cascade
-from cascade.cli import benchmark, classes, convert, data, evaluate, generate, inspect, sample, search_schedule, train, upscale
+from cascade.cli import (
+    benchmark,
+    classes,
+    compose,
+    convert,
+    data,
+    evaluate,
+    generate,
+    inspect,
+    sample,
+    search_schedule,
+    train,
+    upscale,
+)
 from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
-COMMANDS = (generate, classes, upscale, inspect, data, train, sample, evaluate, benchmark, convert, search_schedule)
+COMMANDS = (
+    generate,
+    classes,
+    upscale,
+    inspect,
+    data,
+    train,
+    compose,
+    sample,
+    evaluate,
+    benchmark,
+    convert,
+    search_schedule,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
