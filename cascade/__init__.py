@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cascade.composed import compose as compose
+    from cascade.measure.benchmark import benchmark as benchmark
     from cascade.measure.evaluation import evaluate as evaluate
-    from cascade.measure.samples import benchmark as benchmark
     from cascade.measure.schedule_search import search_schedule as search_schedule
     from cascade.pipeline import CascadePipeline as CascadePipeline
     from cascade.runs.run import sample_run as sample_run
@@ -27,7 +27,7 @@ _HOMES = {
     "RegressionPipeline": "cascade.stages.regression",
     "SR3Pipeline": "cascade.stages.sr3",
     "StageSampling": "cascade.stage_sampling",
-    "benchmark": "cascade.measure.samples",
+    "benchmark": "cascade.measure.benchmark",
     "compose": "cascade.composed",
     "evaluate": "cascade.measure.evaluation",
     "load_recipe": "cascade.training.recipes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cascade.pipeline import CascadePipeline
+from cascade.stage_sampling import Sampling
 
 
 @dataclass
@@ -22,16 +23,16 @@ class _Count:
     multiply_adds: int = 0
 
 
-def cost_of(cascade: CascadePipeline, size: int, arguments: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """NFE and multiply-adds an image, by stage.
+def cost_of(cascade: CascadePipeline, size: int, sampling: Sampling | None = None) -> dict[str, dict[str, int]]:
+    """NFE and multiply-adds per image, by stage.
 
     One image is made in which every network is really run once only; further calls are counted and answered with zeros. So
-    guidance, its interval, schedulers with two evaluations a step and autoguidance's second network are counted as they run.
+    guidance, its interval, schedulers with two evaluations per step and autoguidance's second network are counted as they run.
 
     Args:
         cascade: Whose images.
         size: Side of the images, of the last stage that runs.
-        arguments: Settings of the cascade's call.
+        sampling: How each stage is sampled.
 
     Returns:
         For each stage that runs `{"nfe": ..., "multiply_adds": ...}`. A guided step counts two evaluations. A foreign base
@@ -44,7 +45,7 @@ def cost_of(cascade: CascadePipeline, size: int, arguments: Mapping[str, Any]) -
             watched = [network for network in networks if isinstance(network, nn.Module)]
             counts[name] = [stack.enter_context(_counted(network)) for network in watched]
         label = None if cascade.num_classes is None else [0]
-        cascade(class_labels=label, seeds=[0], size=size, **{**arguments, "batch_size": 1, "output_type": "pt"})
+        cascade(class_labels=label, seeds=[0], size=size, sampling=sampling, batch_size=1, output_type="pt")
     used = {name: found for name, found in counts.items() if any(count.evaluations for count in found)}
     return {
         name: {

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from cascade.runs.plan import MOST_PROCESSES
 from cascade.schedulers import SCHEDULERS
 
 DEFAULT_MODEL = "emoji"
@@ -167,6 +168,29 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     )
     machine.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
     machine.add_argument("--dtype", choices=DTYPES, help="number type of the networks (default float32)")
+
+
+def add_process_options(parser: ArgumentParser) -> None:
+    """How a sampling run is spread over a machine."""
+    group = parser.add_argument_group("processes", "Under torchrun or accelerate, their processes share the run.")
+    group.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help=f"started by this command (default: one for each core and at most {MOST_PROCESSES} on a CPU, else one)",
+    )
+    group.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="of each process on a CPU; images differ in their last bits with it, so a run keeps its own (default 1)",
+    )
+
+
+def run_options(args: Namespace) -> dict[str, Any]:
+    """Arguments of `sample_run` that the machine decides."""
+    return {name: getattr(args, name) for name in ("batch_size", "processes", "threads")}
 
 
 def add_resamples(parser: ArgumentParser) -> None:

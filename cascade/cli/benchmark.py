@@ -5,13 +5,20 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, positive, seed
-from cascade.cli.errors import Failure
+from cascade.cli.arguments import (
+    DEFAULT_MODEL,
+    add_process_options,
+    add_resamples,
+    add_sampling_options,
+    positive,
+    run_options,
+    seed,
+)
 from cascade.cli.progress import say
-from cascade.cli.sampling import Request
-from cascade.measure.protocols import protocol_names, protocol_path
-from cascade.runs.processes import add_process_options
-from cascade.runs.run import check_folder
+from cascade.cli.reports import Bars, show
+from cascade.cli.request import Request
+from cascade.measure.protocols import load_protocol, protocol_names
+from cascade.runs.record import check_folder
 
 NAME = "benchmark"
 HELP = "Sample a model by a protocol, score it, and print the table beside published figures."
@@ -41,59 +48,31 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_resamples(parser)
     add_sampling_options(parser)
     add_process_options(parser)
-    parser.set_defaults(size=None)
 
 
 def run(args: Namespace) -> None:
-    protocol_path(args.protocol)
-    request = Request.of(args)
-    from cascade.measure.protocols import load_protocol
-
     protocol = load_protocol(args.protocol)
-    count = args.num_images or protocol.num_images
-    if protocol.kind == "samples":
-        args.size = protocol.size
-        request = Request.of(args)
-        check_folder(args.out / "samples")
-    from cascade.eval.report import table
-    from cascade.eval.report_files import write_report
-    from cascade.measure.samples import samples_report
-    from cascade.measure.sr_report import SROptions, sr_report
+    of_samples = protocol.kind == "samples"
+    request = Request.of(args, protocol.size if of_samples else None, to_the_end=not of_samples)
+    check_folder(args.out / "samples" if of_samples else args.out)
+    cascade, sampling = request.load()
+    from cascade.measure.benchmark import benchmark
 
-    if protocol.kind == "super-resolution":
-        source = args.reference or protocol.reference
-        if source is None:
-            raise ValueError(f"protocol {protocol.name} needs --reference: {protocol.reference_file}")
-        options = SROptions(
-            images=source,
-            num_images=count,
-            seed=args.seed,
-            extractor=protocol.extractor,
-            weights=args.weights,
-            crop_rule=protocol.crop_rule,
-            resamples=args.resamples,
-        )
-        report = sr_report(request, options, args.out, protocol)
-    else:
-        made = samples_report(
+    with Bars() as bars:
+        report = benchmark(
+            cascade,
             protocol,
-            request,
             args.out,
-            num_images=count,
-            first_seed=args.seed,
+            num_images=args.num_images,
+            seed=args.seed,
             reference=args.reference,
             weights=args.weights,
             resamples=args.resamples,
+            sampling=sampling,
+            **run_options(args),
+            on_progress=bars,
         )
-        if made is None:
-            say("the share of this process is done; the last process to end scores all samples")
-            return
-        report = made
-    try:
-        write_report(report, args.out)
-    except OSError as error:
-        raise Failure(f"the report could not be written to {args.out}: {error.strerror or error}") from error
-    print(table(report))
-    for note in report.notes:
-        print(f"- {note}")
-    print(args.out / "report.html")
+    if report is None:
+        say("the share of this process is done; the last process to end scores all samples")
+    else:
+        show(report, args.out)

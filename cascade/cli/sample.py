@@ -5,9 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from cascade.cli.arguments import DEFAULT_MODEL, add_sampling_options, positive, seed
-from cascade.cli.sampling import Request
-from cascade.runs.processes import add_process_options, run_images
+from cascade.cli.arguments import DEFAULT_MODEL, add_process_options, add_sampling_options, positive, run_options, seed
+from cascade.cli.reports import Bars
+from cascade.cli.request import Request
+from cascade.runs.record import check_folder
+from cascade.runs.run import sample_run
 
 NAME = "sample"
 HELP = "Make many pictures for measuring; a stopped run goes on, and several processes share it."
@@ -51,9 +53,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    request = Request.of(args)
-    plan, ended = run_images(
-        request, args.out, num_images=args.num_images, seed=args.seed, labels=args.labels, format=args.format
-    )
-    state = f"{plan.num_images:,} pictures of {plan.size} px" if ended else "the share of this process is done"
+    check_folder(args.out)
+    cascade, sampling = Request.of(args, args.size).load()
+    with Bars() as bars:
+        made = sample_run(
+            cascade,
+            args.out,
+            num_images=args.num_images,
+            seed=args.seed,
+            labels=args.labels,
+            format=args.format,
+            sampling=sampling,
+            **run_options(args),
+            on_progress=bars,
+        )
+    state = f"{made.plan.num_images:,} pictures of {made.plan.size} px" if made.complete else "the share of this process is done"
     print(f"{args.out}: {state}")

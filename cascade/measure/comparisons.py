@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cascade.classes import EMOJI
-from cascade.cli.progress import Progress
-from cascade.cli.sampling import Request
+from cascade.classes import EMOJI, Vocabulary
 from cascade.eval.features import FeatureExtractor
-from cascade.eval.images import ImageSet
+from cascade.eval.images import ImageSet, image_array
 from cascade.eval.report import Curve, Picture, Row, Value, number_of
-from cascade.eval.scoring import FeatureSet, Scores, feature_set, mean_interval, score
+from cascade.eval.scoring import FeatureSet, Scores, feature_set, mean_interval
 from cascade.measure.named import classifier_of, feature_cache
 from cascade.measure.protocols import Protocol
+from cascade.progress import OnProgress, part
 
 if TYPE_CHECKING:
     from cascade.eval.memorisation import Neighbours
@@ -27,20 +26,29 @@ PIXEL_SIZE = 32  # side at which pictures are compared by their pixels
 
 
 def features_of(
-    images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None, title: str, kept: bool = False
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    crop_rule: str | None,
+    what: str,
+    on_progress: OnProgress | None,
+    kept: bool = False,
 ) -> FeatureSet:
-    """Features of images, with progress; `kept` in the user's cache."""
-    with Progress(title, "pictures") as progress:
-        cache = feature_cache() if kept else None
-        return feature_set(images, extractor, crop_rule=crop_rule, cache=cache, on_batch=progress.update)
+    """Features of images, which `what` names for the progress; `kept` in the user's cache."""
+    told, cache = part(on_progress, f"features of {what}"), feature_cache() if kept else None
+    return feature_set(images, extractor, crop_rule=crop_rule, cache=cache, on_batch=told)
 
 
-def scored(
-    samples: FeatureSet, reference: Reference | FeatureSet, real: FeatureSet | None, resamples: int, title: str = "intervals"
-) -> Scores:
-    """As `cascade.eval.scoring.score`, with progress."""
-    with Progress(title, "redrawn sets") as progress:
-        return score(samples, reference, real, resamples=resamples, on_resample=progress.update)
+def reference_features(
+    real: ImageSet | Reference, extractor: FeatureExtractor, crop_rule: str | None, on_progress: OnProgress | None
+) -> tuple[Reference | FeatureSet, FeatureSet | None]:
+    """What samples are measured against, and features of real images where it has any."""
+    if isinstance(real, ImageSet):
+        found = features_of(real, extractor, crop_rule, "the reference", on_progress, kept=True)
+        return found, found
+    if real.images is None:
+        return real, None
+    images = image_array(real.images, name=real.name)
+    return real, features_of(images, extractor, real.provenance.crop_rule, "the reference", on_progress, kept=True)
 
 
 def table_values(scores: Scores, distance: str) -> dict[str, Value]:
@@ -52,14 +60,6 @@ def columns_of(rows: Iterable[Row], last: Sequence[str] = ()) -> tuple[str, ...]
     """Every column that a row has a value in, in the order in which they come; `last` ones at the end."""
     found = dict.fromkeys(name for row in rows for name, value in row.values.items() if value is not None)
     return tuple([name for name in found if name not in last] + [name for name in last if name in found])
-
-
-def device_of(request: Request) -> str:
-    """Where features are computed: on the device that is asked for, else on an accelerator if there is one."""
-    import torch
-
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return request.args.device or (here.type if here is not None else "cpu")
 
 
 def published_rows(protocol: Protocol, apart: bool) -> tuple[Row, ...]:
@@ -132,11 +132,11 @@ def _closest(kind: str, near: Neighbours, images: ImageSet, real: ImageSet) -> P
     )
 
 
-def by_class(images: ImageSet, asked: np.ndarray, request: Request) -> Picture:
+def by_class(images: ImageSet, asked: np.ndarray, classes: Vocabulary | None) -> Picture:
     """The first samples of the classes that have most."""
     labels, counts = np.unique(asked, return_counts=True)
     chosen = sorted(labels[np.argsort(-counts, kind="stable")][:SHOWN_CLASSES])
-    names = [request.classes.names[label] if request.classes is not None else f"class {label}" for label in chosen]
+    names = [classes.names[label] if classes is not None else f"class {label}" for label in chosen]
     rows = [images.take(np.flatnonzero(asked == label)[:SHOWN]).array() for label in chosen]
     caption = "The first samples of each class, in the order of their seeds; none was chosen or left out."
     return Picture(title="Samples", caption=caption, rows=tuple(zip(names, rows, strict=True)))
@@ -151,11 +151,11 @@ def distance_curve(rows: Iterable[Row], distance: str) -> Curve | None:
             lines[row.name] = [(float(sum(map(float, str(nfe).split("+")))), found)]
     if len(lines) < 2:
         return None
-    return Curve(title=f"{distance} against evaluations", x="NFE an image, all stages", y=distance, lines=lines)
+    return Curve(title=f"{distance} against evaluations", x="NFE per image, all stages", y=distance, lines=lines)
 
 
 def cost_values(cost: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, Value], str]:
-    """NFE as a table has it, a number a stage, and the multiply-adds of an image in words."""
+    """NFE as a table has it, one number per stage, and the multiply-adds of an image in words."""
     nfe = " + ".join(str(stage["nfe"]) for stage in cost.values())
     work = sum(stage["multiply_adds"] for stage in cost.values())
     values: dict[str, Any] = {"NFE": nfe or None}

@@ -1,19 +1,18 @@
-"""What `cascade benchmark` does by a protocol of samples: sample, score, and make a report."""
+"""Protocols of samples: sample, score, and make a report."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cascade.cli.progress import Progress
-from cascade.cli.sampling import Request, load
 from cascade.eval.features import FeatureExtractor
-from cascade.eval.images import ImageSet, image_array, image_folder
+from cascade.eval.images import ImageSet, image_folder
 from cascade.eval.report import Picture, Report, Row, number_of
-from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, Scores
+from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, Scores, score
 from cascade.measure.comparisons import (
     SHOWN,
     Drawings,
@@ -21,17 +20,18 @@ from cascade.measure.comparisons import (
     closest_in_features,
     columns_of,
     cost_values,
-    device_of,
     distance_curve,
     features_of,
     published_rows,
-    scored,
+    reference_features,
     table_values,
 )
 from cascade.measure.named import extractor_of, image_source, reference_source
 from cascade.measure.protocols import Protocol
-from cascade.runs.processes import run_images
-from cascade.runs.run import RunPlan, complete, image_name, read_record
+from cascade.pipeline import CascadePipeline
+from cascade.progress import OnProgress, part
+from cascade.runs.run import SampleRun, sample_run
+from cascade.runs.share import image_name, without_bars, write_png
 
 if TYPE_CHECKING:
     from cascade.eval.references import Reference
@@ -40,197 +40,174 @@ FLOOR_SEED = 0
 
 
 @dataclass(frozen=True)
-class SampleSet:
-    """The samples of one run.
+class SampleJob:
+    """What is asked for; see `cascade.measure.benchmark.benchmark`.
 
-    seed: Of the first.
-    folder: Of the run.
-    images: Its images.
-    features: Of these.
-    asked: Class of each, [N].
+    run: Arguments of `sample_run`.
     """
 
+    cascade: CascadePipeline
+    protocol: Protocol
+    out: Path
+    num_images: int
     seed: int
-    folder: Path
+    reference: str
+    weights: Path | None
+    resamples: int
+    on_progress: OnProgress | None
+    run: Mapping[str, Any]
+
+    def features(self, images: ImageSet, extractor: FeatureExtractor, what: str) -> FeatureSet:
+        return features_of(images, extractor, self.protocol.crop_rule, what, self.on_progress)
+
+    def scores(self, samples: FeatureSet, reference: Reference | FeatureSet, real: FeatureSet | None, what: str) -> Scores:
+        told = part(self.on_progress, f"intervals of {what}")
+        return score(samples, reference, real, resamples=self.resamples, on_resample=told)
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of one run, and their features."""
+
+    run: SampleRun
     images: ImageSet
     features: FeatureSet
-    asked: np.ndarray
+
+    @property
+    def asked(self) -> np.ndarray:
+        """Class of each, [N]; 0 for a model without classes."""
+        return np.array([label or 0 for label in self.run.labels])
 
 
-def samples_report(
-    protocol: Protocol,
-    request: Request,
-    out: Path,
-    *,
-    num_images: int,
-    first_seed: int,
-    reference: str | None,
-    weights: Path | None,
-    resamples: int,
-) -> Report | None:
+def samples_report(job: SampleJob) -> Report | None:
     """Sample, score and compare; None while other processes still make their share of the samples.
 
-    Args:
-        protocol: How.
-        request: The model, its `size` that of the protocol.
-        out: Folder; the samples are kept in `samples/`, or in a folder for each seed of the protocol.
-        num_images: How many samples of each seed.
-        first_seed: Added to the protocol's seeds.
-        reference: As `cascade.measure.named.reference_source` takes it, where the protocol has none of its own.
-        weights: Of the feature network; None = its own, or downloaded once.
-        resamples: Redrawn sets behind intervals.
+    The samples are kept in `samples/`, or in a folder for each seed of the protocol.
     """
-    if num_images <= MANIFOLD_K:
-        raise ValueError(f"--num-images is {num_images}, but at least {MANIFOLD_K + 1} are needed to score them")
-    real = _real(protocol, reference)
-    extractor = extractor_of(protocol.extractor, weights, device_of(request))
-    heldout, chosen = _heldout(protocol, num_images)
-    labels: Any = protocol.labels if chosen is None else tuple(int(label) for label in chosen)
-    plans: dict[Path, RunPlan] = {}
+    protocol = job.protocol
+    if job.num_images <= MANIFOLD_K:
+        raise ValueError(f"num_images is {job.num_images}, but at least {MANIFOLD_K + 1} are needed to score them")
+    real = reference_source(
+        job.reference,
+        image_size=protocol.size,
+        extractor=protocol.extractor,
+        crop_rule=protocol.crop_rule,
+        minimum=MANIFOLD_K + 1,
+        progress=part(job.on_progress, "drawings"),
+    )
+    extractor = extractor_of(protocol.extractor, job.weights, str(job.cascade.device))
+    heldout, labels = _heldout(job)
+    runs = []
     for seed in protocol.seeds:
-        folder = out / (f"samples-{first_seed + seed}" if len(protocol.seeds) > 1 else "samples")
-        options = {"num_images": num_images, "seed": first_seed + seed, "labels": labels, "format": "png"}
-        plans[folder], _ = run_images(request, folder, "sampling", **options)
-    if not all((folder / image_name(i)).is_file() for folder in plans for i in range(num_images)):
+        folder = job.out / (f"samples-{job.seed + seed}" if len(protocol.seeds) > 1 else "samples")
+        plan: Any = {"num_images": job.num_images, "size": protocol.size, "seed": job.seed + seed, "labels": labels}
+        runs.append(sample_run(job.cascade, folder, **plan, **job.run, on_progress=job.on_progress))
+    if not all(file.is_file() for run in runs for file in run.files):
         return None
-    sets = [_sample_set(folder, plan, protocol, extractor) for folder, plan in plans.items()]
-    rows, details, pictures = _compared(protocol, request, sets, real, extractor, heldout, resamples)
-    first = sets[0]
-    record = read_record(first.folder) or {}
-    pictures = [by_class(first.images, first.asked, request), *_stages(request, first, out), *pictures]
-    limits = _limits(protocol, num_images)
+    sets = []
+    for run in runs:
+        images = image_folder(run.folder, size=protocol.size)
+        sets.append(SampleSet(run, images, job.features(images, extractor, "the samples")))
+    rows, details, pictures = _compared(job, sets, real, extractor, heldout)
+    first, limits = sets[0], _limits(protocol, job.num_images)
     rows = [*rows, *published_rows(protocol, bool(limits))]
     return Report(
-        title=f"{request.manifest.name}: {protocol.title}",
-        facts=_facts(protocol, request, record, sets, reference),
+        title=f"{job.cascade.name}: {protocol.title}",
+        facts=_facts(job, sets),
         columns=columns_of(rows, ("NFE",)),
         rows=tuple(rows),
-        notes=(*limits, *protocol.notes, *_interval_notes(resamples)),
-        pictures=tuple(pictures),
+        notes=(*limits, *protocol.notes, *_interval_notes(job.resamples)),
+        pictures=(by_class(first.images, first.asked, job.cascade.classes), *_stages(job, first), *pictures),
         curve=distance_curve(rows, protocol.distance),
-        details=details | {"run": record},
+        details=details | {"run": first.run.record},
     )
 
 
-def _sample_set(folder: Path, plan: RunPlan, protocol: Protocol, extractor: FeatureExtractor) -> SampleSet:
-    images = image_folder(folder, size=protocol.size)
-    features = features_of(images, extractor, protocol.crop_rule, "features of the samples")
-    return SampleSet(plan.seed, folder, images, features, np.array([plan.label(i) or 0 for i in range(plan.num_images)]))
-
-
-def _real(protocol: Protocol, reference: str | None) -> ImageSet | Reference:
-    """The protocol's reference, or the one that is given: real images, or statistics."""
-    text = reference or protocol.reference
-    if text is None:
-        raise ValueError(f"protocol {protocol.name} needs --reference: {protocol.reference_file}")
-    with Progress("drawings", "drawings") as progress:
-        return reference_source(
-            text,
-            image_size=protocol.size,
-            extractor=protocol.extractor,
-            crop_rule=protocol.crop_rule,
-            minimum=MANIFOLD_K + 1,
-            progress=progress.update,
-        )
-
-
-def _heldout(protocol: Protocol, num_images: int) -> tuple[ImageSet | None, np.ndarray | None]:
-    """Held-out drawings for the floor and their classes, as many as samples; None for protocols that have no such thing."""
+def _heldout(job: SampleJob) -> tuple[ImageSet | None, Any]:
+    """Held-out drawings for the floor, as many as samples, where the protocol has one; and the labels of the samples."""
+    protocol = job.protocol
     if protocol.labels != "heldout":
-        return None, None
-    every, labels = image_source("drawings:heldout", size=protocol.size)
+        return None, protocol.labels
+    every, labels = image_source("drawings:heldout", size=protocol.size, progress=part(job.on_progress, "drawings"))
     assert labels is not None
-    if num_images > len(every):
+    if job.num_images > len(every):
         raise ValueError(
-            f"--num-images is {num_images}, but there are only {len(every)} held-out drawings for the floor of {protocol.name}"
+            f"num_images is {job.num_images}, but there are only {len(every)} held-out drawings for the floor of {protocol.name}"
         )
-    chosen = np.sort(np.random.default_rng(FLOOR_SEED).permutation(len(every))[:num_images])
-    return every.take(chosen), labels[chosen]
+    chosen = np.sort(np.random.default_rng(FLOOR_SEED).permutation(len(every))[: job.num_images])
+    return every.take(chosen), tuple(int(label) for label in labels[chosen])
 
 
 def _compared(
-    protocol: Protocol,
-    request: Request,
+    job: SampleJob,
     sets: list[SampleSet],
     real: ImageSet | Reference,
     extractor: FeatureExtractor,
     heldout: ImageSet | None,
-    resamples: int,
 ) -> tuple[list[Row], dict[str, Any], list[Picture]]:
     """Our rows, everything measured, and pictures of neighbours."""
-    reference, theirs = _reference_features(protocol, real, extractor)
-    scores = [scored(each.features, reference, theirs, resamples) for each in sets]
-    rows = _sample_rows(protocol, request, sets, scores)
-    details: dict[str, Any] = {"scores": {f"seed {each.seed}": asdict(one) for each, one in zip(sets, scores, strict=True)}}
+    reference, theirs = reference_features(real, extractor, job.protocol.crop_rule, job.on_progress)
+    scores = [job.scores(each.features, reference, theirs, "the samples") for each in sets]
+    rows = _sample_rows(job, sets, scores)
+    details: dict[str, Any] = {"scores": {f"seed {s.run.plan.seed}": asdict(one) for s, one in zip(sets, scores, strict=True)}}
     if theirs is None or not isinstance(real, ImageSet):
         return rows, details, []
     first = sets[0]
     if heldout is None:
         return rows, details, [closest_in_features(first.features, first.images, theirs, real)]
-    floor = features_of(heldout, extractor, protocol.crop_rule, "features of held-out drawings")
-    floor_scores = scored(floor, reference, theirs, resamples, "intervals of the floor")
+    floor = job.features(heldout, extractor, "held-out drawings")
+    floor_scores = job.scores(floor, reference, theirs, "the floor")
     drawings = Drawings((theirs, real), (floor, heldout))
-    extra = drawings.values(first.features, first.images, first.asked, resamples)
+    extra = drawings.values(first.features, first.images, first.asked, job.resamples)
     rows[0] = Row(name=rows[0].name, values={**rows[0].values, **extra}, note=rows[0].note, ours=True)
-    values = table_values(floor_scores, protocol.distance) | drawings.values(floor, heldout, first.asked, resamples)
+    values = table_values(floor_scores, job.protocol.distance) | drawings.values(floor, heldout, first.asked, job.resamples)
     note = f"{len(heldout):,} real drawings of the same classes"
     rows.append(Row(name="held-out drawings (floor)", values=values, note=note, ours=True))
     details["scores"]["heldout"] = asdict(floor_scores)
     return rows, details, drawings.pictures(first.features, first.images)
 
 
-def _reference_features(
-    protocol: Protocol, real: ImageSet | Reference, extractor: FeatureExtractor
-) -> tuple[Reference | FeatureSet, FeatureSet | None]:
-    """The reference, and features of real images where it has any."""
-    if isinstance(real, ImageSet):
-        theirs = features_of(real, extractor, protocol.crop_rule, "features of the reference", kept=True)
-        return theirs, theirs
-    if real.images is None:
-        return real, None
-    images = image_array(real.images, name=real.name)
-    return real, features_of(images, extractor, real.provenance.crop_rule, "features of the reference's images", kept=True)
-
-
-def _sample_rows(protocol: Protocol, request: Request, sets: list[SampleSet], scores: list[Scores]) -> list[Row]:
+def _sample_rows(job: SampleJob, sets: list[SampleSet], scores: list[Scores]) -> list[Row]:
     """A row for each seed; where there are several, first one of the least distance."""
-    name, rows = request.manifest.name, []
+    name, distance, rows = job.cascade.name, job.protocol.distance, []
     for each, one in zip(sets, scores, strict=True):
-        cost, work = cost_values((read_record(each.folder) or {}).get("cost", {}))
+        cost, work = cost_values(each.run.record["cost"])
         note = ", ".join([f"{len(each.images):,} samples", *[work] * bool(work)])
-        title = name if len(sets) == 1 else f"{name}, seed {each.seed}"
-        rows.append(Row(name=title, values=table_values(one, protocol.distance) | cost, note=note, ours=True))
+        title = name if len(sets) == 1 else f"{name}, seed {each.run.plan.seed}"
+        rows.append(Row(name=title, values=table_values(one, distance) | cost, note=note, ours=True))
     if len(rows) == 1:
         return rows
-    least = min(rows, key=lambda row: number_of(row.values[protocol.distance]) or 0.0)
+    least = min(rows, key=lambda row: number_of(row.values[distance]) or 0.0)
     note = f"the set of least distance, {least.name.rpartition(', ')[2]}; {least.note}"
     return [Row(name=f"{name}, least of {len(rows)} seeds", values=least.values, note=note, ours=True), *rows]
 
 
-def _stages(request: Request, samples: SampleSet, out: Path) -> list[Picture]:
+def _stages(job: SampleJob, samples: SampleSet) -> list[Picture]:
     """What each stage made of the first samples: earlier stages are run again with the same seeds, the last is the samples'."""
-    entries = [entry for entry in request.manifest.stages if entry.size <= samples.images.size]
-    if len(entries) < 2:
+    cascade, labels = job.cascade, samples.asked[:SHOWN]
+    names = cascade.stages_to(job.protocol.size)
+    if len(names) < 2:
         return []
-    labels = samples.asked[:SHOWN]
-    files = {entry.name: [out / "stages" / entry.name / image_name(i) for i in range(len(labels))] for entry in entries[:-1]}
-    if not all(file.is_file() for paths in files.values() for file in paths):
-        cascade = load(request)
-        cascade.set_progress_bar_config(disable=True)
-        with Progress("stages of the first samples", "pictures") as progress:
+    folders = {name: job.out / "stages" / name for name in names[:-1]}
+    if not all((folder / image_name(i)).is_file() for folder in folders.values() for i in range(len(labels))):
+        told = part(job.on_progress, "stages of the first samples")
+        with without_bars(cascade):
             for i, label in enumerate(labels):
-                progress.update(i, len(labels))
-                classes = None if cascade.num_classes is None else [int(label)]
-                made: Any = cascade(classes, seeds=[samples.seed + i], size=entries[-2].size, **request.arguments())
-                for name, paths in files.items():
-                    paths[i].parent.mkdir(parents=True, exist_ok=True)
-                    with complete(paths[i]) as file:
-                        made.stages[name].images[0].save(file, format="PNG")
-            progress.update(len(labels), len(labels))
-    shown = [image_folder(files[entry.name][0].parent) for entry in entries[:-1]] + [samples.images]
+                told(i, len(labels))
+                made: Any = cascade(
+                    None if cascade.num_classes is None else [int(label)],
+                    seeds=[samples.run.plan.seed + i],
+                    size=cascade.sizes[names[-2]],
+                    sampling=job.run["sampling"],
+                    batch_size=job.run["batch_size"],
+                )
+                for name, folder in folders.items():
+                    write_png(folder / image_name(i), made.stages[name].images[0])
+            told(len(labels), len(labels))
+    shown = [*(image_folder(folder) for folder in folders.values()), samples.images]
     rows = [
-        (f"{entry.name}, {entry.size} px", images.take(np.arange(len(labels))).array())
-        for entry, images in zip(entries, shown, strict=True)
+        (f"{name}, {cascade.sizes[name]} px", images.take(np.arange(len(labels))).array())
+        for name, images in zip(names, shown, strict=True)
     ]
     caption = "The first samples after each stage, shown equally large; each stage starts from the picture above."
     return [Picture(title="Stages", caption=caption, rows=tuple(rows))]
@@ -257,22 +234,20 @@ def _interval_notes(resamples: int) -> list[str]:
     ]
 
 
-def _facts(
-    protocol: Protocol, request: Request, record: dict[str, Any], sets: list[SampleSet], reference: str | None
-) -> dict[str, str]:
-    described = sets[0].features.provenance
-    seeds = " and ".join(f"{each.seed:,} to {each.seed + len(each.images) - 1:,}" for each in sets)
-    stages = record.get("settings", {}).get("stages", {})
+def _facts(job: SampleJob, sets: list[SampleSet]) -> dict[str, str]:
+    record, described = sets[0].run.record, sets[0].features.provenance
+    plans = [each.run.plan for each in sets]
+    seeds = " and ".join(f"{plan.seed:,} to {plan.seed + plan.num_images - 1:,}" for plan in plans)
+    stages = record["settings"]["stages"]
     settings = {f"settings of {name}": ", ".join(f"{key} {value}" for key, value in one.items()) for name, one in stages.items()}
-    software = ", ".join(f"{name} {version}" for name, version in record.get("software", {}).items())
     return {
-        "protocol": protocol.name,
-        "model": f"{request.manifest.name}, SHA-256 {record.get('model', {}).get('sha256')}",
-        "samples": f"{len(sets[0].images):,} of {protocol.size} px, seeds {seeds}",
-        "labels": protocol.labels,
+        "protocol": job.protocol.name,
+        "model": f"{job.cascade.name}, SHA-256 {record['model']['sha256']}",
+        "samples": f"{job.num_images:,} of {job.protocol.size} px, seeds {seeds}",
+        "labels": job.protocol.labels,
         **settings,
-        "reference": reference or protocol.reference or "",
+        "reference": job.reference,
         "extractor": f"{described.extractor} ({described.resize_mode}), SHA-256 {described.weights_hash}",
-        "crop rule": protocol.crop_rule or "not known",
-        "software": software,
+        "crop rule": job.protocol.crop_rule or "not known",
+        "software": ", ".join(f"{name} {version}" for name, version in record["software"].items()),
     }

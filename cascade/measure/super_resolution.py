@@ -3,27 +3,172 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from cascade.eval.classifier import errors
 from cascade.eval.features import FeatureExtractor
-from cascade.eval.images import Images, area_downsample, image_array
+from cascade.eval.images import Images, ImageSet, area_downsample, image_array
 from cascade.eval.paired import consistency, psnr, ssim
-from cascade.eval.references import Reference
-from cascade.eval.report import Value
+from cascade.eval.references import Reference, measure, reference_of
+from cascade.eval.report import Picture, Report, Row, Value
+from cascade.eval.report_files import write_report
 from cascade.eval.scoring import feature_set, mean_interval, score
+from cascade.files import Progress
 from cascade.folder import StageEntry, load_stage
-from cascade.measure.named import Classify
+from cascade.measure.comparisons import SHOWN, columns_of, published_rows
+from cascade.measure.named import Classify, classifier_of, crop_rule_of, extractor_of, image_source
+from cascade.measure.protocols import Protocol
 from cascade.pipeline import CascadePipeline
-from cascade.runs.run import complete, image_name
+from cascade.progress import OnProgress, part
+from cascade.runs.record import FORMAT, begin, model_hash
+from cascade.runs.share import image_name, without_bars, write_png
+from cascade.stage_sampling import Sampling
+from cascade.stages.stage import ACCELERATOR_BATCH_SIZE, CPU_BATCH_SIZE
 
 Enlarge = Callable[[list[Image.Image], list[int] | None, list[int]], list[Image.Image]]
 """Small images, the class of each (None for a model without classes) and the seed of each, to large images."""
+
+
+@dataclass(frozen=True)
+class _How:
+    """How the images of a row are measured, against originals and their small versions."""
+
+    originals: Images
+    low_res: Images
+    labels: list[int] | None
+    extractor: FeatureExtractor | None
+    reference: Reference | None
+    classify: Classify | None
+    crop_rule: str | None
+    resamples: int
+
+    def values(self, images: Images, paired: bool = True) -> dict[str, Value]:
+        """Of outputs; of the originals themselves with `paired` False, whose distance would be 0."""
+        found: dict[str, Value] = {}
+        if paired:
+            found |= paired_values(images, self.originals, self.low_res, self.resamples)
+        if self.extractor is not None and self.reference is not None:
+            features = feature_set(image_array(images), self.extractor, crop_rule=self.crop_rule)
+            distance = score(features, self.reference, resamples=self.resamples).values()
+            found |= {name: value for name, value in distance.items() if paired or name == "IS"}
+        if self.classify is not None and self.labels is not None:
+            found |= error_values(images, self.labels, self.classify, self.resamples)
+        return found
+
+
+def evaluate_sr(
+    cascade: CascadePipeline,
+    out: str | Path,
+    *,
+    images: str | Path = "drawings:heldout",
+    stage: str | None = None,
+    num_images: int = 100,
+    seed: int = 0,
+    regression: Path | None = None,
+    extractor: str | None = "efficientnet-lite0",
+    weights: Path | None = None,
+    crop_rule: str | None = None,
+    resamples: int = 100,
+    sampling: Sampling | None = None,
+    batch_size: int | None = None,
+    protocol: Protocol | None = None,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Make real images small, enlarge them by an SR3 stage, by regression and by bicubic interpolation, compare, and report.
+
+    Args:
+        cascade: The model.
+        out: Folder of the report; the stage's pictures are kept in `outputs/`, those of a regression in `regression/`.
+        images: Real images, as `cascade.measure.named.image_source` takes them; a folder of class folders says what they show.
+        stage: Name of the stage; None = the last.
+        num_images: The first so many images.
+        seed: Of the first image; image i has seed + i.
+        regression: Folder of SR3's regression baseline; None = no row of it.
+        extractor: Feature network of the distance; None = no distance.
+        weights: Of that network; None = its own, or downloaded once.
+        crop_rule: How the images were cut from their originals.
+        resamples: Redrawn sets behind each 95 % interval; 0 = no intervals.
+        sampling: How each stage is sampled, as `cascade.sampling(...)` gives it.
+        batch_size: Images that go through a network at once; None = 1 on a CPU, 8 elsewhere.
+        protocol: Whose sizes must be kept and whose published rows are shown; None = no one's.
+        on_progress: Told of the images that are enlarged.
+
+    Raises:
+        ValueError: if model, images and protocol don't fit together.
+    """
+    out, device, text = Path(out), str(cascade.device), str(images)
+    name = sr_stage(cascade, stage)
+    size, small = cascade.sizes[name], int(cascade.stages[name].low_res_size)
+    if protocol is not None and (size, small) != (protocol.size, protocol.low_res_size):
+        wanted = f"{protocol.low_res_size} to {protocol.size}"
+        raise ValueError(f"stage {name!r} makes {size} px from {small} px, but protocol {protocol.name} is {wanted} px")
+    network = None if extractor is None else extractor_of(extractor, weights, device)
+    every, known = image_source(text, size=size)
+    real = every.take(np.arange(min(num_images, len(every))))
+    labels = _labels(cascade, real, known)
+    step = batch_size or (CPU_BATCH_SIZE if device == "cpu" else ACCELERATOR_BATCH_SIZE)
+    makers = {"outputs": by_stage(cascade, name, sampling, step)}
+    if regression is not None:
+        makers["regression"] = by_regression(cascade, name, regression)
+    settings = cascade.described([name], sampling, batch_size) | {"stage": name, "seed": seed, "images": real.source_hash()}
+    settings |= {} if regression is None else {"regression": model_hash(regression)}
+    model = {"name": cascade.name, "sha256": model_hash(cascade)}
+    record: dict[str, Any] = {"format": FORMAT, "model": model, "settings": settings}
+    begin(out, record)
+    originals = real.array()
+    low_res = low_resolution(originals, small)
+    made, given = {}, labels if cascade.num_classes is not None else None
+    with without_bars(cascade):
+        for folder, maker in makers.items():
+            told = part(on_progress, "enlarging" if folder == "outputs" else "enlarging by regression")
+            made[folder] = enlarged(maker, low_res, given, out / folder, seed=seed, batch_size=step, on_progress=told)
+    rule, reference = crop_rule_of(text, crop_rule), None
+    if network is not None:
+        reference = reference_of(real.name, measure(real, network, crop_rule=rule), real.source_hash())
+    classifier = classifier_of(cascade.classes, device) if labels is not None else None
+    how = _How(originals, low_res, labels, network, reference, classifier and classifier[1], rule, resamples)
+    sets = {f"{cascade.name}, {name}": made.pop("outputs"), **made, "bicubic": bicubic(low_res, size)}
+    rows = [Row(name=what, values=how.values(one), note=f"{len(real):,} images", ours=True) for what, one in sets.items()]
+    rows.append(Row(name="originals", values=how.values(originals, paired=False), note="the images themselves", ours=True))
+    rows += published_rows(protocol, False) if protocol else ()
+    facts = {
+        "model": f"{cascade.name}, SHA-256 {record['model']['sha256']}",
+        "stage": name,
+        "images": f"the first {len(real):,} of {text}, averaged over blocks to {small} px",
+        "seeds": f"from {seed}",
+    }
+    if regression is not None:
+        facts["regression"] = f"{regression.name}, SHA-256 {settings['regression']}"
+    if network is not None:
+        facts["extractor"] = f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}"
+    if classifier is not None:
+        facts["classifier"] = classifier[0]
+    report = Report(
+        title=protocol.title if protocol else f"{cascade.name}, {name}: {small} to {size} px",
+        facts=facts,
+        columns=columns_of(rows),
+        rows=tuple(rows),
+        notes=(*_notes(resamples, facts.get("classifier")), *(protocol.notes if protocol else ())),
+        pictures=(_picture({"input": low_res, **sets, "original": originals}),),
+        details={"run": record},
+    )
+    write_report(report, out)
+    return report
+
+
+def sr_stage(cascade: CascadePipeline, name: str | None) -> str:
+    """The stage of this name that refines images; None = the last one. Raises ValueError if there is none."""
+    found = [stage for stage, pipeline in cascade.stages.items() if getattr(pipeline, "low_res_size", None)]
+    if not found:
+        raise ValueError(f"{cascade.name!r} has no stage that refines images")
+    if name is not None and name not in found:
+        raise ValueError(f"{name!r} is not a stage of {cascade.name!r} that refines images; these are {', '.join(found)}")
+    return name or found[-1]
 
 
 def low_resolution(originals: Images, size: int) -> Images:
@@ -36,36 +181,37 @@ def bicubic(low_res: Images, size: int) -> Images:
     return np.stack([np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in low_res])
 
 
-def by_stage(cascade: CascadePipeline, stage: str, arguments: Mapping[str, Any]) -> Enlarge:
-    """What a stage of a cascade makes of small images, with these settings of the cascade's call."""
+def by_stage(cascade: CascadePipeline, stage: str, sampling: Sampling | None, batch_size: int) -> Enlarge:
+    """What a stage of a cascade makes of small images."""
 
     def enlarge(images: list[Image.Image], labels: list[int] | None, seeds: list[int]) -> list[Image.Image]:
-        made: Any = cascade.upscale(images, labels, stage, seeds=seeds, size=cascade.sizes[stage], **arguments)
+        size = cascade.sizes[stage]
+        made: Any = cascade.upscale(images, labels, stage, seeds, size=size, sampling=sampling, batch_size=batch_size)
         return made.images
 
     return enlarge
 
 
-def by_regression(folder: Path, size: int, low_res_size: int, dtype: torch.dtype, device: torch.device) -> Enlarge:
+def by_regression(cascade: CascadePipeline, name: str, folder: Path) -> Enlarge:
     """What SR3's regression baseline makes of small images.
 
     Args:
+        cascade, name: The stage that it stands beside, whose sizes it must have, and where and in which number type it runs.
         folder: Of a stage that is a `RegressionPipeline`.
-        size: Side of the images that it must make.
-        low_res_size: Side of the small ones.
-        dtype, device: Where and in which number type it runs.
 
     Raises:
         ValueError: if the folder holds no such stage, or one of other sizes.
     """
+    beside, home = cascade.stages[name], folder.resolve()
+    size, small = beside.size, beside.low_res_size
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is no stage; give the folder of a RegressionPipeline, which holds a model_index.json")
-    home = folder.resolve()
-    stage: Any = load_stage(home.parent, StageEntry("regression", home.name, "RegressionPipeline", size, low_res_size), dtype)
-    if (stage.size, stage.low_res_size) != (size, low_res_size):
+        raise ValueError(f"{folder} is not a stage; give the folder of a RegressionPipeline, which holds a model_index.json")
+    entry = StageEntry("regression", home.name, "RegressionPipeline", size, small)
+    stage: Any = load_stage(home.parent, entry, beside.unet.dtype)
+    if (stage.size, stage.low_res_size) != (size, small):
         made = f"{stage.low_res_size} to {stage.size} px"
-        raise ValueError(f"the regression in {folder} is of {made}, but the SR3 stage of {low_res_size} to {size} px")
-    stage.to(device)
+        raise ValueError(f"the regression in {folder} is of {made}, but the SR3 stage of {small} to {size} px")
+    stage.to(beside.device)
     stage.set_progress_bar_config(disable=True)
 
     def enlarge(images: list[Image.Image], labels: list[int] | None, seeds: list[int]) -> list[Image.Image]:
@@ -75,14 +221,7 @@ def by_regression(folder: Path, size: int, low_res_size: int, dtype: torch.dtype
 
 
 def enlarged(
-    enlarge: Enlarge,
-    low_res: Images,
-    labels: list[int] | None,
-    out: Path,
-    *,
-    seed: int = 0,
-    batch_size: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
+    enlarge: Enlarge, low_res: Images, labels: list[int] | None, out: Path, *, seed: int, batch_size: int, on_progress: Progress
 ) -> Images:
     """Large images, each kept as a PNG file as soon as it is there; existing ones are not made again.
 
@@ -98,21 +237,17 @@ def enlarged(
     Returns:
         uint8 [N, S, S, 3].
     """
-    out.mkdir(parents=True, exist_ok=True)
     files = [out / image_name(i) for i in range(len(low_res))]
     for start in range(0, len(low_res), batch_size):
         block = range(start, min(start + batch_size, len(low_res)))
-        if on_progress is not None:
-            on_progress(start, len(low_res))
+        on_progress(start, len(low_res))
         if all(files[i].is_file() for i in block):
             continue
         small = [Image.fromarray(low_res[i]) for i in block]
         made = enlarge(small, None if labels is None else [labels[i] for i in block], [seed + i for i in block])
         for i, image in zip(block, made, strict=True):
-            with complete(files[i]) as file:
-                image.save(file, format="PNG")
-    if on_progress is not None:
-        on_progress(len(low_res), len(low_res))
+            write_png(files[i], image)
+    on_progress(len(low_res), len(low_res))
     return np.stack([_pixels(file) for file in files])
 
 
@@ -122,28 +257,44 @@ def paired_values(outputs: Images, originals: Images, low_res: Images, resamples
     return {name: mean_interval(one, resamples) for name, one in values.items()}
 
 
-def distance_values(
-    outputs: Images, real: Reference, extractor: FeatureExtractor, crop_rule: str | None, resamples: int
-) -> dict[str, Value]:
-    """Distance of outputs to the originals' statistics by its name, and the Inception Score where the extractor has it."""
-    scores = score(feature_set(image_array(outputs), extractor, crop_rule=crop_rule), real, resamples=resamples)
-    return dict(scores.values())
-
-
 def error_values(outputs: Images, labels: list[int], classify: Classify, resamples: int) -> dict[str, Value]:
     """Shares of outputs whose class a classifier does not name first, or among its first five."""
     top1, top5 = errors(classify(outputs), np.array(labels))
     return {"top-1 error": mean_interval(top1, resamples), "top-5 error": mean_interval(top5, resamples)}
 
 
-def sr_stage(cascade: CascadePipeline, name: str | None) -> str:
-    """The stage of this name that refines images; None = the last one. Raises ValueError if there is none."""
-    found = [stage for stage, pipeline in cascade.stages.items() if getattr(pipeline, "low_res_size", None)]
-    if not found:
-        raise ValueError(f"{cascade.name!r} has no stage that refines images")
-    if name is not None and name not in found:
-        raise ValueError(f"{name!r} is no stage of {cascade.name!r} that refines images; these are {', '.join(found)}")
-    return name or found[-1]
+def _labels(cascade: CascadePipeline, images: ImageSet, known: np.ndarray | None) -> list[int] | None:
+    """What the images show: known of drawings and archives, else by the name of the folder that each lies in; None where neither
+    says so and the model needs none."""
+    if known is not None and cascade.classes is not None and len(known) >= len(images):
+        return [int(label) for label in known[: len(images)]]
+    try:
+        if images.paths is None:
+            raise ValueError(f"{images.name} doesn't say what its images show, which {cascade.name!r} must know")
+        if cascade.classes is None:
+            return [int(path.parent.name) for path in images.paths]
+        return [cascade.classes.index(path.parent.name) for path in images.paths]
+    except ValueError:
+        if cascade.num_classes is not None:
+            raise
+        return None
+
+
+def _picture(sets: Mapping[str, Images]) -> Picture:
+    rows = tuple((what, images[:SHOWN]) for what, images in sets.items())
+    caption = "The first images, shown equally large; the input is what all others start from."
+    return Picture(title="Pictures", caption=caption, rows=rows)
+
+
+def _notes(resamples: int, classifier: str | None) -> list[str]:
+    notes = [
+        "PSNR, in dB, SSIM and consistency, the squared error to the input after averaging down in 1e-5, are means over images."
+    ]
+    if classifier is not None:
+        notes.append(f"Errors are those of {classifier}, not of SR3's ResNet-50, and stand beside no published ones.")
+    if resamples:
+        notes.append(f"In brackets: 95 % intervals from {resamples} bootstrap resamples of the images.")
+    return notes
 
 
 def _pixels(path: Path) -> Images:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-FEWEST = 500
+FEWEST_BEFORE_STOPPING = 500
 """Pictures that must have been met before their damaged share can stop a training."""
 TRIES = 16
 """Damaged pictures in a row after which no usable one is looked for."""
@@ -136,7 +136,7 @@ class DamageLog:
         kinds = ", ".join(f"{self.count(o):,} {o.title}" for o in ODDITIES if not o.usable and self.count(o))
         if (tries[:, -1, 0] >= 0).any():
             raise ValueError(f"{TRIES} pictures in a row can't be used ({kinds}); `cascade data check` tells what is wrong")
-        if self.met >= FEWEST and self.damaged > self.max_damaged * self.met:
+        if self.met >= FEWEST_BEFORE_STOPPING and self.damaged > self.max_damaged * self.met:
             raise ValueError(
                 f"{self.damaged:,} of {self.met:,} pictures met can't be used ({kinds}), more than data.max_damaged,"
                 f" {self.max_damaged:.0%}; `cascade data check` tells what is wrong"

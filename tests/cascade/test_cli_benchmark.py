@@ -192,10 +192,10 @@ def test_of_several_seeds_each_has_a_row_and_the_least_stands_first(model, tmp_p
     ("words", "problem"),
     [
         (["--protocol", "imagenet-1"], "there is no protocol 'imagenet-1'; choose one of emoji-256"),
-        (["--protocol", "imagenet-64"], "needs --reference: VIRTUAL_imagenet64_labeled.npz"),
-        (["--protocol", "imagenet-256"], "--size is 256, but the stages of 'tiny' make 16, 64 px"),
-        (["--protocol", "sr3-faces-128"], "needs --reference: a folder of CelebA-HQ"),
-        (["--protocol", "emoji-64", "--num-images", "3"], "--num-images is 3, but at least 4 are needed"),
+        (["--protocol", "imagenet-64"], "needs a reference: VIRTUAL_imagenet64_labeled.npz"),
+        (["--protocol", "imagenet-256"], "no stage of 'tiny' makes 256x256 images; choose from 16, 64"),
+        (["--protocol", "sr3-faces-128"], "needs a reference: a folder of CelebA-HQ"),
+        (["--protocol", "emoji-64", "--num-images", "3"], "num_images is 3, but at least 4 are needed"),
         (["--protocol", "emoji-64", "--num-images", "13"], "there are only 12 held-out drawings"),
     ],
 )

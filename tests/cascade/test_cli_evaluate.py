@@ -127,7 +127,7 @@ def test_an_sr3_stage_stands_beside_regression_bicubic_and_originals(tmp_path, c
 @pytest.mark.parametrize(
     ("prepare", "problem"),
     [
-        (lambda p: p / "none", "is no stage; give the folder of a RegressionPipeline"),
+        (lambda p: p / "none", "is not a stage; give the folder of a RegressionPipeline"),
         (lambda p: measuring.regression(p / "small", low_res_size=8), "is of 8 to 64 px, but the SR3 stage of 16 to 64 px"),
         (lambda p: measuring.model(p / "again") / "sr64", "does not describe the RegressionPipeline"),
     ],

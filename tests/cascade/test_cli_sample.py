@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import base, cascade, sr3
 
 from cascade.cli.main import main
-from cascade.runs.run import model_hash
+from cascade.runs.record import model_hash
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_several_processes_and_torchruns_make_the_same_files(model, tmp_path, mo
     [
         (["--num-images", "0"], "argument --num-images: '0' is not a whole number of at least 1"),
         (["--num-images", "2", "--labels", "most"], "argument --labels"),
-        (["--num-images", "2", "--size", "9"], "--size is 9"),
+        (["--num-images", "2", "--size", "9"], "no stage of 'tiny' makes 9x9 images"),
         (["--num-images", "2", "--format", "jpg"], "argument --format"),
         ([], "--num-images"),
     ],
@@ -91,6 +91,6 @@ def test_a_wrong_request_is_one_sentence(model, tmp_path, capsys, words, problem
 
 def test_a_folder_of_something_else_is_refused_before_the_model_is_loaded(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "thesis.doc").touch()
-    monkeypatch.setattr("cascade.runs.processes.load", lambda request: pytest.fail("loaded"))
+    monkeypatch.setattr("cascade.cli.request.Request.load", lambda request: pytest.fail("loaded"))
     assert sample(model, tmp_path, "--num-images", "2") == 2
     assert "is not empty and holds no sampling run" in capsys.readouterr().err

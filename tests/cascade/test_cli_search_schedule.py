@@ -9,9 +9,9 @@ import torch
 
 from cascade import CascadePipeline
 from cascade.cli.main import main
-from cascade.cli.search_schedule import AIMS, Candidate, choice, front, title_of
 from cascade.eval.images import image_array
 from cascade.eval.scoring import feature_set, score
+from cascade.measure.schedule_search import AIMS, Candidate, choice, front
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_of_equally_many_evaluations_the_better_is_chosen():
 def test_every_aim_is_a_score():
     images = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
     samples = feature_set(image_array(images), measuring.Pooled(), crop_rule=None)
-    assert {title_of(aim) for aim in AIMS} == set(score(samples, samples, resamples=0).values())
+    assert set(AIMS.values()) == set(score(samples, samples, resamples=0).values())
 
 
 def test_the_choice_within_the_budget_is_kept_as_the_models_default(model, tmp_path):
@@ -84,12 +84,12 @@ def test_the_choice_within_the_budget_is_kept_as_the_models_default(model, tmp_p
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["--try-steps", "4,many"], "--try-steps has 'many'"),
-        (["--try-schedulers", "best"], "--try-schedulers has 'best'"),
+        (["--try-steps", "4,many"], "argument --try-steps: 'many' is not a whole number"),
+        (["--try-schedulers", "best"], "argument --try-schedulers: 'best' is not one of"),
         (["--stage", "sr9"], "--stage is 'sr9', expected one of base, sr64"),
         (["--steps", "4"], "give --try-steps"),
-        (["--num-images", "3"], "--num-images is 3, but at least 4 samples"),
-        (["--max-steps", "2"], "--max-steps is 2, but --try-steps begins with 4"),
+        (["--num-images", "3"], "num_images is 3, but at least 4 samples"),
+        (["--max-steps", "2"], "max_steps is 2, but the least steps to try are 4"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(model, tmp_path, capsys, words, problem):

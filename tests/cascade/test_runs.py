@@ -10,9 +10,11 @@ from PIL import Image
 from tiny import SMALL, base, cascade, network
 
 from cascade.costs import cost_of
-from cascade.runs import run as runs
+from cascade.runs import share as shares
 from cascade.runs.formats import write_shard
-from cascade.runs.run import Place, RunPlan, begin, check_folder, image_name, model_hash, read_record, record_of, sample_run
+from cascade.runs.plan import Place, RunPlan
+from cascade.runs.record import RECORD, begin, check_folder, labels_of_run, model_hash, plan_of, read_record, record_of
+from cascade.runs.share import image_name, make_share
 from cascade.stages.sampling import nfe
 
 
@@ -64,7 +66,7 @@ def test_a_plan_that_cannot_be_is_refused(options, problem):
 
 
 def test_an_image_is_that_of_a_call_with_its_class_and_seed(tiny, tmp_path):
-    assert sample_run(tiny, plan(), started(tmp_path / "run", plan()), {}, Place())
+    assert make_share(tiny, plan(), started(tmp_path / "run", plan()), {}, Place())
     made = tiny(class_labels=[0, 1, 2, 0, 1], seeds=[4, 5, 6, 7, 8]).images
     for index, image in enumerate(made):
         with Image.open(tmp_path / "run" / image_name(index)) as read:
@@ -74,8 +76,8 @@ def test_an_image_is_that_of_a_call_with_its_class_and_seed(tiny, tmp_path):
 @pytest.mark.parametrize("file_format", ["png", "shards", "npz"])
 def test_a_run_killed_again_and_again_ends_in_the_same_bytes(tiny, tmp_path, monkeypatch, file_format):
     wanted = plan(7, format=file_format, batch_size=2)
-    monkeypatch.setattr(runs, "SHARD_SIZE", 3)
-    assert sample_run(tiny, wanted, started(tmp_path / "whole", wanted), {}, Place())
+    monkeypatch.setattr(shares, "SHARD_SIZE", 3)
+    assert make_share(tiny, wanted, started(tmp_path / "whole", wanted), {}, Place())
     out, save, budget = started(tmp_path / "killed", wanted), Image.Image.save, [0]
 
     def dies(image, file, **options):
@@ -90,40 +92,40 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(tiny, tmp_path, mon
     for allowed in (1, 0, 3, 2, 9):
         budget[0] = allowed
         try:
-            assert sample_run(tiny, wanted, out, {}, Place(kills % 2, 1 + kills % 2)) or kills % 2
+            assert make_share(tiny, wanted, out, {}, Place(kills % 2, 1 + kills % 2)) or kills % 2
         except Killed:
             kills += 1
-            folder = out if file_format == "png" else out / runs.PARTS
+            folder = out if file_format == "png" else out / shares.PARTS
             (folder / ".000006.png.99").write_bytes(b"left by a process that got SIGKILL")
     assert kills == 3
-    assert sample_run(tiny, wanted, out, {}, Place())
+    assert make_share(tiny, wanted, out, {}, Place())
     assert files(out) == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("file_format", ["png", "npz"])
 def test_two_processes_make_what_one_makes(tiny, tmp_path, file_format):
     wanted = plan(5, format=file_format, batch_size=2)
-    sample_run(tiny, wanted, started(tmp_path / "one", wanted), {}, Place())
+    make_share(tiny, wanted, started(tmp_path / "one", wanted), {}, Place())
     out = started(tmp_path / "two", wanted)
-    assert not sample_run(tiny, wanted, out, {}, Place(1, 2)), "its share alone is not all"
-    assert sample_run(tiny, wanted, out, {}, Place(0, 2))
+    assert not make_share(tiny, wanted, out, {}, Place(1, 2)), "its share alone is not all"
+    assert make_share(tiny, wanted, out, {}, Place(0, 2))
     assert files(out) == files(tmp_path / "one")
 
 
 def test_a_finished_run_makes_nothing(tiny, tmp_path, monkeypatch):
     wanted = plan(2, format="npz")
     out = started(tmp_path / "run", wanted)
-    sample_run(tiny, wanted, out, {}, Place())
+    make_share(tiny, wanted, out, {}, Place())
     monkeypatch.setattr(type(tiny), "__call__", lambda *args, **options: pytest.fail("sampled again"))
     before = files(out)
-    assert sample_run(tiny, wanted, out, {}, Place()) and files(out) == before
+    assert make_share(tiny, wanted, out, {}, Place()) and files(out) == before
 
 
 def test_npz_is_what_openais_evaluator_reads(tiny, tmp_path):
     wanted = plan(4, format="npz")
-    sample_run(tiny, wanted, started(tmp_path / "npz", wanted), {}, Place())
+    make_share(tiny, wanted, started(tmp_path / "npz", wanted), {}, Place())
     images = plan(4)
-    sample_run(tiny, images, started(tmp_path / "png", images), {}, Place())
+    make_share(tiny, images, started(tmp_path / "png", images), {}, Place())
     with np.load(tmp_path / "npz" / "samples_4x8x8x3.npz", allow_pickle=False) as archive:
         assert archive["arr_0"].dtype == np.uint8 and archive["arr_0"].shape == (4, 8, 8, 3)
         assert archive["arr_1"].tolist() == [0, 1, 2, 0]
@@ -155,16 +157,16 @@ def test_a_folder_of_another_run_or_of_something_else_is_refused(tmp_path):
     (tmp_path / "other" / "thesis.doc").touch()
     with pytest.raises(ValueError, match="holds no sampling run"):
         check_folder(tmp_path / "other")
-    (out / runs.RECORD).write_text("{")
+    (out / RECORD).write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         read_record(out)
 
 
 def test_labels_of_a_run_are_read_from_its_record(tmp_path):
-    assert runs.labels_of_run(started(tmp_path / "run", plan())) == [0, 1, 2, 0, 1]
-    assert runs.plan_of(read_record(tmp_path / "run")) == plan()
+    assert labels_of_run(started(tmp_path / "run", plan())) == [0, 1, 2, 0, 1]
+    assert plan_of(read_record(tmp_path / "run")) == plan()
     with pytest.raises(ValueError, match="holds no run.json"):
-        runs.labels_of_run(tmp_path)
+        labels_of_run(tmp_path)
 
 
 def test_a_models_hash_depends_on_its_weights_and_not_on_its_card(tmp_path):
@@ -187,12 +189,12 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch, values):
 
 def test_cost_counts_evaluations_and_multiply_adds(tiny):
     both = cascade()
-    cost = cost_of(both, 16, {"guidance_scale": {"base": 2.0}})
+    cost = cost_of(both, 16, both.sampling(guidance_scale={"base": 2.0}))
     assert {name: stage["nfe"] for name, stage in cost.items()} == {"base": 2 * 3, "sr16": 2}
     steps = {name: nfe(stage.scheduler, stage.config["num_inference_steps"]) for name, stage in both.stages.items()}
     assert steps["base"] == 3
-    one = cost_of(tiny, 8, {"num_inference_steps": 1})["base"]["multiply_adds"]
-    assert cost_of(tiny, 8, {"num_inference_steps": 7})["base"]["multiply_adds"] == 7 * one
+    one = cost_of(tiny, 8, tiny.sampling(num_inference_steps=1))["base"]["multiply_adds"]
+    assert cost_of(tiny, 8, tiny.sampling(num_inference_steps=7))["base"]["multiply_adds"] == 7 * one
     unet = network(**{**SMALL, "channels": (8,), "blocks": (1,)})
     first = unet.conv_in  # 3 x 3 from 3 to 8 channels at every of 8 x 8 places, the smallest part of it
     assert one > first.weight.numel() * 64

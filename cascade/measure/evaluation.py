@@ -1,0 +1,175 @@
+"""Sets of pictures measured: scores against real ones, references that are kept, and the classifier of drawings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from cascade.classes import EMOJI
+from cascade.data import open_pictures
+from cascade.data.checking import cores, keep_pixels
+from cascade.data.drawings import may_flip
+from cascade.devices import find_device
+from cascade.eval import references
+from cascade.eval.classifier import ClassAgreement, ClassifierConfig, class_agreement, class_probabilities, save_classifier
+from cascade.eval.images import ImageSet, image_array
+from cascade.eval.references import ADM_CROP_RULE, Reference
+from cascade.eval.scoring import MANIFOLD_K, Scores, score
+from cascade.measure.comparisons import features_of, reference_features
+from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
+from cascade.progress import OnProgress, part
+from cascade.runs.record import labels_of_run
+from cascade.stages.training import Data
+from cascade.training.classifier import EpochReport, TrainingSettings, train_classifier
+
+
+def evaluate(
+    images: str | Path,
+    reference: str | Path,
+    *,
+    extractor: str = "efficientnet-lite0",
+    weights: Path | None = None,
+    size: int | None = None,
+    crop_rule: str | None = None,
+    resamples: int = 100,
+    device: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Scores:
+    """Score pictures against real ones.
+
+    Args:
+        images: As `cascade.measure.named.image_source` takes them.
+        reference: As `cascade.measure.named.reference_source` takes it.
+        extractor: The network that describes pictures, one of `cascade.measure.named.EXTRACTORS`.
+        weights: Its file; None = its own, or downloaded once.
+        size: Side that the pictures must have, at which drawings are drawn; None = that of the first, drawings at 256.
+        crop_rule: How the pictures were cut from their originals; only equal ones are compared.
+        resamples: Redrawn sets behind each 95 % interval; 0 = no intervals.
+        device: Where the extractor runs; None = on an accelerator if there is one.
+        on_progress: Told of features and intervals.
+
+    Raises:
+        ValueError: if there are no such pictures, too few, or the two sides are not comparable.
+        ConnectionError: if weights or statistics must be downloaded and can't be.
+    """
+    images, reference = str(images), str(reference)
+    found, _ = image_source(images, size=size, minimum=MANIFOLD_K + 1)
+    real = reference_source(reference, image_size=found.size, extractor=extractor, minimum=MANIFOLD_K + 1)
+    network = extractor_of(extractor, weights, str(find_device(device)))
+    samples = features_of(found, network, crop_rule_of(images, crop_rule), "the pictures", on_progress)
+    theirs, of_images = reference_features(real, network, crop_rule_of(reference, None), on_progress)
+    return score(samples, theirs, of_images, resamples=resamples, on_resample=part(on_progress, "intervals"))
+
+
+@dataclass(frozen=True)
+class BuiltReference:
+    """A reference that was kept; the side of its pictures; and a table of photos that could not be used, "" = none."""
+
+    reference: Reference
+    size: int
+    odd: str = ""
+
+
+def build_reference(
+    images: str | Path,
+    out: Path,
+    *,
+    crop: str | None = None,
+    extractor: str = "efficientnet-lite0",
+    weights: Path | None = None,
+    size: int | None = None,
+    crop_rule: str | None = None,
+    device: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> BuiltReference:
+    """Measure real pictures once and keep the statistics in `out`, an .npz.
+
+    Args:
+        images: As `evaluate` takes them; with `crop` photos, named as `data.source` in a recipe.
+        crop: The rule of training ("adm" or "area") by which photos are cut to `size`; it names the crop rule itself.
+        extractor, weights, size, crop_rule, device, on_progress: As of `evaluate`.
+
+    Raises:
+        ValueError, ConnectionError: As of `evaluate`.
+    """
+    if out.suffix != ".npz":
+        raise ValueError(f"the reference's file is {out}, expected one that ends in .npz")
+    if crop and (not size or crop_rule):
+        raise ValueError("crop needs the size of the pictures, and names their crop rule itself: leave crop_rule out")
+    network = extractor_of(extractor, weights, str(find_device(device)))
+    with _cut(str(images), crop, size, out.parent, on_progress) as (found, rule, odd):
+        told = part(on_progress, "features")
+        made = references.build_reference(
+            out, found, network, crop_rule=rule or crop_rule_of(str(images), crop_rule), on_batch=lambda n: told(n, len(found))
+        )
+    return BuiltReference(made, found.size, odd)
+
+
+@contextmanager
+def _cut(
+    images: str, crop: str | None, size: int | None, folder: Path, on_progress: OnProgress | None
+) -> Iterator[tuple[ImageSet, str | None, str]]:
+    """Square pictures, photos cut for a while into a file in `folder`; the name of the rule; and which photos were odd."""
+    if crop is None or size is None:
+        yield image_source(images, size=size, minimum=2)[0], None, ""
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".cutting-", dir=folder) as cutting:
+        told = part(on_progress, "cutting")
+        photos = open_pictures(Data(source=images, crop=crop), size, told)
+        pixels, log = keep_pixels(photos, Path(cutting) / "pictures", cores(), told)
+        yield image_array(pixels, name=images, minimum=2), ADM_CROP_RULE if crop == "adm" else "area-centre", log.table()
+
+
+def train_drawing_classifier(
+    samples: Path | None = None,
+    out: Path | None = None,
+    *,
+    epochs: int = 20,
+    seed: int = 0,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> tuple[ClassAgreement, int]:
+    """Train a classifier of the drawings' classes and test it on held-out drawings.
+
+    Args:
+        samples: Folder of a complete sampling run of PNG files, which alone is trained on: the classification accuracy score of
+            arXiv:1905.10887; None = the training drawings.
+        out: File that keeps the weights; None = they are not kept.
+        epochs: Passes over the pictures.
+        seed: Of weights and order.
+        on_epoch: Called after each pass.
+
+    Returns:
+        What it gets right, and on how many pictures it was trained.
+
+    Raises:
+        ValueError: if the folder holds no such run.
+    """
+    config = ClassifierConfig(num_classes=len(EMOJI))
+    if samples is None:
+        images, labels = image_source("drawings:train", size=config.image_size)
+    else:
+        given = labels_of_run(samples)
+        images, _ = image_source(str(samples))
+        if any(label is None or label >= len(EMOJI) for label in given) or len(given) != len(images):
+            raise ValueError(f"{samples} holds no complete run of the {len(EMOJI)} classes of drawings as PNG files")
+        labels = np.array(given, np.int64)
+    heldout, asked = image_source("drawings:heldout", size=config.image_size)
+    assert labels is not None and asked is not None  # those of drawings are known
+    model = train_classifier(
+        images.array(),
+        labels,
+        config=config,
+        may_flip=np.array([may_flip(name) for name in EMOJI.names]),
+        settings=TrainingSettings(epochs=epochs, seed=seed),
+        on_epoch=on_epoch,
+    )
+    found = class_agreement(class_probabilities(model, heldout.array()), asked)
+    if out is not None:
+        save_classifier(model, out, {"heldout_top1": f"{found.top1:.4f}", "heldout_top5": f"{found.top5:.4f}"})
+    return found, len(images)
