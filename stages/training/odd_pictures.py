@@ -1,4 +1,4 @@
-"""What pictures can be beside ordinary ones, the rule for each, and the log that counts and names them during a training."""
+"""What pictures can be beside ordinary ones, the rule for each, and the log that counts and names them during a training run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 FEWEST = 500
-"""Pictures that must have been met before their damaged share can stop a training."""
+"""Pictures that must have been met before their damaged share can stop a run."""
 TRIES = 16
 """Damaged pictures in a row after which no usable one is looked for."""
 
@@ -62,7 +62,7 @@ class NamedPictures(Protocol):
 
 
 class DamageLog:
-    """Counts the odd pictures of a training, names each damaged one once, and ends the training when they are too many.
+    """Counts the odd pictures of a run, names each damaged one once, and ends the run when they are too many.
 
     Args:
         pictures: The set that the examples are made of.
