@@ -118,7 +118,7 @@ def _converted(value: Any, hint: Any, key: str, kinds: Mapping[Any, Kinds]) -> A
     if hint in kinds:
         return _of_kind(value, kinds[hint], key, kinds)
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, key, kinds)  # type: ignore[arg-type]  # a class: annotations are no instances
+        return build(hint, value, key, kinds)  # type: ignore[arg-type]  # a class: annotations are not instances
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):  # only ever "X | None"
         return None if value is None else _converted(value, next(a for a in inner if a is not types.NoneType), key, kinds)

@@ -48,7 +48,7 @@ _ORIENTATION = 0x0112
 
 
 def read_file(path: Path) -> bytes:
-    """Everything in a file. Raises DamagedPicture if it is missing, no file, too large or unreadable."""
+    """Everything in a file. Raises DamagedPicture if it is missing, not a file, too large or unreadable."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # looked at before opening: to open a pipe waits for ever

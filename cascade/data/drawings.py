@@ -166,9 +166,7 @@ def _area_sums(values: np.ndarray, size: int, axis: int, dtype: type) -> np.ndar
     return sums
 
 
-def cached_array(
-    size: int, split: str, progress: Progress | None = None, every: int = 1
-) -> tuple[np.memmap, np.ndarray]:
+def cached_array(size: int, split: str, progress: Progress | None = None, every: int = 1) -> tuple[np.memmap, np.ndarray]:
     """The drawings of a split as one array, rendered at the first call and read from the disk afterwards.
 
     The rendering uses every core, in processes: a script that calls this needs the `if __name__ == "__main__"` guard.
@@ -210,9 +208,7 @@ def cached_array(
     return cached, labels
 
 
-def write_image_folder(
-    out: str | os.PathLike[str], size: int, split: str | None = None, progress: Progress | None = None
-) -> int:
+def write_image_folder(out: str | os.PathLike[str], size: int, split: str | None = None, progress: Progress | None = None) -> int:
     """Write drawings as PNG files, `{split}/{class}/{set}__{code points}__{icon}.png`, beside their NOTICE.
 
     Uses every core (see `cached_array`). Each file appears complete or not at all, so a run that was stopped goes on

@@ -83,7 +83,7 @@ class Texts:
 
 
 class Folder:
-    """A folder of class folders, as ILSVRC's `train`; pictures may lie in folders within. Files whose ending is no picture's,
+    """A folder of class folders, as ILSVRC's `train`; pictures may lie in folders within. Files whose ending is not a picture's,
     and names that begin with a dot, are passed over.
 
     Raises:
@@ -134,7 +134,7 @@ def _pictures(folder: Path, relative: str, above: set[tuple[int, int]]) -> list[
             if entry.name.startswith("."):
                 continue
             if os.path.splitext(entry.name)[1].lower() in ENDINGS:
-                found.append(f"{relative}/{entry.name}")  # also what is no file, or can't be read: reading it tells
+                found.append(f"{relative}/{entry.name}")  # also what is not a file, or can't be read: reading it tells
             elif entry.is_dir():
                 found += _pictures(folder / entry.name, f"{relative}/{entry.name}", above | {here})
     return found

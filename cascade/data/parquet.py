@@ -88,7 +88,7 @@ def _opened(file: Any, name: str) -> Any:
     try:
         return ParquetFile(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{name} is damaged, or no parquet file ({error}); fetch it again") from error
+        raise ValueError(f"{name} is damaged, or not a parquet file ({error}); fetch it again") from error
 
 
 def _features(table: Any) -> dict[str, Any]:

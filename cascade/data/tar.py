@@ -44,7 +44,7 @@ class TarShard:
                     elif PurePosixPath(f"x.{ending}").suffix.lower() in ENDINGS:
                         pictures.setdefault(key, (member.name, member.offset_data, member.size))
         except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.name} is damaged, or no plain tar file ({error}); fetch it again") from error
+            raise ValueError(f"{self.name} is damaged, or not a plain tar file ({error}); fetch it again") from error
         for key in pictures.keys() ^ classes.keys():
             raise ValueError(f"sample {key!r} of {self.name} lacks its {'class (.cls)' if key in pictures else 'picture'}")
         values = [classes[key] for key in pictures]

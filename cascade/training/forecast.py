@@ -248,7 +248,7 @@ class Forecast:
 def forecast(recipe: Recipe) -> Forecast:
     """What `cascade train --dry-run` tells; takes seconds, and nothing is trained or written.
 
-    Pictures that are not on this machine are no mistake: the number of classes is the recipe's then.
+    Pictures that are not on this machine are not a mistake: the number of classes is the recipe's then.
 
     Raises:
         ValueError: if the recipe contradicts its pictures, or its network can't be built.
@@ -277,7 +277,7 @@ class Speed:
 
     images_per_second: Data preparation included where it was measured, reading pictures never.
     measured_with: Images of the steps that were timed; None = estimated from the convolution rate.
-    convolution_rate: What a plain convolution reaches at the recipe's precision, floating-point operations a second.
+    convolution_rate: What a plain convolution reaches at the recipe's precision, floating-point operations per second.
     """
 
     images_per_second: float
@@ -345,7 +345,7 @@ def median_seconds(call: Callable[[], Any], repeats: int = 9, limit: float = mat
 
 
 def convolution_rate(dtype: torch.dtype, device: torch.device, clock: Clock = time.perf_counter) -> float:
-    """Floating-point operations a second of a plain convolution: 256 channels, 3x3, maps of 32x32, channels_last.
+    """Floating-point operations per second of a plain convolution: 256 channels, 3x3, maps of 32x32, channels_last.
 
     A batch of 4 on a CPU, of 256 elsewhere.
     """

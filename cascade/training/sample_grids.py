@@ -1,4 +1,4 @@
-"""Grids of samples that a training makes of itself: the same classes, seeds and small images every time."""
+"""Grids of samples that a training run makes of its network: the same classes, seeds and small images every time."""
 
 from __future__ import annotations
 

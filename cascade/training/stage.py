@@ -90,7 +90,7 @@ def train_stage(
 
     Raises:
         ValueError: if recipe, data, run folder or trackers don't go together, or too many pictures are damaged.
-        FloatingPointError: if the loss is no number several steps in a row.
+        FloatingPointError: if several steps in a row have no finite gradient.
         OSError: if something can't be written; the last checkpoint is whole then.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and a checkpoint is written; its text says so.
     """
@@ -150,9 +150,7 @@ class AveragedStage:
     distance: float
 
 
-def average_stage(
-    run: str | Path, std: float, images: int | None = None, export: str | Path | None = None
-) -> AveragedStage:
+def average_stage(run: str | Path, std: float, images: int | None = None, export: str | Path | None = None) -> AveragedStage:
     """Make a stage from a run's snapshots, with weights averaged over any length; as `cascade train ema`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: safetensors and JSON, written beside and renamed, verified when read. Nothing is pickled."""
+"""Checkpoints of a training run: safetensors and JSON, written whole or not at all, verified when read. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -76,9 +76,8 @@ def write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapp
     try:
         partial.mkdir(parents=True)
         for group, values in tensors.items():
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in values.items()}, partial / f"{group}.safetensors"
-            )
+            on_cpu = {name: value.detach().cpu().contiguous() for name, value in values.items()}
+            save_file(on_cpu, partial / f"{group}.safetensors")
         sums = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         (partial / STATE).write_text(json.dumps({**state, "sha256": sums}, indent=1))
         for path in (*partial.iterdir(), partial):
@@ -88,7 +87,7 @@ def write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapp
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(_reason(error)) from error
+        raise OSError(getattr(error, "strerror", None) or str(error)) from error
 
 
 def folders(run: Path) -> list[Path]:
@@ -176,7 +175,3 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

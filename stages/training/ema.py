@@ -52,7 +52,7 @@ class EMA(MovingAverage):
 class PowerAverage(MovingAverage):
     """Average in which the weights after n of N images have a share that rises as n^gamma (EDM2, arXiv:2312.02696, section 3.1).
 
-    Its width grows with the training, and the random initial weights have no share in it from the first step on.
+    Its width grows over the run, and the random initial weights have no share in it from the first step on.
 
     Args:
         network: Whose weights are followed.
@@ -65,11 +65,7 @@ class PowerAverage(MovingAverage):
     def __init__(self, network: nn.Module, std: float) -> None:
         super().__init__(network)
         self.std, self.gamma = std, gamma_of(std)
-
-    @property
-    def name(self) -> str:
-        """What its files are called."""
-        return f"power-{self.std:g}"
+        self.name = f"power-{std:g}"  # of its files
 
     def kept(self, images_seen: int, batch_size: int) -> float:
         """Exact for weights that stay the same during the step (EDM2, Eq. 127)."""
@@ -77,7 +73,7 @@ class PowerAverage(MovingAverage):
 
 
 def gamma_of(std: float) -> float:
-    """Exponent of the power function on [0, 1] whose standard deviation, as a density, is `std`: the inverse of `std_of`.
+    """Exponent of the power function on [0, 1] whose standard deviation, as a density, is `std` (Eq. 123).
 
     The largest root of `gamma^3 + 7 gamma^2 + (16 - s) gamma + 12 - s = 0` with `s = std^-2` (EDM2, Eq. 126), by Viete's formula.
 
@@ -89,8 +85,3 @@ def gamma_of(std: float) -> float:
     p, q = std**-2 + 1 / 3, 4 / 3 * std**-2 + 2 / 27  # y^3 - p y + q = 0 for y = gamma + 7 / 3
     y = 2 * math.sqrt(p / 3) * math.cos(math.acos(-1.5 * q / p * math.sqrt(3 / p)) / 3)
     return max(0.0, y - 7 / 3)
-
-
-def std_of(gamma: float) -> float:
-    """Standard deviation of the density `(gamma + 1) x^gamma` on [0, 1] (EDM2, Eq. 123), that of a beta distribution."""
-    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))

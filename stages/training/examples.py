@@ -7,13 +7,14 @@ order of its epoch, which is the same picture each time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cascade.stages.conditioning import augment, gaussian_blur, resize
 from cascade.stages.noise import MAX_LOG_SNR, resolution_shift
@@ -69,8 +70,8 @@ def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
     """Places of an epoch in which every class has an equal share, int64 [N], in an order of the epoch's own.
 
     A class goes through its own pictures in turns, each in an order of its own, and an epoch goes on where the last one stopped:
-    pictures of a class are seen equally often, up to one. Where N is no multiple of the classes, which of them have one picture
-    more changes from epoch to epoch.
+    pictures of a class are seen equally often, up to one. Which classes have one picture more, where N is not a multiple of their
+    number, changes from epoch to epoch.
 
     Args:
         seed: Of the recipe.
@@ -225,19 +226,11 @@ class TrainingExamples(Dataset):
         return 0.0 if u < augmentation.clean else augmentation.noise * (u - augmentation.clean) / (1 - augmentation.clean)
 
 
-class Numbers(Sampler[int]):
+def numbers(start: int, stop: int, batch_size: int, rank: int, processes: int) -> Iterator[int]:
     """Numbers of the examples that one process of a run takes: its share of every global batch, from `start` to `stop`."""
-
-    def __init__(self, start: int, stop: int, batch_size: int, rank: int, processes: int) -> None:
-        self.start, self.stop, self.batch_size = start, stop, batch_size
-        self.first, self.share = rank * batch_size // processes, batch_size // processes
-
-    def __iter__(self):
-        for batch in range(self.start, self.stop, self.batch_size):
-            yield from range(batch + self.first, batch + self.first + self.share)
-
-    def __len__(self) -> int:
-        return -(-(self.stop - self.start) // self.batch_size) * self.share
+    share = batch_size // processes
+    for batch in range(start + rank * batch_size // processes, stop + rank * batch_size // processes, batch_size):
+        yield from range(batch, batch + share)
 
 
 def _to_tensor(picture: np.ndarray) -> Tensor:

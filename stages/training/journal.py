@@ -29,7 +29,7 @@ Record = Mapping[str, Any]
 
 
 class Journal:
-    """Takes down what a run measures: one line of `log.jsonl` a record, the same numbers in every tracker, images as the step.
+    """Takes down what a run measures: one line of `log.jsonl` per record, the same numbers in every tracker, images as the step.
 
     It continues where the run stands: what an interrupted run wrote of later images is cut from the log and from TensorBoard's
     curves, for it is going to be written again. Only the main process writes.
@@ -75,17 +75,13 @@ class Journal:
                 layout = {"dataformats": "NHWC"} if tracker.name == TENSORBOARD else {}
                 tracker.log_images({SAMPLES: pixels}, step=images_seen, **layout)
 
-    def close(self) -> None:
-        """End the trackers."""
-        if self._started:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        """End the trackers."""
+        for tracker in self.accelerator.trackers if self._started else ():
+            tracker.finish()
 
     def _start(self) -> None:
         """Start the trackers, at the first record: a run that is over already leaves no empty ones."""
@@ -99,11 +95,7 @@ class Journal:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Whether accelerate knows these trackers and finds their packages.
-
-    Raises:
-        ValueError: if not.
-    """
+    """Raise ValueError unless accelerate knows these trackers and finds their packages."""
     known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
     installed = {str(name) for name in get_available_trackers()}
     for name in names:
@@ -126,7 +118,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's log, in order. One that was cut off as the run was killed is left out; no log is an empty one.
 
     Raises:
-        ValueError: if it is no log.
+        ValueError: if it is not a log.
     """
     if not path.is_file():
         return []
@@ -152,13 +144,8 @@ def cut(path: Path, images_seen: int) -> None:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def _plain(values: Record) -> dict[str, Any]:
-    """The values as JSON has them."""
-    return {
-        name: _plain(value)
-        if isinstance(value, Mapping)
-        else None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for name, value in values.items()
-    }
+def _plain(value: Any) -> Any:
+    """The value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cascade.stages.training.examples import Numbers, PictureSource, TrainingExamples
+from cascade.stages.training.examples import PictureSource, TrainingExamples, numbers
 from cascade.stages.training.journal import Journal
 from cascade.stages.training.meter import Meter, Report
 from cascade.stages.training.odd_pictures import DamageLog
@@ -63,14 +63,14 @@ def train(
         on_message: Called with a sentence on anything out of the ordinary.
         sample_grid: Makes a picture of what the network makes after so many images, as often as `recipe.samples` says; the
             weights that it meets are the averaged ones. None = no samples.
-        trackers: Where the curves are shown beside `log.jsonl`, by accelerate's names; see `tracking.check_trackers`.
+        trackers: Where the curves are shown beside `log.jsonl`, by accelerate's names; see `journal.check_trackers`.
         workers: Processes that prepare the data; 0 = this one.
 
     Returns:
         The network with its averaged weights, in evaluation mode.
 
     Raises:
-        ValueError: if recipe and data, or recipe and run folder, don't belong together, another training is running in the
+        ValueError: if recipe and data, or recipe and run folder, don't belong together, another process is training in the
             folder, or too many pictures are damaged.
         FloatingPointError: if several steps in a row have a loss that is not a number; the last checkpoint is whole then.
         OSError: if a checkpoint can't be written, as on a full disk; the last one is whole then.
@@ -140,7 +140,7 @@ def _accelerator(precision: str, on_message: Callable[[str], None]) -> Accelerat
         on_message("this CPU has no instructions for bfloat16; optimization.precision=float32 is faster here")
     kind = MIXED_PRECISION[precision]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != kind:
-        AcceleratorState._reset_state()  # it would hold every training of a program to the precision of the first
+        AcceleratorState._reset_state()  # it would hold every run of a program to the precision of the first
     return Accelerator(mixed_precision=kind)
 
 
@@ -180,7 +180,7 @@ def _batches(phase: Phase, pictures: PictureSource, state: TrainingState, worker
     loader: DataLoader = DataLoader(
         TrainingExamples(pictures, recipe, phase, state.null_label),
         batch_size=phase.batch_size // processes // accumulate,
-        sampler=Numbers(state.images_seen, phase.images, phase.batch_size, accelerator.process_index, processes),
+        sampler=numbers(state.images_seen, phase.images, phase.batch_size, accelerator.process_index, processes),
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=accelerator.device.type == "cuda",

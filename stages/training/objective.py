@@ -58,7 +58,7 @@ def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], objective: O
         objective: Of the recipe.
 
     Returns:
-        One value an image, float32 [B], averaged over its pixels.
+        One value per image, float32 [B], averaged over its pixels.
     """
     labels = batch["label"] if denoiser.num_classes is not None else None
     if objective.kind == REGRESSION:

@@ -1,4 +1,4 @@
-"""What pictures can be beside ordinary ones, the rule for each, and the log that counts and names them during a training."""
+"""What pictures can be beside ordinary ones, the rule for each, and the log that counts and names them during a training run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-FEWEST_BEFORE_STOPPING = 500
-"""Pictures that must have been met before their damaged share can stop a training."""
+FEWEST = 500
+"""Pictures that must have been met before their damaged share can stop a run."""
 TRIES = 16
 """Damaged pictures in a row after which no usable one is looked for."""
 
@@ -62,7 +62,7 @@ class NamedPictures(Protocol):
 
 
 class DamageLog:
-    """Counts the odd pictures of a training, names each damaged one once, and ends the training when they are too many.
+    """Counts the odd pictures of a run, names each damaged one once, and ends the run when they are too many.
 
     Args:
         pictures: The set that the examples are made of.
@@ -136,7 +136,7 @@ class DamageLog:
         kinds = ", ".join(f"{self.count(o):,} {o.title}" for o in ODDITIES if not o.usable and self.count(o))
         if (tries[:, -1, 0] >= 0).any():
             raise ValueError(f"{TRIES} pictures in a row can't be used ({kinds}); `cascade data check` tells what is wrong")
-        if self.met >= FEWEST_BEFORE_STOPPING and self.damaged > self.max_damaged * self.met:
+        if self.met >= FEWEST and self.damaged > self.max_damaged * self.met:
             raise ValueError(
                 f"{self.damaged:,} of {self.met:,} pictures met can't be used ({kinds}), more than data.max_damaged,"
                 f" {self.max_damaged:.0%}; `cascade data check` tells what is wrong"

@@ -100,7 +100,7 @@ def save(run: Path, images_seen: int, averages: Sequence[PowerAverage], network:
 
 
 def forget(run: Path, after: int) -> None:
-    """Remove the snapshots of a training that goes on at `after` images: it makes them again, or others if its recipe changed."""
+    """Remove the snapshots of a run that goes on at `after` images: it makes them again, or others if its recipe changed."""
     for folder in _folders(run):
         if folder.name > f"{after:012d}":
             shutil.rmtree(folder)

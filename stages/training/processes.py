@@ -1,4 +1,4 @@
-"""The processes of a training: torchrun and accelerate start them, on one machine or several."""
+"""The processes of a training run: torchrun and accelerate start them, on one machine or several."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def this_process() -> PartialState:
 
 @contextmanager
 def sole_training(run: Path) -> Iterator[None]:
-    """Hold the run's folder, so that no second training writes into it. The system lets go of it however this process ends.
+    """Hold the run's folder, so that no second process trains in it. The system lets go of it however this process ends.
 
     Where the file system or the system knows no such locks, nothing is held.
 
     Raises:
-        ValueError: if another training holds it.
+        ValueError: if another one holds it.
     """
     if importlib.util.find_spec("fcntl") is None:
         yield
@@ -46,6 +46,6 @@ def sole_training(run: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise ValueError(
-                    f"another training is running in {run}; wait for it, end it, or choose another folder"
+                    f"another process is training in {run}; wait for it, end it, or choose another folder"
                 ) from error
         yield

@@ -21,7 +21,7 @@ class Phase:
 
     size: Side of the training images: whole ones, reduced by area average, for a base stage; random crops for an SR3 stage.
     images: Training images seen when the phase ends, counted from the start of training.
-    batch_size: Images a step, over all processes.
+    batch_size: Images per step, over all processes.
     """
 
     size: int
@@ -129,7 +129,7 @@ class Optimization:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """Pictures that show how far a training is, made with the averaged weights from seeds that stay the same.
+    """Pictures that show how far a run has come, made with the averaged weights from seeds that stay the same.
 
     every: Training images between two grids.
     count: Pictures in a grid, of classes spread evenly over all.
@@ -212,12 +212,11 @@ class Recipe:
         _require(all(p.batch_size > 0 and p.size > 0 for p in self.phases), "size and batch_size of a phase must be positive")
         precision = self.optimization.precision
         _require(precision in PRECISIONS, f"precision is {precision!r}, expected one of {PRECISIONS}")
-        _require(0 <= self.augmentation.noise <= 1, f"augmentation noise must lie in [0, 1], got {self.augmentation.noise}")
-        _require(0 <= self.augmentation.clean <= 1, f"augmentation clean must lie in [0, 1], got {self.augmentation.clean}")
-        _require(0 <= self.optimization.cooldown <= 1, f"cooldown must lie in [0, 1], got {self.optimization.cooldown}")
-        classes = self.data.classes
+        a, classes = self.augmentation, self.data.classes
+        shares = {"augmentation noise": a.noise, "augmentation clean": a.clean, "cooldown": self.optimization.cooldown}
+        for name, share in (shares | {"max_damaged": self.data.max_damaged}).items():
+            _require(0 <= share <= 1, f"{name} must lie in [0, 1], got {share}")
         _require(classes is None or classes >= 0, f"data.classes must be 0, for none, or their number, got {classes}")
-        _require(0 <= self.data.max_damaged <= 1, f"max_damaged must lie in [0, 1], got {self.data.max_damaged}")
         samples = self.samples
         _require(min(samples.every, samples.count, samples.steps) > 0, "every, count and steps of samples must be positive")
         self._check_objective()
@@ -256,10 +255,8 @@ class Recipe:
         _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"betas must be two numbers in [0, 1), got {betas}")
         _require(o.accumulate > 0, f"accumulate must be at least 1, got {o.accumulate}")
         for phase in self.phases:
-            _require(
-                phase.batch_size % o.accumulate == 0,
-                f"accumulate {o.accumulate} must divide the batch_size, which is {phase.batch_size} at {phase.size} px",
-            )
+            problem = f"accumulate {o.accumulate} must divide the batch_size, which is {phase.batch_size} at {phase.size} px"
+            _require(phase.batch_size % o.accumulate == 0, problem)
 
     def _check_checkpoints(self) -> None:
         every, v = self.checkpoint_every, self.validation

@@ -1,4 +1,4 @@
-"""Whether a network's settings are those of saved weights, and the weights of a saved stage as the beginning of a training."""
+"""Whether a network fits saved weights, and the weights of a saved stage as the beginning of a training run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from cascade.stages.unet import UNet
 
 FREE = ("dropout", "coarse_below", "num_classes", "null_class")
-"""Settings in which a training may differ from the stage that it begins with: they change no weight, or only the classes'."""
+"""Settings in which a run may differ from the stage that it begins with: they change no weight, or only the classes'."""
 CLASSES = "class_embedding.weight"
 
 
@@ -50,9 +50,9 @@ def take_weights(network: UNet, stage: Path) -> str:
         raise ValueError(f"start_from is {stage}, expected the folder of a saved stage, with unet/config.json in it") from error
     kind = saved.get("_class_name")
     if kind != UNet.__name__:
-        raise ValueError(f"start_from is {stage}, whose network is a {kind}; a training can start from a {UNet.__name__} only")
+        raise ValueError(f"start_from is {stage}, whose network is a {kind}; a run can start from a {UNet.__name__} only")
     if differs := difference(saved, network, FREE):
-        raise ValueError(f"the training can't start from {stage}: network.{differs}; they must be alike")
+        raise ValueError(f"the run can't start from {stage}: network.{differs}; they must be alike")
     try:
         weights = UNet.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).state_dict()
     except OSError as error:

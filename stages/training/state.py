@@ -136,24 +136,21 @@ class TrainingState:
     def save(self, validation_loss: float | None = None) -> None:
         """Let the main process write a checkpoint, with the validation loss measured at this moment, if it was."""
         if self.accelerator.is_main_process:
-            self._write(validation_loss)
+            groups = {
+                "network": self.network.state_dict(),
+                "ema": self.ema.weights,
+                **{average.name: average.weights for average in self.power},
+                "optimizer": checkpoint.optimizer_tensors(self.optimizer.optimizer),
+            }
+            facts = {
+                "network": settings_of(self.network),
+                "bad_steps": self.bad_steps,
+                "processes": self.accelerator.num_processes,
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                checkpoint.LOSS: validation_loss if validation_loss is not None and math.isfinite(validation_loss) else None,
+            }
+            checkpoint.save(self.run, self.images_seen, groups, facts, self.recipe.keep_checkpoints)
         self.accelerator.wait_for_everyone()
-
-    def _write(self, validation_loss: float | None) -> None:
-        groups = {
-            "network": self.network.state_dict(),
-            "ema": self.ema.weights,
-            **{average.name: average.weights for average in self.power},
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer.optimizer),
-        }
-        facts = {
-            "network": settings_of(self.network),
-            "bad_steps": self.bad_steps,
-            "processes": self.accelerator.num_processes,
-            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            checkpoint.LOSS: validation_loss if validation_loss is not None and math.isfinite(validation_loss) else None,
-        }
-        checkpoint.save(self.run, self.images_seen, groups, facts, self.recipe.keep_checkpoints)
 
     def finish(self, on_message: Callable[[str], None]) -> UNet:
         """The network with the averaged weights that the recipe takes as its result, in evaluation mode and as it was built."""

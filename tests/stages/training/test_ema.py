@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.stages.training.ema import EMA, MAX_STD, PowerAverage, gamma_of, std_of
+from cascade.stages.training.ema import EMA, MAX_STD, PowerAverage, gamma_of
 
 
 def scalar(value: float) -> torch.nn.Module:
@@ -35,7 +35,8 @@ def test_the_exponent_is_the_largest_root_of_its_cubic_and_the_width_comes_back(
     for std in np.geomspace(1e-3, 0.99 * MAX_STD, 50):
         s = std**-2
         assert gamma_of(std) == pytest.approx(np.roots([1, 7, 16 - s, 12 - s]).real.max(), rel=1e-9)
-        assert std_of(gamma_of(std)) == pytest.approx(std, rel=1e-12)
+        gamma = gamma_of(std)
+        assert np.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) == pytest.approx(std, rel=1e-12), "EDM2, Eq. 123"
     assert gamma_of(MAX_STD) == pytest.approx(0, abs=1e-6)  # the mean of everything
 
 

@@ -120,7 +120,7 @@ def test_any_tracker_of_accelerate_gets_them(tmp_path, monkeypatch):
 
 def test_unknown_and_missing_trackers_are_named():
     check_trackers(["tensorboard"])
-    with pytest.raises(ValueError, match="'wandbb' is no tracker; known are .*tensorboard.*wandb"):
+    with pytest.raises(ValueError, match="'wandbb' is not a tracker; known are .*tensorboard.*wandb"):
         check_trackers(["wandbb"])
     missing = next(name for name in ("wandb", "aim", "swanlab") if __import__("importlib.util").util.find_spec(name) is None)
     with pytest.raises(ValueError, match=f"the tracker {missing} is not installed"):

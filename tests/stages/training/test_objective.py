@@ -7,7 +7,7 @@ import torch
 from cascade.stages.denoiser import PREDICTION_TYPES, from_x0
 from cascade.stages.noise import MAX_LOG_SNR, CosineLaw, LogNormalLaw, SR3Law, alpha_bar_of, signal_and_noise
 from cascade.stages.training import Augmentation, Data, Objective, Phase, PictureSet, Recipe, TrainingExamples
-from cascade.stages.training.examples import Numbers
+from cascade.stages.training.examples import numbers
 from cascade.stages.training.objective import denoising_loss, weight
 
 
@@ -227,9 +227,9 @@ def test_clean_is_the_share_of_inputs_without_noise_and_leaves_the_rest_uniform(
 
 
 def test_two_processes_share_the_batches_of_one():
-    one = list(Numbers(8, 24, 8, 0, 1))
-    first, second = list(Numbers(8, 24, 8, 0, 2)), list(Numbers(8, 24, 8, 1, 2))
-    assert one == list(range(8, 24)) and len(first) == len(Numbers(8, 24, 8, 0, 2)) == 8
+    one = list(numbers(8, 24, 8, 0, 1))
+    first, second = list(numbers(8, 24, 8, 0, 2)), list(numbers(8, 24, 8, 1, 2))
+    assert one == list(range(8, 24)) and len(first) == 8
     assert [first[:4] + second[:4], first[4:] + second[4:]] == [one[:8], one[8:]]
 
 

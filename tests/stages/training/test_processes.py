@@ -162,7 +162,7 @@ def test_a_second_training_in_the_same_folder_is_refused_while_the_first_lives(t
     while not log(tmp_path):
         time.sleep(0.002)
     os.kill(first[0].pid, signal.SIGSTOP)  # alive, but it can't reach its end meanwhile
-    with pytest.raises(ValueError, match="another training is running in"):
+    with pytest.raises(ValueError, match="another process is training in"):
         train(toy.recipe(), toy.pictures(), tmp_path)
     first[0].kill()
     end(first)

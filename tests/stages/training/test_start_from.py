@@ -93,7 +93,7 @@ def test_what_is_no_stage_of_ours_is_refused(stage, tmp_path):
         take_weights(new, tmp_path / "nowhere")
     path = stage / "unet" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "UNet2DModel"}))
-    with pytest.raises(ValueError, match="whose network is a UNet2DModel; a training can start from a UNet only"):
+    with pytest.raises(ValueError, match="whose network is a UNet2DModel; a run can start from a UNet only"):
         take_weights(new, stage)
 
 
