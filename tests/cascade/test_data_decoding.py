@@ -198,7 +198,7 @@ def test_the_documented_rules_are_the_rules():
     assert [o.code for o in ODDITIES] == list(range(len(ODDITIES)))
     rows = [line.strip("| ").split("|") for line in (Oddity.__doc__ or "").splitlines() if line.strip().startswith("|")][2:]
     assert [(title.strip(), rule.strip()) for title, rule in rows] == [(o.title, o.rule) for o in ODDITIES]
-    page = (Path(__file__).parents[2] / "docs" / "training-data.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
     table = page[page.index("| Kind | Rule |") :].partition("\n\n")[0].splitlines()[2:]
     assert table == [f"| {o.title} | {o.rule} |" for o in ODDITIES]
     assert all(a.title != b.title for a, b in itertools.combinations(ODDITIES, 2))
