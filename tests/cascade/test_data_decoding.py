@@ -196,7 +196,7 @@ def test_a_text_that_unpacks_to_a_bomb_is_corrupt():
 def test_the_documented_rules_are_the_rules():
     """The table in the documentation is the enumeration, and codes are places in it."""
     assert [o.code for o in ODDITIES] == list(range(len(ODDITIES)))
-    page = (Path(__file__).parents[2] / "docs" / "training-data.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
     table = page[page.index("| Kind | Rule |") :].partition("\n\n")[0].splitlines()[2:]
     assert table == [f"| {o.title} | {o.rule} |" for o in ODDITIES]
     assert all(a.title != b.title for a, b in itertools.combinations(ODDITIES, 2))
