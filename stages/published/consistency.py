@@ -62,11 +62,7 @@ def build(config: Config) -> ConsistencyNetwork:
 
 
 def is_distilled(config: Config) -> bool:
-    """Whether a configuration is that of a consistency model, and not of the diffusion model that taught it.
-
-    Raises:
-        ValueError: for a training mode that is neither.
-    """
+    """Whether it is that of a consistency model, and not of the diffusion model that taught it; ValueError if of neither."""
     mode = config.get("training_mode", "consistency_distillation")
     if mode not in ("consistency_distillation", "consistency_training", "edm"):
         raise ValueError(f"training_mode is {mode!r}, expected 'consistency_distillation', 'consistency_training' or 'edm'")

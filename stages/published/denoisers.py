@@ -21,7 +21,7 @@ def steps_of(log_snr: Tensor, table: Tensor) -> Tensor:
     """Fractional step at which a table of falling log-SNRs has `log_snr`, held at its ends; shape of `log_snr`, float32.
 
     Linear between two entries; within `STEP_TOLERANCE` of a whole step it is that step. The table is float64 on the CPU; a
-    denoiser keeps it as no buffer, so that a change of number type leaves it alone.
+    denoiser does not keep it as a buffer, so that a change of number type leaves it alone.
     """
     levels = log_snr.detach().double().cpu().numpy()
     steps = np.interp(-levels, -table.numpy(), np.arange(len(table), dtype=np.float64))
@@ -62,7 +62,7 @@ class PublishedDenoiser(ModelMixin, ConfigMixin):
         raise NotImplementedError
 
     def predict(self, x_t: Tensor, log_snr: Tensor, class_labels: Tensor | None, low_res: Tensor | None) -> Tensor:
-        """As `Denoiser.__call__`; `low_res` is there exactly for a network that refines."""
+        """As `Denoiser.__call__`; `low_res` is given exactly to a network that refines."""
         raise NotImplementedError
 
     def forward(

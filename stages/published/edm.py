@@ -39,10 +39,7 @@ def preconditioning(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> tuple[Tens
 def label_vectors(class_labels: Tensor | None, x: Tensor, label_dim: int) -> Tensor | None:
     """Class vectors float32 [B, label_dim]: as given, one-hot for indices int64 [B] (`label_dim` = no class), zero for None.
 
-    Returns None for a network without classes.
-
-    Raises:
-        ValueError: if the vectors have another length, or there are no classes.
+    Returns None for a network without classes. ValueError if the vectors have another length, or there are no classes.
     """
     if label_dim == 0:
         if class_labels is not None:
@@ -186,13 +183,10 @@ class Preconditioned(nn.Module):
         self.add_module(name, raw)
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Denoised images, shape and number type of `x`.
+        """Denoised images, shape and number type of `x`: noisy images `x0 + sigma eps`, unscaled, [B, C, H, W], with sigma [B].
 
-        Args:
-            x: Noisy images `x0 + sigma eps`, unscaled, [B, C, H, W].
-            sigma: Noise std, [B].
-            class_labels: One-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not
-                trained for.
+        `class_labels` are one-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not
+        trained for.
         """
         c_skip, c_out, c_in = preconditioning(sigma, self.sigma_data)
         labels = label_vectors(class_labels, x, self.label_dim)
@@ -225,15 +219,13 @@ def drop_constants(tensors: Mapping[str, Tensor], config: Config) -> dict[str, T
 class EDMDenoiser(SigmaDenoiser, ModelMixin):
     """EDM's ImageNet-64 network as a denoiser that predicts x0."""
 
+    build = staticmethod(build)
+
     def setup(self, published: Config) -> tuple[int, int | None]:
         self.network, options = self.build(published), published["init_kwargs"]
         self.num_classes = options["label_dim"] or None
         self.null_label = self.num_classes if options.get("label_dropout") else None
         return options["img_resolution"], None
-
-    def build(self, published: Config) -> Preconditioned:
-        """The raw network of a configuration."""
-        return build(published)
 
 
 def sampler(config: Config) -> tuple[EDMDPMSolverMultistepScheduler, dict[str, Any]]:

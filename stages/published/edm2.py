@@ -166,8 +166,7 @@ def build(config: Config) -> edm.Preconditioned:
 class EDM2Denoiser(edm.EDMDenoiser, ModelMixin):
     """An EDM2 pixel-space network as a denoiser that predicts x0."""
 
-    def build(self, published: Config) -> edm.Preconditioned:
-        return build(published)
+    build = staticmethod(build)
 
 
 _PARAMETERS = {"xs": 124_710_949, "s": 280_209_381, "m": 497_803_173, "l": 777_492_325, "xl": 1_119_276_837}

@@ -20,15 +20,11 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(name: str) -> Family:
-    """The family of a name.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    for family in FAMILIES:
-        if family.name == name:
-            return family
-    raise ValueError(f"family is {name!r}, expected one of {', '.join(family.name for family in FAMILIES)}")
+    """The family of a name; ValueError if there is none."""
+    by_name = {family.name: family for family in FAMILIES}
+    if name not in by_name:
+        raise ValueError(f"family is {name!r}, expected one of {', '.join(by_name)}")
+    return by_name[name]
 
 
 def known(file: str) -> tuple[Family, Checkpoint] | None:

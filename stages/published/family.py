@@ -78,11 +78,7 @@ class Family:
         return None
 
     def kept(self, config: Config) -> dict[str, Any]:
-        """The part of a configuration that matters, with the family's name.
-
-        Raises:
-            ValueError: if it describes another family.
-        """
+        """The part of a configuration that matters, with the family's name; ValueError if it describes another family."""
         if config.get("family", self.name) != self.name:
             raise ValueError(f"the configuration is of family {config['family']}, but the family asked for is {self.name}")
         return {"family": self.name, **{key: config[key] for key in self.config_keys if key in config}}

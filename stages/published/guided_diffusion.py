@@ -135,11 +135,7 @@ class ClassifierGuidance:
         low_res: Tensor | None = None,
         aug_level: Tensor | None = None,
     ) -> Tensor:
-        """As `Denoiser.__call__`.
-
-        Raises:
-            ValueError: if `class_labels` is missing.
-        """
+        """As `Denoiser.__call__`; ValueError if `class_labels` is missing."""
         if class_labels is None:
             raise ValueError(f"classifier guidance needs class_labels, indices from 0 to {self.classifier.arch.out_channels - 1}")
         own_labels = class_labels if self.denoiser.num_classes is not None else None

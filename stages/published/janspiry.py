@@ -141,23 +141,19 @@ class SR3Network(nn.Module):
     def forward(
         self, x: Tensor, cond: Tensor | None = None, noise_level: Tensor | None = None, t: Tensor | None = None
     ) -> Tensor:
-        """Predicted noise, [B, 3, H, W] in the number type of the weights.
+        """Predicted noise in noisy images `x`, [B, 3, H, W] in the number type of the weights.
 
         Args:
-            x: Noisy images, [B, 3, H, W].
             cond: Images to refine, in [-1, 1], already upsampled to the size of `x`; None for an unconditional network.
             noise_level: sqrt(alpha_bar) in [0, 1], [B] or [B, 1]; for `sr3` only.
-            t: Step, [B]; for `sr3-ddpm` only.
-
-        Raises:
-            ValueError: if the network's own clock is not given.
+            t: Step, [B]; for `sr3-ddpm` only. ValueError if the one that this network sees is missing.
         """
-        clock = t if self.stepped else noise_level
-        if clock is None:
+        noise = t if self.stepped else noise_level
+        if noise is None:
             raise ValueError(f"this network sees the {'step: t' if self.stepped else 'noise level: noise_level'} is missing")
         mlp: Any = self.get_submodule("time_mlp" if self.stepped else "noise_level_mlp")
         dtype = mlp[1].weight.dtype
-        embedding = mlp[1:](mlp[0](clock.flatten()).to(dtype))
+        embedding = mlp[1:](mlp[0](noise.flatten()).to(dtype))
         h, skips = (x if cond is None else torch.cat([cond, x], dim=1)).to(dtype), []
         for layer in self.downs:
             h = layer(h, embedding) if isinstance(layer, AttendingBlock) else layer(h)
@@ -177,11 +173,7 @@ def build(config: Config, stepped: bool) -> SR3Network:
 
 
 def schedule(config: Config, name: str = "beta_schedule") -> LinearSchedule:
-    """A noise schedule of a configuration.
-
-    Raises:
-        ValueError: if it is not linear, or an option is missing or unknown.
-    """
+    """A noise schedule of a configuration; ValueError if it is not linear, or an option is missing or unknown."""
     options = section(config, name, ("schedule", "n_timestep", "linear_start", "linear_end"))
     if options["schedule"] != "linear":
         raise ValueError(f"the {name} is {options['schedule']!r}, but only 'linear', that of the published weights, is supported")
@@ -194,11 +186,7 @@ def sampling_schedule(config: Config) -> LinearSchedule:
 
 
 def network_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """The network's own tensors of a published file, whose schedule has to be that of the configuration.
-
-    Raises:
-        ValueError: if the file holds another schedule.
-    """
+    """The network's own tensors of a published file; ValueError if its schedule is not that of the configuration."""
     betas, options = tensors.get("betas"), schedule(config)
     if betas is not None:
         expected = torch.linspace(options.beta_start, options.beta_end, options.num_steps, dtype=torch.float64)

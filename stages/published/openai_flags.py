@@ -30,14 +30,13 @@ CONFIG_KEYS = ("flags", "channel_mult", "num_classes")
 CONFIG_HINT = "'flags', the options of the project's scripts"
 IMAGENET_CLASSES = 1000
 STEPS = 250
-"""With which the papers' figures were measured."""
+"""Sampling steps that the papers' figures were measured with."""
 
 
 def levels(config: Config, flags: Config, by_size: Mapping[int, Sequence[float]], size: int) -> tuple[float, ...]:
     """Width multipliers of the levels: given, or those that the family's scripts choose for an image size.
 
-    Raises:
-        ValueError: if none is given for a size that the scripts don't know, or two that disagree.
+    ValueError if none is given for a size that the scripts don't know, or two that disagree.
     """
     text = flags.get("channel_mult") or ""
     given = [tuple(config["channel_mult"])] if config.get("channel_mult") else []
@@ -79,10 +78,7 @@ def noise_table(noise_schedule: str, num_steps: int) -> Tensor:
     """Log-SNR of every step of a named schedule, float64 [num_steps].
 
     "linear" keeps its total noise whatever the number of steps. "cosine" is Eq. 17 of Nichol & Dhariwal 2021 (arXiv:2102.09672)
-    with each beta at most 0.999.
-
-    Raises:
-        ValueError: for another name.
+    with each beta at most 0.999. ValueError for another name.
     """
     if noise_schedule == "cosine":
         u = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps

@@ -45,15 +45,14 @@ class Architecture:
     channel_mult: Sequence[float]
     blocks: int
     attention_factors: frozenset[int]
-    heads: int = 1
-    decoder_heads: int = 1
-    head_channels: int | None = None
+    heads: int
+    decoder_heads: int
+    head_channels: int | None
     attention_order: Order = "legacy"
     attention_dims: Literal[1, 2] = 1
-    num_classes: int | None = None
-    scale_shift: bool = True
-    resblock_updown: bool = False
-    dropout: float = 0.0
+    num_classes: int | None
+    scale_shift: bool
+    resblock_updown: bool
 
     @property
     def embedding_width(self) -> int:
@@ -97,12 +96,8 @@ class ResBlock(nn.Module):
         self.scale_shift, self.resample = arch.scale_shift, resample
         self.in_layers = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(arch.embedding_width, out_channels * (2 if arch.scale_shift else 1)))
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(32, out_channels),
-            nn.SiLU(),
-            nn.Dropout(arch.dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
-        )
+        convolution = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.out_layers = nn.Sequential(nn.GroupNorm(32, out_channels), nn.SiLU(), nn.Identity(), convolution)
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -111,14 +106,20 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = (upsample(a) if self.resample == "up" else F.avg_pool2d(a, 2) for a in (h, x))
         h = convolution(h)
-        norm, activation, dropout, convolution = self.out_layers
+        norm, activation, _, convolution = self.out_layers  # the files count dropout as a layer
         shift = self.emb_layers(embedding)[:, :, None, None]
         if self.scale_shift:
             scale, shift = shift.chunk(2, dim=1)
             h = torch.addcmul(shift, norm(h), 1 + scale)
         else:
             h = norm(h + shift)
-        return self.skip_connection(x) + convolution(dropout(activation(h)))
+        return self.skip_connection(x) + convolution(activation(h))
+
+
+def resampled(arch: Architecture, channels: int, way: Literal["up", "down"]) -> nn.Module:
+    if arch.resblock_updown:
+        return ResBlock(arch, channels, channels, way)
+    return resampling(channels, up=way == "up", name="conv" if way == "up" else "op")
 
 
 class AttentionBlock(nn.Module):
@@ -186,9 +187,7 @@ class ContractingHalf(nn.Module):
                 self.input_blocks.append(Stack(layers))
                 self.widths.append(current)
             if level < len(arch.channel_mult) - 1:
-                inside = arch.resblock_updown
-                down = ResBlock(arch, current, current, "down") if inside else resampling(current, up=False, name="op")
-                self.input_blocks.append(Stack([down]))
+                self.input_blocks.append(Stack([resampled(arch, current, "down")]))
                 self.widths.append(current)
         attention = AttentionBlock(arch, current, arch.heads)
         self.middle_block = Stack([ResBlock(arch, current, current), attention, ResBlock(arch, current, current)])
@@ -206,11 +205,7 @@ class ContractingHalf(nn.Module):
 
 
 class UNet(ContractingHalf):
-    """OpenAI's U-Net as published: `network(x, timesteps, y)`.
-
-    Raises:
-        ValueError: if the heads don't divide a width.
-    """
+    """OpenAI's U-Net as published: `network(x, timesteps, y)`. ValueError if the heads don't divide a width."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__(arch)
@@ -224,23 +219,18 @@ class UNet(ContractingHalf):
                 if 2**level in arch.attention_factors:
                     layers.append(AttentionBlock(arch, current, arch.decoder_heads))
                 if level and i == arch.blocks:
-                    inside = arch.resblock_updown
-                    layers.append(ResBlock(arch, current, current, "up") if inside else resampling(current, up=True))
+                    layers.append(resampled(arch, current, "up"))
                 self.output_blocks.append(Stack(layers))
         self.out = nn.Sequential(nn.GroupNorm(32, current), nn.SiLU(), nn.Conv2d(current, arch.out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Output of the network, [B, out_channels, H, W] in the number type of the weights.
+        """Output for noisy images `x` [B, in_channels, H, W]: [B, out_channels, H, W] in the number type of the weights.
 
-        With a learned variance, its value comes after the prediction.
+        A learned variance comes after the prediction.
 
         Args:
-            x: Noisy images, [B, in_channels, H, W].
             timesteps: What the network was trained to see as time, [B], may be fractional.
-            y: Class indices, int64 [B]; None exactly for an unconditional network.
-
-        Raises:
-            ValueError: if `y` is missing or there are no classes.
+            y: Class indices, int64 [B]; None exactly for an unconditional network, ValueError otherwise.
         """
         embedding = self.embed(timesteps)
         if self.label_emb is None and y is not None:

@@ -65,19 +65,17 @@ def _numpy_scalar(kind: Any, data: Any) -> float | int | bool:
 
 
 class _Storage:
-    """Number type and data of a tensor, shared with the bytes of the file."""
+    """The numbers of a tensor, shared with the bytes of the file."""
 
     def __init__(self, dtype: torch.dtype, count: int, data: bytes, offset: int) -> None:
-        size = count * dtype.itemsize
-        if count < 0 or len(data) - offset < size:
-            raise pickle.UnpicklingError(
-                f"a tensor of {count} numbers has {max(0, len(data) - offset)} bytes of data, the file is damaged"
-            )
+        left = len(data) - offset
+        if count < 0 or left < count * dtype.itemsize:
+            raise pickle.UnpicklingError(f"a tensor of {count} numbers has {max(0, left)} bytes of data, the file is damaged")
+        self.values = torch.empty(0, dtype=dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the bytes are read-only; nothing here writes to tensors of a file
-            self.values = (
-                torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
-            )
+            if count:
+                self.values = torch.frombuffer(data, dtype=dtype, count=count, offset=offset)
 
 
 def _storage(data: Any) -> _Storage:
@@ -162,11 +160,7 @@ def read(path: Path) -> Module:
 
 
 def tensors_of(module: Module, known: frozenset[str], prefix: str = "") -> dict[str, Tensor]:
-    """Every tensor of a record under its flat name.
-
-    Raises:
-        ValueError: if it holds an object of a class that is not `known`.
-    """
+    """Every tensor of a record under its flat name; ValueError if it holds an object of a class that is not `known`."""
     if module.class_name not in known:
         raise ValueError(
             f"the network holds a {module.class_name!r}, expected one of {', '.join(sorted(known))}; it is of another type"

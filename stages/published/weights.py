@@ -21,12 +21,9 @@ from cascade.stages.published.family import Family
 def read(path: Path, family: Family) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors of a weight file by name, memory-mapped where the format allows; and the configuration that a pickle records.
 
-    Args:
-        path: A .pt or .pth file that is a dict of tensors, a .safetensors file, or a .pkl network pickle.
-        family: Says which pickles are understood.
-
     Raises:
-        ValueError: if there is no such file, or it isn't one of these; nothing in it is ever run.
+        ValueError: if it is not a .pt or .pth file that holds a dict of tensors, a .safetensors file, or a .pkl file of a network
+            of the family; nothing in it is ever run.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
@@ -62,23 +59,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises whatever its many readers do
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path.name} was refused: it is damaged, or holds more than tensors ({reason})") from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
-    ):
+    if not isinstance(tensors, dict) or not all(isinstance(key, str) and isinstance(tensors[key], Tensor) for key in tensors):
         raise ValueError(
             f"{path.name} is not a plain dict of tensors; a training checkpoint has to be reduced to the network's weights first"
         )
     return dict(tensors)
 
 
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None = torch.float32) -> None:
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None) -> None:
     """Give a network the tensors of a file; without a change of number type they stay where they are, memory-mapped.
 
-    Args:
-        network: May be on the meta device.
-        tensors: All that it needs, and no others.
-        source: What an error calls the file.
-        dtype: Number type of the weights; None = as stored.
+    The network may be on the meta device. Errors call the file `source`; `dtype` None = as stored.
 
     Raises:
         ValueError: if a tensor is missing, left over, of another shape, or not of floating-point numbers.

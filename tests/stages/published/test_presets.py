@@ -58,9 +58,7 @@ def test_multiply_adds_are_those_that_torch_counts() -> None:
             given = {"x": torch.empty(1, 3, size, size)}
             clock = "sigma" if family.name in ("consistency", "edm", "edm2") else "timesteps"
             given |= {clock: torch.empty(1)}
-            given |= (
-                {"class_labels": torch.empty(1, 1000)} if family.name == "edm2" else {"y": torch.empty(1, dtype=torch.long)}
-            )
+            given |= {"class_labels": torch.empty(1, 1000)} if family.name == "edm2" else {"y": torch.empty(1, dtype=torch.long)}
             given |= {"low_res": torch.empty(1, 3, 64, 64)} if size == 256 else {}
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 network(**given)
