@@ -1,7 +1,7 @@
 """Processes that make shares of a run beside the one that began it.
 
-Each is a Python of its own that plain values tell what to do. It imports nothing of the program that began the run, so that a script
-needs no `if __name__ == "__main__"`, and a notebook can begin one.
+Each is a Python of its own that plain values tell what to do. It imports nothing of the program that began the run, so that a
+script needs no `if __name__ == "__main__"`, and a notebook can begin one.
 """
 
 from __future__ import annotations
