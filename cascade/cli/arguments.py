@@ -14,6 +14,8 @@ from cascade.schedulers import SCHEDULERS
 DEFAULT_MODEL = "emoji"
 RESAMPLES = 100
 DTYPES = ("float32", "bfloat16", "float16")
+RUN_OPTIONS = ("batch_size", "processes", "threads")
+"""Of a sampling run, by the names of their arguments."""
 
 _Value = TypeVar("_Value")
 
@@ -188,9 +190,9 @@ def add_process_options(parser: ArgumentParser) -> None:
     )
 
 
-def run_options(args: Namespace) -> dict[str, Any]:
-    """Arguments of `sample_run` that the machine decides."""
-    return {name: getattr(args, name) for name in ("batch_size", "processes", "threads")}
+def given(args: Namespace, *names: str) -> dict[str, Any]:
+    """Arguments of a function that options have by the same names."""
+    return {name: getattr(args, name) for name in names}
 
 
 def add_resamples(parser: ArgumentParser) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from cascade.cli.arguments import (
     DEFAULT_MODEL,
+    RUN_OPTIONS,
     add_process_options,
     add_resamples,
     add_sampling_options,
+    given,
     positive,
-    run_options,
     seed,
 )
 from cascade.cli.progress import say
@@ -59,19 +60,8 @@ def run(args: Namespace) -> None:
     from cascade.measure.benchmark import benchmark
 
     with Bars() as bars:
-        report = benchmark(
-            cascade,
-            protocol,
-            args.out,
-            num_images=args.num_images,
-            seed=args.seed,
-            reference=args.reference,
-            weights=args.weights,
-            resamples=args.resamples,
-            sampling=sampling,
-            **run_options(args),
-            on_progress=bars,
-        )
+        options = given(args, "num_images", "seed", "reference", "weights", "resamples", *RUN_OPTIONS)
+        report = benchmark(cascade, protocol, args.out, **options, sampling=sampling, on_progress=bars)
     if report is None:
         say("the share of this process is done; the last process to end scores all samples")
     else:

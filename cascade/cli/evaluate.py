@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
-from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, positive, seed
+from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, given, positive, seed
 from cascade.cli.progress import Progress, say
 from cascade.cli.reports import Bars, show
 from cascade.cli.request import Request
@@ -17,6 +16,7 @@ NAME = "evaluate"
 HELP = "Measure pictures: build references, score sets of pictures, SR3 stages, and train a classifier."
 
 _IMAGES = "a folder of pictures, an .npz with arr_0, drawings:train or drawings:heldout"
+_NETWORK = ("extractor", "weights", "crop_rule", "size", "device")
 _EXTRACTORS = ("efficientnet-lite0", "inception-clean", "inception-tensorflow", "inception-pytorch", "dinov2")
 
 
@@ -113,16 +113,11 @@ def _classifier_options(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of weights and order (default 0)")
 
 
-def _network(args: Namespace) -> dict[str, Any]:
-    """What `_add_extractor` has asked for."""
-    return {name: getattr(args, name) for name in ("extractor", "weights", "crop_rule", "size", "device")}
-
-
 def _reference(args: Namespace) -> None:
     from cascade.measure.evaluation import build_reference
 
     with Bars() as bars:
-        made = build_reference(args.images, args.out, crop=args.crop, **_network(args), on_progress=bars)
+        made = build_reference(args.images, args.out, **given(args, "crop", *_NETWORK), on_progress=bars)
     if made.odd:
         say(made.odd)
     reference, network = made.reference, made.reference.provenance
@@ -138,7 +133,7 @@ def _images(args: Namespace) -> None:
     from cascade.measure.evaluation import evaluate
 
     with Bars() as bars:
-        scores = evaluate(args.images, args.reference, resamples=args.resamples, **_network(args), on_progress=bars)
+        scores = evaluate(args.images, args.reference, **given(args, "resamples", *_NETWORK), on_progress=bars)
     frechet = scores.frechet
     if frechet.num_samples < FEWEST_FOR_PUBLISHED:
         few = f"{frechet.num_samples:,} pictures are fewer than {FEWEST_FOR_PUBLISHED:,}"
@@ -161,22 +156,9 @@ def _sr(args: Namespace) -> None:
     from cascade.measure.super_resolution import evaluate_sr
 
     with Bars() as bars:
-        report = evaluate_sr(
-            cascade,
-            args.out,
-            images=args.images,
-            stage=args.stage,
-            num_images=args.num_images,
-            seed=args.seed,
-            regression=args.regression,
-            extractor=None if args.no_distance else args.extractor,
-            weights=args.weights,
-            crop_rule=args.crop_rule,
-            resamples=args.resamples,
-            sampling=sampling,
-            batch_size=args.batch_size,
-            on_progress=bars,
-        )
+        names = ("images", "stage", "num_images", "seed", "regression", "weights", "crop_rule", "resamples", "batch_size")
+        options = given(args, *names) | {"extractor": None if args.no_distance else args.extractor}
+        report = evaluate_sr(cascade, args.out, **options, sampling=sampling, on_progress=bars)
     show(report, args.out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from cascade.cli.arguments import DEFAULT_MODEL, add_process_options, add_sampling_options, positive, run_options, seed
+from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_process_options, add_sampling_options, given, positive, seed
 from cascade.cli.reports import Bars
 from cascade.cli.request import Request
 from cascade.runs.record import check_folder
@@ -56,16 +56,7 @@ def run(args: Namespace) -> None:
     check_folder(args.out)
     cascade, sampling = Request.of(args, args.size).load()
     with Bars() as bars:
-        made = sample_run(
-            cascade,
-            args.out,
-            num_images=args.num_images,
-            seed=args.seed,
-            labels=args.labels,
-            format=args.format,
-            sampling=sampling,
-            **run_options(args),
-            on_progress=bars,
-        )
+        options = given(args, "num_images", "seed", "labels", "format", *RUN_OPTIONS)
+        made = sample_run(cascade, args.out, **options, sampling=sampling, on_progress=bars)
     state = f"{made.plan.num_images:,} pictures of {made.plan.size} px" if made.complete else "the share of this process is done"
     print(f"{args.out}: {state}")

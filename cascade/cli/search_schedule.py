@@ -10,10 +10,11 @@ from typing import Any
 
 from cascade.cli.arguments import (
     DEFAULT_MODEL,
+    RUN_OPTIONS,
     add_process_options,
     add_sampling_options,
+    given,
     positive,
-    run_options,
     scheduler,
     seed,
 )
@@ -30,12 +31,11 @@ HELP = "Search steps and scheduler of a stage by what its samples score; keep th
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
     parser.add_argument("--stage", metavar="NAME", help="whose schedule is searched (default: the last)")
-    parser.add_argument(
-        "--try-steps", type=_several(positive), default=[4, 8, 16, 32], metavar="N,N", help="steps to try (default 4,8,16,32)"
-    )
-    parser.add_argument(
-        "--try-schedulers", type=_several(scheduler), metavar="NAME,NAME", help="schedulers to try (default: the model's own)"
-    )
+    for name, kind, default, metavar, text in (
+        ("steps", positive, [4, 8, 16, 32], "N,N", "steps to try (default 4,8,16,32)"),
+        ("schedulers", scheduler, None, "NAME,NAME", "schedulers to try (default: the model's own)"),
+    ):
+        parser.add_argument(f"--try-{name}", dest=name, type=_several(kind), default=default, metavar=metavar, help=text)
     parser.add_argument("--num-images", type=positive, default=100, metavar="N", help="samples of each (default 100)")
     parser.add_argument(
         "--reference",
@@ -69,21 +69,8 @@ def run(args: Namespace) -> None:
     request = Request.of(args, sizes[stage])
     cascade, sampling = (request if args.save is None else replace(request, size=max(sizes.values()))).load()
     with Bars() as bars:
-        found = search_schedule(
-            cascade,
-            args.out,
-            stage=stage,
-            steps=args.try_steps,
-            schedulers=args.try_schedulers,
-            num_images=args.num_images,
-            reference=args.reference,
-            aim=args.aim,
-            seed=args.seed,
-            max_steps=args.max_steps,
-            sampling=sampling,
-            **run_options(args),
-            on_progress=bars,
-        )
+        options = given(args, "steps", "schedulers", "num_images", "reference", "aim", "seed", "max_steps", *RUN_OPTIONS)
+        found = search_schedule(cascade, args.out, stage=stage, **options, sampling=sampling, on_progress=bars)
     show(found.report, args.out)
     if args.save is not None:
         found.apply(cascade)

@@ -91,35 +91,20 @@ class Protocol:
             raise ValueError(f"low_res_size is {self.low_res_size}, expected a divisor of size {self.size}")
 
 
-def protocol_folder() -> Path:
-    """Where the protocols lie that come with the package."""
-    return CONFIGS / "protocols"
-
-
 def protocol_names() -> list[str]:
     """Names of all protocols that come with the package."""
-    return sorted(path.stem for path in protocol_folder().glob("*.yaml"))
-
-
-def protocol_path(name: str) -> Path:
-    """The file of a protocol: one that comes with the package, or any path that ends in .yaml.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else protocol_folder() / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(f"there is no protocol {name!r}; choose one of {', '.join(protocol_names())}, or give a YAML file")
-    return path
+    return sorted(path.stem for path in (CONFIGS / "protocols").glob("*.yaml"))
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol, every key and type of its file checked.
+    """A protocol that comes with the package, or that of a file whose path ends in .yaml; every key and type is checked.
 
     Raises:
         ValueError: if there is none, or its file says something that a protocol doesn't; it names file and key.
     """
-    path = protocol_path(name)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / "protocols" / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"there is no protocol {name!r}; choose one of {', '.join(protocol_names())}, or give a YAML file")
     values = typed.read(path)
     try:
         protocol = typed.build(Protocol, values)

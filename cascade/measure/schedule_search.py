@@ -128,7 +128,8 @@ def search_schedule(
     images, _ = image_source(str(reference), size=size, minimum=2)
     of_real = feature_set(images, extractor, crop_rule=None, cache=feature_cache())
     how: Any = {"batch_size": batch_size, "processes": processes, "threads": threads, "on_progress": on_progress}
-    for kind in schedulers or (None,):
+    kinds: Sequence[str | None] = schedulers or [None]
+    for kind in kinds:
         for count in steps:
             tried = given | {name: replace(given[name], num_inference_steps=count, scheduler=kind or given[name].scheduler)}
             folder = out / f"{count:04d}-{kind or 'own'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cascade.classes import Vocabulary
 from cascade.eval.classifier import errors
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import Images, ImageSet, area_downsample, image_array
@@ -111,25 +112,22 @@ def evaluate_sr(
     every, known = image_source(text, size=size)
     real = every.take(np.arange(min(num_images, len(every))))
     labels = _labels(cascade, real, known)
-    step = batch_size or (CPU_BATCH_SIZE if device == "cpu" else ACCELERATOR_BATCH_SIZE)
-    makers = {"outputs": by_stage(cascade, name, sampling, step)}
+    makers = {"outputs": by_stage(cascade, name, sampling, batch_size)}
+    settings = cascade.described([name], sampling, batch_size) | {"stage": name, "seed": seed, "images": real.source_hash()}
     if regression is not None:
         makers["regression"] = by_regression(cascade, name, regression)
-    settings = cascade.described([name], sampling, batch_size) | {"stage": name, "seed": seed, "images": real.source_hash()}
-    settings |= {} if regression is None else {"regression": model_hash(regression)}
-    model = {"name": cascade.name, "sha256": model_hash(cascade)}
-    record: dict[str, Any] = {"format": FORMAT, "model": model, "settings": settings}
+        settings["regression"] = model_hash(regression)
+    record = {"format": FORMAT, "model": {"name": cascade.name, "sha256": model_hash(cascade)}, "settings": settings}
     begin(out, record)
     originals = real.array()
     low_res = low_resolution(originals, small)
+    step = batch_size or (CPU_BATCH_SIZE if device == "cpu" else ACCELERATOR_BATCH_SIZE)
     made, given = {}, labels if cascade.num_classes is not None else None
-    with without_bars(cascade):
-        for folder, maker in makers.items():
-            told = part(on_progress, "enlarging" if folder == "outputs" else "enlarging by regression")
-            made[folder] = enlarged(maker, low_res, given, out / folder, seed=seed, batch_size=step, on_progress=told)
-    rule, reference = crop_rule_of(text, crop_rule), None
-    if network is not None:
-        reference = reference_of(real.name, measure(real, network, crop_rule=rule), real.source_hash())
+    for what, maker in makers.items():
+        told = part(on_progress, "enlarging" if what == "outputs" else "enlarging by regression")
+        made[what] = enlarged(maker, low_res, given, out / what, seed=seed, batch_size=step, on_progress=told)
+    rule = crop_rule_of(text, crop_rule)
+    reference = None if network is None else reference_of(real.name, measure(real, network, crop_rule=rule), real.source_hash())
     classifier = classifier_of(cascade.classes, device) if labels is not None else None
     how = _How(originals, low_res, labels, network, reference, classifier and classifier[1], rule, resamples)
     sets = {f"{cascade.name}, {name}": made.pop("outputs"), **made, "bicubic": bicubic(low_res, size)}
@@ -137,24 +135,23 @@ def evaluate_sr(
     rows.append(Row(name="originals", values=how.values(originals, paired=False), note="the images themselves", ours=True))
     rows += published_rows(protocol, False) if protocol else ()
     facts = {
-        "model": f"{cascade.name}, SHA-256 {record['model']['sha256']}",
+        "model": f"{cascade.name}, SHA-256 {model_hash(cascade)}",
         "stage": name,
         "images": f"the first {len(real):,} of {text}, averaged over blocks to {small} px",
         "seeds": f"from {seed}",
+        "regression": None if regression is None else f"{regression.name}, SHA-256 {settings['regression']}",
+        "extractor": None if network is None else f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}",
+        "classifier": None if classifier is None else classifier[0],
     }
-    if regression is not None:
-        facts["regression"] = f"{regression.name}, SHA-256 {settings['regression']}"
-    if network is not None:
-        facts["extractor"] = f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}"
-    if classifier is not None:
-        facts["classifier"] = classifier[0]
+    shown = tuple((what, one[:SHOWN]) for what, one in {"input": low_res, **sets, "original": originals}.items())
+    caption = "The first images, shown equally large; the input is what all others start from."
     report = Report(
         title=protocol.title if protocol else f"{cascade.name}, {name}: {small} to {size} px",
-        facts=facts,
+        facts={key: text for key, text in facts.items() if text},
         columns=columns_of(rows),
         rows=tuple(rows),
-        notes=(*_notes(resamples, facts.get("classifier")), *(protocol.notes if protocol else ())),
-        pictures=(_picture({"input": low_res, **sets, "original": originals}),),
+        notes=(*_notes(resamples, facts["classifier"]), *(protocol.notes if protocol else ())),
+        pictures=(Picture(title="Pictures", caption=caption, rows=shown),),
         details={"run": record},
     )
     write_report(report, out)
@@ -181,12 +178,13 @@ def bicubic(low_res: Images, size: int) -> Images:
     return np.stack([np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in low_res])
 
 
-def by_stage(cascade: CascadePipeline, stage: str, sampling: Sampling | None, batch_size: int) -> Enlarge:
+def by_stage(cascade: CascadePipeline, stage: str, sampling: Sampling | None, batch_size: int | None) -> Enlarge:
     """What a stage of a cascade makes of small images."""
 
     def enlarge(images: list[Image.Image], labels: list[int] | None, seeds: list[int]) -> list[Image.Image]:
         size = cascade.sizes[stage]
-        made: Any = cascade.upscale(images, labels, stage, seeds, size=size, sampling=sampling, batch_size=batch_size)
+        with without_bars(cascade):
+            made: Any = cascade.upscale(images, labels, stage, seeds, size=size, sampling=sampling, batch_size=batch_size)
         return made.images
 
     return enlarge
@@ -223,7 +221,7 @@ def by_regression(cascade: CascadePipeline, name: str, folder: Path) -> Enlarge:
 def enlarged(
     enlarge: Enlarge, low_res: Images, labels: list[int] | None, out: Path, *, seed: int, batch_size: int, on_progress: Progress
 ) -> Images:
-    """Large images, each kept as a PNG file as soon as it is there; existing ones are not made again.
+    """Large images, uint8 [N, S, S, 3], each kept as a PNG in `out` as soon as it is there; existing ones are not made again.
 
     Args:
         enlarge: Makes them.
@@ -233,9 +231,6 @@ def enlarged(
         seed: Of the first image; image i has seed + i.
         batch_size: Consecutive images that are made together, always the same ones.
         on_progress: Called with (images done, images in all).
-
-    Returns:
-        uint8 [N, S, S, 3].
     """
     files = [out / image_name(i) for i in range(len(low_res))]
     for start in range(0, len(low_res), batch_size):
@@ -271,19 +266,12 @@ def _labels(cascade: CascadePipeline, images: ImageSet, known: np.ndarray | None
     try:
         if images.paths is None:
             raise ValueError(f"{images.name} doesn't say what its images show, which {cascade.name!r} must know")
-        if cascade.classes is None:
-            return [int(path.parent.name) for path in images.paths]
-        return [cascade.classes.index(path.parent.name) for path in images.paths]
+        classes = cascade.classes or Vocabulary.from_names([f"class {i}" for i in range(cascade.num_classes or 0)])
+        return [classes.index(path.parent.name) for path in images.paths]
     except ValueError:
         if cascade.num_classes is not None:
             raise
         return None
-
-
-def _picture(sets: Mapping[str, Images]) -> Picture:
-    rows = tuple((what, images[:SHOWN]) for what, images in sets.items())
-    caption = "The first images, shown equally large; the input is what all others start from."
-    return Picture(title="Pictures", caption=caption, rows=rows)
 
 
 def _notes(resamples: int, classifier: str | None) -> list[str]:

@@ -72,5 +72,5 @@ def quick(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("cascade.measure.named.cached_array", drawings)
-    for module in ("named", "samples", "super_resolution", "evaluation"):
+    for module in ("benchmark", "super_resolution", "evaluation", "named"):
         monkeypatch.setattr(f"cascade.measure.{module}.extractor_of", extractor_of)
