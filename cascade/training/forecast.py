@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,83 +145,57 @@ def _cast_weights(network: nn.Module, precision: str) -> float:
 
 def _image_cost(network: Any, size: int, precision: str) -> ImageCost:
     """One image of this size through a network of fake tensors."""
-    kept = _Kept(network)
-    low_res_size = network.config.low_res_size
+    low_res_size, dtype = network.config.low_res_size, DTYPES[precision]
     low_res = None if low_res_size is None else torch.empty(1, 3, *[size * low_res_size // network.config.sample_size] * 2)
     labels = None if network.num_classes is None else torch.zeros(1, dtype=torch.long)
-    dtype = DTYPES[precision]
-    with (
-        operation_counter() as counter,
-        kept,
-        torch.autocast("cpu", dtype, enabled=dtype is not torch.float32),
-    ):
-        network(torch.empty(1, 3, size, size), torch.empty(1), labels, low_res)
-    return ImageCost(counter.get_total_flops() / 2, kept.all(), kept.checkpointed(), WORKING_MAPS * kept.largest())
+    inputs = (torch.empty(1, 3, size, size), torch.empty(1), labels, low_res)
+    with operation_counter() as counter, torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        kept, checkpointed, largest = _kept(network, lambda: network(*inputs))
+    return ImageCost(counter.get_total_flops() / 2, kept, checkpointed, WORKING_MAPS * largest)
 
 
-class _Kept:
-    """Watches one forward pass: the storages that autograd keeps, in which block, and the blocks' inputs."""
+def _kept(network: UNet, forward: Callable[[], object]) -> tuple[int, int, int]:
+    """Bytes that autograd keeps of a forward pass; the same with gradient checkpointing; and those of the largest storage.
 
-    def __init__(self, network: UNet) -> None:
-        self.network = network
-        self._weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-        self._weight_shapes = {parameter.shape for parameter in network.parameters()}
-        self._block: nn.Module | None = None
-        self._alive: list[Tensor] = []  # a storage's address names it only as long as it lives
-        self._bytes: dict[int, int] = {}
-        self._blocks: dict[int, nn.Module | None] = {}
-        self._inputs: set[int] = set()
-        self._leave: list[Callable[[], Any]] = []
+    With checkpointing, blocks keep their inputs only, and each in turn the rest.
+    """
+    weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
+    weight_shapes = {weight.shape for weight in network.parameters()}
+    alive: list[Tensor] = []  # a storage's address names it only as long as it lives
+    sizes: dict[int, int] = {}
+    block_of: dict[int, nn.Module | None] = {}
+    inputs: set[int] = set()
+    running: list[nn.Module] = []
 
-    def __enter__(self) -> _Kept:
-        for block in self.network.modules():
-            if isinstance(block, ResidualBlock):
-                hooks = (block.register_forward_pre_hook(self._enter_block), block.register_forward_hook(self._leave_block))
-                self._leave += [hook.remove for hook in hooks]
-        hooks_of_autograd = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-        hooks_of_autograd.__enter__()
-        self._leave.append(lambda: hooks_of_autograd.__exit__(None, None, None))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for leave in reversed(self._leave):
-            leave()
-
-    def all(self) -> int:
-        """Bytes kept."""
-        return sum(self._bytes[key] for key in self._blocks)
-
-    def checkpointed(self) -> int:
-        """Bytes kept if blocks keep their inputs only, and each in turn the rest."""
-        between = {key for key, block in self._blocks.items() if block is None} | self._inputs
-        within: dict[nn.Module | None, int] = {}
-        for key, block in self._blocks.items():
-            if key not in between:
-                within[block] = within.get(block, 0) + self._bytes[key]
-        return sum(self._bytes[key] for key in between) + max(within.values(), default=0)
-
-    def largest(self) -> int:
-        """Bytes of the largest kept storage."""
-        return max((self._bytes[key] for key in self._blocks), default=0)
-
-    def _note(self, tensor: Tensor) -> int:
+    def note(tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
-        self._alive.append(tensor)
-        self._bytes[storage._cdata] = storage.nbytes()
+        alive.append(tensor)
+        sizes[storage._cdata] = storage.nbytes()
         return int(storage._cdata)
 
-    def _pack(self, tensor: Tensor) -> Tensor:
-        key = self._note(tensor)
-        if key not in self._weights and tensor.shape not in self._weight_shapes:  # nor a weight in a narrower number type
-            self._blocks.setdefault(key, self._block)
+    def pack(tensor: Tensor) -> Tensor:
+        key = note(tensor)
+        if key not in weights and tensor.shape not in weight_shapes:  # nor a weight in a narrower number type
+            block_of.setdefault(key, running[-1] if running else None)
         return tensor
 
-    def _enter_block(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._block = block
-        self._inputs |= {self._note(tensor) for tensor in inputs}
+    def enter(block: nn.Module, given: tuple[Tensor, ...]) -> None:
+        running.append(block)
+        inputs.update(note(tensor) for tensor in given)
 
-    def _leave_block(self, *_: object) -> None:
-        self._block = None
+    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
+    hooks = [block.register_forward_pre_hook(enter) for block in blocks]
+    hooks += [block.register_forward_hook(lambda *_: running.clear()) for block in blocks]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    for hook in hooks:
+        hook.remove()
+    between = {key for key, block in block_of.items() if block is None} | inputs
+    within: Counter[nn.Module | None] = Counter()
+    for key in block_of.keys() - between:
+        within[block_of[key]] += sizes[key]
+    checkpointed = sum(sizes[key] for key in between) + max(within.values(), default=0)
+    return sum(sizes[key] for key in block_of), checkpointed, max((sizes[key] for key in block_of), default=0)
 
 
 @dataclass(frozen=True, slots=True)

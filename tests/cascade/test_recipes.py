@@ -216,4 +216,4 @@ def test_a_dry_run_shows_sr3s_natural_images(capsys, tmp_path, monkeypatch):
     told = capsys.readouterr().out
     assert "64 -> 256 px, no classes, 633,534,467 parameters, 256,000,000 images" in told
     assert "# pictures: not here, no classes assumed" in told and "learning_rate: 0.0001" in told
-    assert "879.6 GMAC an evaluation at 256 px" in told and "reckoned as" in told
+    assert "879.6 GMAC per evaluation at 256 px" in told and "estimated as" in told
