@@ -34,15 +34,6 @@ class ClassifierConfig:
     blocks: tuple[int, ...] = (1, 2, 2, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassAgreement:
-    """Share of images for which the classifier names the asked class first, or among its first five."""
-
-    top1: float
-    top5: float
-    num_images: int
-
-
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch normalisation and a skip; the first may halve the size and change the width."""
 
@@ -127,10 +118,10 @@ def errors(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> tupl
     return rank > 1, rank > 5
 
 
-def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> ClassAgreement:
-    """1 less the mean `errors`, with their arguments and errors."""
-    top1, top5 = (1 - float(wrong.mean()) for wrong in errors(probabilities, asked))
-    return ClassAgreement(top1=top1, top5=top5, num_images=len(asked))
+def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> tuple[float, float]:
+    """Shares of images whose asked class is named first, and among the first five: what `errors` leave, with their arguments."""
+    top1, top5 = errors(probabilities, asked)
+    return float((~top1).mean()), float((~top5).mean())
 
 
 def save_classifier(model: DrawingClassifier, path: Path, facts: dict[str, str]) -> None:

@@ -25,7 +25,6 @@ class EfficientNetLite:
 
     name = "efficientnet-lite0"
     resize_mode = "bicubic-antialias-224"
-    dimension = 1280
 
     def __init__(self, device: str = "cpu"):
         """Raises ValueError if the two packages are not installed."""

@@ -23,27 +23,9 @@ class Estimate:
     std: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifold:
-    """How two sets of features overlap: each feature has a ball that reaches to its k-th nearest neighbour.
-
-    precision: Share of generated features inside some ball of the real set.
-    recall: Share of real features inside some ball of the generated set.
-    density: Mean number of real balls that hold a generated feature, over k; can exceed 1.
-    coverage: Share of real features whose ball holds a generated feature.
-    k: Which neighbour the balls reach to.
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-    k: int
-
-
 @dataclass(frozen=True)
 class Overlap:
-    """What precision, recall, density and coverage are means of.
+    """How two sets of features overlap, where each feature has a ball that reaches to its k-th nearest neighbour.
 
     balls: Number of real balls that hold each generated feature, [N].
     recalled: Whether each real feature is inside some ball of the generated set, [M].
@@ -57,16 +39,16 @@ class Overlap:
     k: int
 
     def per_image(self) -> dict[str, NDArray]:
-        """Per measure the values that it is the mean of: precision and density [N], recall and coverage [M]."""
+        """Per measure the values that it is the mean of: precision and density [N], recall and coverage [M].
+
+        Density, the mean number of balls over k, can exceed 1.
+        """
         return {
             "precision": self.balls > 0,
             "recall": self.recalled,
             "density": self.balls / self.k,
             "coverage": self.covered,
         }
-
-    def manifold(self) -> Manifold:
-        return Manifold(**{name: float(values.mean()) for name, values in self.per_image().items()}, k=self.k)
 
 
 def kernel_distance(generated: Features, real: Features) -> float:

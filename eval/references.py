@@ -60,15 +60,14 @@ def measure(
         crop_rule: How the images were cut from their originals; for samples, that of the images their model learned.
         on_batch: Called with the number of images done so far.
     """
-    statistics, spatial = FeatureStatistics(extractor.dimension), None
-    for features, *others in outputs(images, extractor):
-        statistics.update(features)
-        if others:
-            spatial = spatial or FeatureStatistics(others[0].shape[1])
-            spatial.update(others[0])
+    statistics: list[FeatureStatistics] = []
+    for parts in outputs(images, extractor):
+        statistics = statistics or [FeatureStatistics(part.shape[1]) for part in parts[:2]]
+        for one, part in zip(statistics, parts[:2], strict=True):
+            one.update(part)
         if on_batch:
-            on_batch(statistics.count)
-    return Measurement.of(statistics, provenance(images, extractor, crop_rule), spatial)
+            on_batch(statistics[0].count)
+    return Measurement.of(provenance(images, extractor, crop_rule), *statistics)
 
 
 def build_reference(
