@@ -34,6 +34,15 @@ class ClassifierConfig:
     blocks: tuple[int, ...] = (1, 2, 2, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassAgreement:
+    """Share of images for which the classifier names the asked class first, or among its first five."""
+
+    top1: float
+    top5: float
+    num_images: int
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch normalisation and a skip; the first may halve the size and change the width."""
 
@@ -83,7 +92,6 @@ def class_probabilities(model: DrawingClassifier, images: Images) -> NDArray[np.
     """Probability that the classifier gives to each class.
 
     Args:
-        model: A trained classifier.
         images: uint8 RGB, [N, S, S, 3], S = the model's image size or a multiple of it (area-averaged down).
 
     Returns:
@@ -118,10 +126,10 @@ def errors(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> tupl
     return rank > 1, rank > 5
 
 
-def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> tuple[float, float]:
-    """Shares of images whose asked class is named first, and among the first five: what `errors` leave, with their arguments."""
+def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> ClassAgreement:
+    """What `errors` leave, with their arguments and errors."""
     top1, top5 = errors(probabilities, asked)
-    return float((~top1).mean()), float((~top5).mean())
+    return ClassAgreement(top1=float((~top1).mean()), top5=float((~top5).mean()), num_images=len(asked))
 
 
 def save_classifier(model: DrawingClassifier, path: Path, facts: dict[str, str]) -> None:

@@ -55,16 +55,12 @@ class Inception:
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}")
         self.resize_mode: str = mode
         self._device = device
-        self._network: Any
-        if mode == "legacy_pytorch":
+        if mode == "clean":
+            self._resize_cleanly = _clean_fid("resize").build_resizer("clean")
+        elif mode == "legacy_pytorch":
             import_torchvision()
-            file, self.weights_hash = PYTORCH_FID.locate(weights, sha256)
-            self._network = _pytorch_fid_network(file)
-        else:
-            if mode == "clean":
-                self._resize_cleanly = _clean_fid("resize").build_resizer("clean")
-            file, self.weights_hash = TORCHSCRIPT.locate(weights, sha256)
-            self._network = torch.jit.load(str(file), map_location="cpu")
+        file, self.weights_hash = (PYTORCH_FID if mode == "legacy_pytorch" else TORCHSCRIPT).locate(weights, sha256)
+        self._network: Any = _pytorch_fid_network(file) if mode == "legacy_pytorch" else torch.jit.load(file, map_location="cpu")
         self._network.to(device).eval()
 
     @torch.inference_mode()
@@ -113,11 +109,9 @@ class ADMInception(Inception):
 
 
 def tensorflow_resize(images: Tensor, size: int) -> Tensor:
-    """Bilinear resize of the first TensorFlow: place i of the result lies at i * side / size of the image, whose edges continue.
+    """Bilinear resize of the first TensorFlow, [N, C, H, W] to [N, C, size, size].
 
-    Args:
-        images: [N, C, H, W].
-        size: Side of the result.
+    Place i of the result lies at i * side / size of the image, whose edges continue.
     """
     for dimension in (2, 3):
         side = images.shape[dimension]

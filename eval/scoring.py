@@ -100,8 +100,7 @@ def feature_set(
     """Features of a set of images; with an `ADMExtractor` spatial features and class probabilities too.
 
     Args:
-        images: What to measure.
-        extractor: By what.
+        images, extractor: What to measure, and by what.
         crop_rule: As `references.measure` has it.
         cache: Folder in which the features are kept under the hashes of images and network, and found again; None = not.
             Spatial features and probabilities are not kept: they are asked of samples.
@@ -203,23 +202,21 @@ def _distance_intervals(
 ) -> dict[str, Interval]:
     """Intervals of Frechet distances of features to a Gaussian, (features, mean, cov) by name."""
     intervals: dict[str, Interval] = {}
-    for place, (name, (features, mean, cov)) in enumerate(kinds.items() if resamples else ()):
 
-        def told(done: int, before: int = place * resamples) -> None:
-            if on_resample is not None:
-                on_resample(before + done, len(kinds) * resamples)
+    def tell(done: int) -> None:
+        if on_resample is not None:
+            on_resample(len(intervals) * resamples + done, len(kinds) * resamples)
 
-        distance = redrawn_distance(features, mean, cov)
-        found = bootstrap_interval(distance, len(features), num_resamples=resamples, on_resample=told)
+    for name, gaussian in kinds.items() if resamples else ():
+        distance, count = redrawn_distance(*gaussian), len(gaussian[0])
+        found = bootstrap_interval(distance, count, num_resamples=resamples, on_resample=tell)
         intervals[name] = replace(found, low=max(found.low, 0.0))  # of few images the spread can reach below
     return intervals
 
 
 def _inception_score(probabilities: NDArray[np.float32] | None) -> Estimate | None:
     """In parts of 5,000 images as ADM's evaluator has them; a last part may be shorter, all are made equally long."""
-    if probabilities is None:
-        return None
-    return inception_score(probabilities, num_splits=-(-len(probabilities) // ADM_SPLIT))
+    return None if probabilities is None else inception_score(probabilities, num_splits=-(-len(probabilities) // ADM_SPLIT))
 
 
 def _statistics(features: NDArray[np.float32]) -> FeatureStatistics:

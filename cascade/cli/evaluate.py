@@ -266,9 +266,9 @@ def _classifier(args: Namespace) -> None:
             settings=TrainingSettings(epochs=args.epochs, seed=args.seed),
             on_epoch=report,
         )
-    top1, top5 = class_agreement(class_probabilities(model, heldout.array()), real_labels)
+    found = class_agreement(class_probabilities(model, heldout.array()), real_labels)
     trained_on = f"{len(images):,} {'training drawings' if args.samples is None else 'samples'}"
-    print(f"trained on {trained_on}: top-1 {top1:.4f}, top-5 {top5:.4f} of {len(heldout)} held-out drawings")
+    print(f"trained on {trained_on}: top-1 {found.top1:.4f}, top-5 {found.top5:.4f} of {found.num_images} held-out drawings")
     if args.out is not None:
-        save_classifier(model, args.out, {"heldout_top1": f"{top1:.4f}", "heldout_top5": f"{top5:.4f}"})
+        save_classifier(model, args.out, {"heldout_top1": f"{found.top1:.4f}", "heldout_top5": f"{found.top5:.4f}"})
         print(args.out)

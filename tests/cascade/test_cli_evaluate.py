@@ -114,7 +114,7 @@ def test_an_sr3_stage_stands_beside_regression_bicubic_and_originals(tmp_path, c
     made = np.stack([np.asarray(stage(image, [int(label)]).images[0]) for image, label in inputs])
     assert rows["regression"]["PSNR"]["estimate"] == pytest.approx(psnr(made, pictures).mean(), rel=1e-6)
     classifier, _ = load_classifier()
-    wrong = 1 - class_agreement(class_probabilities(classifier, pictures), labels)[0]
+    wrong = 1 - class_agreement(class_probabilities(classifier, pictures), labels).top1
     assert rows["originals"]["top-1 error"]["estimate"] == pytest.approx(wrong) and "PSNR" not in rows["originals"]
     assert len(list((tmp_path / "sr" / "outputs").iterdir())) == len(list((tmp_path / "sr" / "regression").iterdir())) == 3
     out = capsys.readouterr().out

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from cascade.eval.classifier import (
     SHIPPED_WEIGHTS,
+    ClassAgreement,
     ClassifierConfig,
     DrawingClassifier,
     class_agreement,
@@ -27,12 +28,12 @@ def pictures(count: int) -> np.ndarray:
 
 def test_agreement_counts_first_and_first_five():
     probabilities = np.tile(np.arange(8.0), (8, 1))         # class 7 is the most probable, then 6, ...
-    assert class_agreement(probabilities, np.arange(8)) == (1 / 8, 5 / 8)
+    assert class_agreement(probabilities, np.arange(8)) == ClassAgreement(top1=1 / 8, top5=5 / 8, num_images=8)
     assert errors(probabilities, np.arange(8))[0].tolist() == [label != 7 for label in range(8)]
 
 
 def test_a_classifier_that_says_nothing_agrees_with_nothing():
-    assert class_agreement(np.full((10, 10), 0.1), np.arange(10)) == (0, 0)
+    assert class_agreement(np.full((10, 10), 0.1), np.arange(10)).top5 == 0
 
 
 def test_larger_images_are_averaged_down():
