@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+CONFIDENCE = 0.95  # share of the redrawn values that an interval holds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -21,12 +23,10 @@ def bootstrap_interval(
     statistic: Callable[[NDArray[np.int64]], float],
     count: int,
     *,
-    num_resamples: int = 200,
-    confidence: float = 0.95,
-    seed: int = 0,
+    num_resamples: int,
     on_resample: Callable[[int], None] | None = None,
 ) -> Interval:
-    """Interval of a statistic of `count` images by drawing as many of them again, with replacement.
+    """Interval of a statistic of `count` images by drawing as many of them again, with replacement; always the same draws.
 
     The spread of the redrawn values around their own mean is laid around the estimate (Efron & Tibshirani 1993, chapter 13).
     Distances between distributions grow when images repeat, and this keeps that growth out; the bias that a distance has at
@@ -37,23 +37,19 @@ def bootstrap_interval(
             `lambda index: values[index].mean()`.
         count: Number of images.
         num_resamples: How often to draw.
-        confidence: Share of the redrawn values that the interval holds.
-        seed: Of the draws.
         on_resample: Called with the number of draws done so far.
 
     Raises:
-        ValueError: if there are fewer than 2 images or resamples, or confidence is not between 0 and 1.
+        ValueError: if there are fewer than 2 images or resamples.
     """
     if count < 2 or num_resamples < 2:
         raise ValueError(f"at least 2 images and 2 resamples are needed, got {count} and {num_resamples}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     estimate = float(statistic(np.arange(count)))
     redrawn = np.empty(num_resamples)
     for done in range(num_resamples):
         redrawn[done] = statistic(rng.integers(0, count, count))
         if on_resample is not None:
             on_resample(done + 1)
-    low, high = np.quantile(redrawn - redrawn.mean(), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate=estimate, low=estimate + float(low), high=estimate + float(high), confidence=confidence)
+    low, high = np.quantile(redrawn - redrawn.mean(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(estimate=estimate, low=estimate + float(low), high=estimate + float(high), confidence=CONFIDENCE)

@@ -92,7 +92,6 @@ def class_probabilities(model: DrawingClassifier, images: Images) -> NDArray[np.
     """Probability that the classifier gives to each class.
 
     Args:
-        model: A trained classifier.
         images: uint8 RGB, [N, S, S, 3], S = the model's image size or a multiple of it (area-averaged down).
 
     Returns:
@@ -128,9 +127,9 @@ def errors(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> tupl
 
 
 def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> ClassAgreement:
-    """1 less the mean `errors`, with their arguments and errors."""
-    top1, top5 = (1 - float(wrong.mean()) for wrong in errors(probabilities, asked))
-    return ClassAgreement(top1=top1, top5=top5, num_images=len(asked))
+    """What `errors` leave, with their arguments and errors."""
+    top1, top5 = errors(probabilities, asked)
+    return ClassAgreement(top1=float((~top1).mean()), top5=float((~top5).mean()), num_images=len(asked))
 
 
 def save_classifier(model: DrawingClassifier, path: Path, facts: dict[str, str]) -> None:

@@ -49,26 +49,18 @@ class DINOv2:
     resize_mode = "bicubic-antialias-224"
 
     def __init__(self, weights: Path | None = None, sha256: str | None = None, device: str = "cpu"):
-        """The network, ready to run.
+        """The network on `device`, as torch names it; `weights`, `sha256` and errors as of `PublishedWeights.locate`.
 
-        Args:
-            weights: .pth (read weights-only) or .safetensors; None = from the user's cache, downloaded once.
-            sha256: Expected hash of `weights` if it is not the published file; None = the published file's.
-            device: Where to run, as torch names it.
-
-        Raises:
-            ValueError: if the file is missing, has another hash, or holds no such network.
-            ConnectionError: if the file must be downloaded and can't be.
+        The file is .pth (read weights-only) or .safetensors; ValueError too if it holds no such network.
         """
         file, self.weights_hash = VIT_L14.locate(weights, sha256)
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
         self._network = VisionTransformer.from_state(state).to(device).eval()
         self._device = device
-        self.dimension = self._network.cls_token.shape[-1]
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> NDArray[np.float32]:
-        """uint8 RGB, [N, S, S, 3], to features, [N, dimension]."""
+        """uint8 RGB, [N, S, S, 3], to features, [N, 1024]."""
         pixels = torch.tensor(images, device=self._device).permute(0, 3, 1, 2).float()
         pixels = F.interpolate(pixels, size=(INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True) / 255
         mean, std = (torch.tensor(v, device=self._device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))

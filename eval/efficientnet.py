@@ -25,7 +25,6 @@ class EfficientNetLite:
 
     name = "efficientnet-lite0"
     resize_mode = "bicubic-antialias-224"
-    dimension = 1280
 
     def __init__(self, device: str = "cpu"):
         """Raises ValueError if the two packages are not installed."""
@@ -49,8 +48,8 @@ class EfficientNetLite:
     @torch.inference_mode()
     def probabilities(self, images: Images) -> NDArray[np.float64]:
         """Probabilities of ImageNet's classes in their usual order, uint8 RGB [N, S, S, 3] to [N, 1000]."""
-        parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        logits = [self._network._fc(self._features(part)) for part in parts]
+        batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+        logits = (self._network._fc(self._features(batch)) for batch in batches)
         return np.concatenate([one.double().softmax(dim=1).cpu().numpy() for one in logits])
 
     def _features(self, images: Images) -> Tensor:

@@ -1,8 +1,7 @@
 """The narrow interface of a feature network, and the walk of a set of images through one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +16,18 @@ class FeatureExtractor(Protocol):
     name: Network and layer; what a distance between its features is called after.
     resize_mode: How images are brought to the network's input size.
     weights_hash: SHA-256 of the file of its weights.
-    dimension: D.
     """
 
     name: str
     resize_mode: str
     weights_hash: str
-    dimension: int
 
     def __call__(self, images: Images) -> NDArray[np.float32]:
-        """uint8 RGB, [N, S, S, 3] of any size S, to features, [N, dimension]."""
+        """uint8 RGB, [N, S, S, 3] of any size S, to features, [N, D]."""
         ...
 
 
-@dataclass(frozen=True)
-class ADMFeatures:
+class ADMFeatures(NamedTuple):
     """What ADM's evaluator takes from each image.
 
     pooled: For FID, precision and recall, [N, 2048].
@@ -56,11 +52,7 @@ class ADMExtractor(FeatureExtractor, Protocol):
 def outputs(images: ImageSet, extractor: FeatureExtractor) -> Iterator[tuple[NDArray[np.float32], ...]]:
     """Batch by batch the features of images, [n, D]; of an `ADMExtractor` with spatial features and class probabilities."""
     for batch in images.batches():
-        if isinstance(extractor, ADMExtractor):
-            found = extractor.all_outputs(batch)
-            yield found.pooled, found.spatial, found.probabilities
-        else:
-            yield (extractor(batch),)
+        yield extractor.all_outputs(batch) if isinstance(extractor, ADMExtractor) else (extractor(batch),)
 
 
 def provenance(images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None) -> Provenance:

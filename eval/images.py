@@ -109,14 +109,9 @@ def image_array(images: NDArray, *, name: str = "images", size: int | None = Non
 
 
 def area_downsample(images: NDArray, size: int) -> NDArray[np.float32]:
-    """Mean over equal square blocks of pixels.
+    """Mean over equal square blocks of pixels, in the units of the input, unrounded.
 
-    Args:
-        images: [N, S, S, C] of any real type, S a multiple of `size`.
-        size: Side of the result in pixels.
-
-    Returns:
-        Means in the units of the input, unrounded, float32, [N, size, size, C].
+    [N, S, S, C] of any real type, S a multiple of `size`, to float32 [N, size, size, C].
 
     Raises:
         ValueError: if the images are not square or their side is not a multiple of `size`.

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -45,35 +44,23 @@ class Inception:
     """
 
     name = "inception-v3"
-    dimension = 2048
 
     def __init__(self, mode: Mode, weights: Path | None = None, sha256: str | None = None, device: str = "cpu"):
-        """The network, ready to run.
-
-        Args:
-            mode: See above.
-            weights: The file; None = from the user's cache, downloaded once.
-            sha256: Expected hash of `weights` if it is not the published file; None = the published file's.
-            device: Where to run, as torch names it.
+        """The network on `device`, as torch names it; `weights`, `sha256` and errors as of `PublishedWeights.locate`.
 
         Raises:
-            ValueError: if the mode is unknown, a package is missing, or the file is missing or has another hash.
-            ConnectionError: if the file must be downloaded and can't be.
+            ValueError: too if the mode is unknown or a package is missing.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}")
         self.resize_mode: str = mode
         self._device = device
-        self._network: Any
-        if mode == "legacy_pytorch":
+        if mode == "clean":
+            self._resize_cleanly = _clean_fid("resize").build_resizer("clean")
+        elif mode == "legacy_pytorch":
             import_torchvision()
-            file, self.weights_hash = PYTORCH_FID.locate(weights, sha256)
-            self._network = _pytorch_fid_network(file)
-        else:
-            if mode == "clean":
-                self._resize_cleanly = _clean_resizer()
-            file, self.weights_hash = TORCHSCRIPT.locate(weights, sha256)
-            self._network = torch.jit.load(str(file), map_location="cpu")
+        file, self.weights_hash = (PYTORCH_FID if mode == "legacy_pytorch" else TORCHSCRIPT).locate(weights, sha256)
+        self._network: Any = _pytorch_fid_network(file) if mode == "legacy_pytorch" else torch.jit.load(file, map_location="cpu")
         self._network.to(device).eval()
 
     @torch.inference_mode()
@@ -87,7 +74,7 @@ class Inception:
         else:
             pixels = F.interpolate(self._to_device(images), size=(INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=False)
             features = self._network(pixels.clamp(0, 255) / 255)[0]
-        return features.reshape(len(images), self.dimension).float().cpu().numpy()
+        return features.flatten(1).float().cpu().numpy()
 
     def _to_device(self, images: NDArray) -> Tensor:
         return torch.tensor(images, device=self._device).permute(0, 3, 1, 2).float().contiguous()
@@ -116,17 +103,15 @@ class ADMInception(Inception):
             if name == SPATIAL_LAYER:
                 spatial = layer.conv(x)[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
             x = layer(x)
-        pooled = x.reshape(len(images), self.dimension).float()
+        pooled = x.flatten(1).float()
         probabilities = (pooled @ self._network.output.weight.T).softmax(dim=1)  # IS is defined without the bias
         return ADMFeatures(*(part.float().cpu().numpy() for part in (pooled, spatial, probabilities)))
 
 
 def tensorflow_resize(images: Tensor, size: int) -> Tensor:
-    """Bilinear resize of the first TensorFlow: place i of the result lies at i * side / size of the image, whose edges continue.
+    """Bilinear resize of the first TensorFlow, [N, C, H, W] to [N, C, size, size].
 
-    Args:
-        images: [N, C, H, W].
-        size: Side of the result.
+    Place i of the result lies at i * side / size of the image, whose edges continue.
     """
     for dimension in (2, 3):
         side = images.shape[dimension]
@@ -163,24 +148,20 @@ def import_torchvision() -> ModuleType:
 _TORCHVISION_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # what is defined here lives as long as this
 
 
-def _clean_resizer() -> Callable[[Images], NDArray[np.float32]]:
+def _clean_fid(module: str) -> ModuleType:
     try:
-        from cleanfid.resize import build_resizer
+        return importlib.import_module(f"cleanfid.{module}")
     except ImportError as error:
         raise ValueError("clean-fid is not installed; run `pip install --no-deps clean-fid==0.1.35`") from error
-    return build_resizer("clean")
 
 
 def _pytorch_fid_network(file: Path) -> torch.nn.Module:
     """clean-fid's own network, with weights from `file` where clean-fid would download them unverified."""
-    try:
-        from cleanfid import inception_pytorch
-    except ImportError as error:
-        raise ValueError("clean-fid is not installed; run `pip install --no-deps clean-fid==0.1.35`") from error
+    network: Any = _clean_fid("inception_pytorch")
     state = torch.load(file, map_location="cpu", weights_only=True)
-    download = inception_pytorch.load_state_dict_from_url
-    inception_pytorch.load_state_dict_from_url = lambda *args, **kwargs: state
+    download = network.load_state_dict_from_url
+    network.load_state_dict_from_url = lambda *args, **kwargs: state
     try:
-        return inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
+        return network.InceptionV3(output_blocks=[3], resize_input=False)
     finally:
-        inception_pytorch.load_state_dict_from_url = download
+        network.load_state_dict_from_url = download

@@ -23,27 +23,9 @@ class Estimate:
     std: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifold:
-    """How two sets of features overlap: each feature has a ball that reaches to its k-th nearest neighbour.
-
-    precision: Share of generated features inside some ball of the real set.
-    recall: Share of real features inside some ball of the generated set.
-    density: Mean number of real balls that hold a generated feature, over k; can exceed 1.
-    coverage: Share of real features whose ball holds a generated feature.
-    k: Which neighbour the balls reach to.
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-    k: int
-
-
 @dataclass(frozen=True)
 class Overlap:
-    """What precision, recall, density and coverage are means of.
+    """How two sets of features overlap, where each feature has a ball that reaches to its k-th nearest neighbour.
 
     balls: Number of real balls that hold each generated feature, [N].
     recalled: Whether each real feature is inside some ball of the generated set, [M].
@@ -57,16 +39,12 @@ class Overlap:
     k: int
 
     def per_image(self) -> dict[str, NDArray]:
-        """Per measure the values that it is the mean of: precision and density [N], recall and coverage [M]."""
-        return {
-            "precision": self.balls > 0,
-            "recall": self.recalled,
-            "density": self.balls / self.k,
-            "coverage": self.covered,
-        }
+        """Per measure the values that it is the mean of: precision and density [N], recall and coverage [M].
 
-    def manifold(self) -> Manifold:
-        return Manifold(**{name: float(values.mean()) for name, values in self.per_image().items()}, k=self.k)
+        Density, the mean number of balls over k, can exceed 1.
+        """
+        precise, dense = self.balls > 0, self.balls / self.k
+        return {"precision": precise, "recall": self.recalled, "density": dense, "coverage": self.covered}
 
 
 def kernel_distance(generated: Features, real: Features) -> float:
@@ -79,31 +57,24 @@ def kernel_distance(generated: Features, real: Features) -> float:
     """
     _check_features(generated, real, minimum=2)
     x, y = generated.astype(np.float64), real.astype(np.float64)
-
-    def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def mean_without_diagonal(values: NDArray[np.float64]) -> float:
-        return (values.sum() - np.trace(values)) / (len(values) * (len(values) - 1))
-
-    within = mean_without_diagonal(kernel(x, x)) + mean_without_diagonal(kernel(y, y))
-    return float(within - 2 * kernel(x, y).mean())
+    xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within = sum((values.sum() - np.trace(values)) / (len(values) * (len(values) - 1)) for values in (xx, yy))
+    return float(within - 2 * xy.mean())
 
 
-def kid(generated: Features, real: Features, *, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> Estimate:
-    """Kernel Inception Distance: `kernel_distance` averaged over random subsets of both sets.
+def kid(generated: Features, real: Features, *, num_subsets: int = 100, subset_size: int = 1000) -> Estimate:
+    """Kernel Inception Distance: `kernel_distance` averaged over random subsets of both sets, always the same ones.
 
     Args:
         generated, real: [N, D] and [M, D].
         num_subsets: How many pairs of subsets are drawn, each without replacement.
         subset_size: Features of each; the smaller set's size if that is less.
-        seed: Of the subsets.
 
     Raises:
         ValueError: as `kernel_distance`.
     """
     size = min(subset_size, len(generated), len(real))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     sets = (generated, real)
     values = [kernel_distance(*(each[rng.choice(len(each), size, replace=False)] for each in sets)) for _ in range(num_subsets)]
     return Estimate(mean=float(np.mean(values)), std=float(np.std(values)))

@@ -29,7 +29,7 @@ class PublishedWeights:
         if path is None and sha256 is not None:
             raise ValueError("a hash of one's own needs the path of the weights that it belongs to")
         if path is not None and not path.is_file():
-            raise ValueError(f"no weights at {path}; expected the file {_name(self.url)} from {self.url}")
+            raise ValueError(f"no weights at {path}; expected the file {Path(self.url).name} from {self.url}")
         expected = (sha256 or self.sha256).lower()
         file = path or cached_download(self.url, self.sha256)
         found = file_sha256(file)
@@ -49,7 +49,7 @@ def cached_download(url: str, sha256: str | None = None) -> Path:
         ValueError: if what was downloaded has another hash.
         ConnectionError: if it must be downloaded and can't be.
     """
-    target = cache_folder() / _name(url)
+    target = cache_folder() / Path(url).name
     if target.is_file():
         return target
     try:
@@ -65,7 +65,3 @@ def cached_download(url: str, sha256: str | None = None) -> Path:
             " fetch it on a machine with a network and put it there or pass its path"
         ) from error
     return target
-
-
-def _name(url: str) -> str:
-    return url.rsplit("/", 1)[1]

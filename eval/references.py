@@ -55,20 +55,18 @@ def measure(
     """Feature statistics of a set of images, of spatial features too where the extractor has them, and where they came from.
 
     Args:
-        images: What to measure, at least 2.
-        extractor: By what.
+        images, extractor: What to measure, at least 2 images, and by what.
         crop_rule: How the images were cut from their originals; for samples, that of the images their model learned.
         on_batch: Called with the number of images done so far.
     """
-    statistics, spatial = FeatureStatistics(extractor.dimension), None
-    for features, *others in outputs(images, extractor):
-        statistics.update(features)
-        if others:
-            spatial = spatial or FeatureStatistics(others[0].shape[1])
-            spatial.update(others[0])
+    statistics: list[FeatureStatistics] = []
+    for parts in outputs(images, extractor):
+        statistics = statistics or [FeatureStatistics(part.shape[1]) for part in parts[:2]]
+        for one, part in zip(statistics, parts[:2], strict=True):
+            one.update(part)
         if on_batch:
-            on_batch(statistics.count)
-    return Measurement.of(statistics, provenance(images, extractor, crop_rule), spatial)
+            on_batch(statistics[0].count)
+    return Measurement.of(provenance(images, extractor, crop_rule), *statistics)
 
 
 def build_reference(
@@ -101,7 +99,6 @@ def load_adm_reference(path: Path, image_size: int) -> Reference:
     uint8 real images where the file has them. How many images the statistics are made of is not on file.
 
     Args:
-        path: The file.
         image_size: Side of the images that it was made from, in pixels; checked against `arr_0` where that is present.
 
     Raises:
@@ -129,7 +126,6 @@ def load_plain_reference(path: Path, provenance: Provenance, name: str | None = 
     """Someone else's .npz of `mu` and `sigma`, as clean-fid, EDM and pytorch-fid write them.
 
     Args:
-        path: The file.
         provenance: How its features were made, which such a file doesn't say.
         name: Where they come from, as reports print it; None = the name of the file.
 
@@ -145,8 +141,7 @@ def load_clean_fid_reference(name: str, split: str, image_size: int, mode: str) 
     clean-fid publishes no hashes, so none can be checked; the file's own is on record in the result (`file_hash`).
 
     Args:
-        name: Of the data set, for example "ffhq".
-        split: For example "train" or "trainval70k".
+        name, split: Of the data set, for example "ffhq" and "trainval70k".
         image_size: Side of the images in pixels.
         mode: Of `Inception`.
 

@@ -83,7 +83,7 @@ def table(report: Report) -> str:
     """The table as Markdown, its columns aligned so that it can be read as plain text."""
     header = ["", *report.columns, "note"]
     lines = [header] + [
-        [f"**{row.name}**" if row.ours else row.name, *(shown(row.values.get(column)) for column in report.columns), note_of(row)]
+        [f"**{row.name}**" if row.ours else row.name, *(shown(row.values.get(column)) for column in report.columns), _note(row)]
         for row in report.rows
     ]
     lines = [[cell.replace("|", "/") for cell in line] for line in lines]
@@ -120,8 +120,7 @@ def interval_shown(interval: Interval) -> str:
     return f"[{', '.join(ends)}]"
 
 
-def note_of(row: Row) -> str:
-    """The note of a row, which begins by saying that it is not comparable."""
+def _note(row: Row) -> str:
     return row.note if row.comparable else ": ".join(["not comparable", *[row.note] * bool(row.note)])
 
 

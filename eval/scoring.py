@@ -12,7 +12,7 @@ from cascade.eval.features import FeatureExtractor, outputs, provenance
 from cascade.eval.files import complete
 from cascade.eval.frechet import frechet_distance, redrawn_distance
 from cascade.eval.images import ImageSet
-from cascade.eval.metrics import ADM_SPLIT, Estimate, Manifold, inception_score, kid, overlap
+from cascade.eval.metrics import ADM_SPLIT, Estimate, inception_score, kid, overlap
 from cascade.eval.references import FrechetResult, Reference, check_comparable, distance_to, reference_of
 from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance
 
@@ -48,7 +48,7 @@ class FeatureSet:
     def measurement(self) -> Measurement:
         """Mean and covariance of the features."""
         spatial = None if self.spatial is None else _statistics(self.spatial)
-        return Measurement.of(_statistics(self.features), self.provenance, spatial)
+        return Measurement.of(self.provenance, _statistics(self.features), spatial)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Scores:
     sfid: Frechet distance of ADM's spatial features; None = not measured, or the reference lacks them.
     inception_score: Of the samples alone; None = not measured.
     kid: Kernel distance of the same features; this and the next are None against a reference of statistics alone.
-    manifold: Precision, recall, density, coverage, k = 3.
+    manifold: Precision, recall, density and coverage, k = 3.
     intervals: 95 % bootstrap intervals by the names of `values`; see `score`.
     """
 
@@ -69,7 +69,7 @@ class Scores:
     sfid: float | None = None
     inception_score: Estimate | None = None
     kid: Estimate | None = None
-    manifold: Manifold | None = None
+    manifold: Mapping[str, float] | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
@@ -84,9 +84,8 @@ class Scores:
             "sFID": self.sfid,
             "IS": None if self.inception_score is None else self.inception_score.mean,
             self.kernel_name: None if self.kid is None else 1000 * self.kid.mean,
+            **(self.manifold or {}),
         }
-        for name in ("precision", "recall", "density", "coverage"):
-            found[name] = None if self.manifold is None else getattr(self.manifold, name)
         return {name: self.intervals.get(name, value) for name, value in found.items() if value is not None}
 
 
@@ -101,8 +100,7 @@ def feature_set(
     """Features of a set of images; with an `ADMExtractor` spatial features and class probabilities too.
 
     Args:
-        images: What to measure.
-        extractor: By what.
+        images, extractor: What to measure, and by what.
         crop_rule: As `references.measure` has it.
         cache: Folder in which the features are kept under the hashes of images and network, and found again; None = not.
             Spatial features and probabilities are not kept: they are asked of samples.
@@ -177,10 +175,10 @@ def score(
         check_comparable(real.provenance, samples.provenance)
         kernel = kid(samples.features, real.features)
         if min(len(samples.features), len(real.features)) > MANIFOLD_K:
-            shares = overlap(samples.features, real.features, k=MANIFOLD_K)
-            found = shares.manifold()
-            found_shares = {key: mean_interval(values, resamples) for key, values in shares.per_image().items()}
-            intervals |= {key: value for key, value in found_shares.items() if isinstance(value, Interval)}
+            values = overlap(samples.features, real.features, k=MANIFOLD_K).per_image()
+            found = {key: float(each.mean()) for key, each in values.items()}
+            shares = {key: mean_interval(each, resamples) for key, each in values.items()}
+            intervals |= {key: share for key, share in shares.items() if isinstance(share, Interval)}
     return Scores(
         distance_name=name,
         frechet=frechet,
@@ -204,23 +202,21 @@ def _distance_intervals(
 ) -> dict[str, Interval]:
     """Intervals of Frechet distances of features to a Gaussian, (features, mean, cov) by name."""
     intervals: dict[str, Interval] = {}
-    for place, (name, (features, mean, cov)) in enumerate(kinds.items() if resamples else ()):
 
-        def told(done: int, before: int = place * resamples) -> None:
-            if on_resample is not None:
-                on_resample(before + done, len(kinds) * resamples)
+    def tell(done: int) -> None:
+        if on_resample is not None:
+            on_resample(len(intervals) * resamples + done, len(kinds) * resamples)
 
-        distance = redrawn_distance(features, mean, cov)
-        found = bootstrap_interval(distance, len(features), num_resamples=resamples, on_resample=told)
+    for name, gaussian in kinds.items() if resamples else ():
+        distance, count = redrawn_distance(*gaussian), len(gaussian[0])
+        found = bootstrap_interval(distance, count, num_resamples=resamples, on_resample=tell)
         intervals[name] = replace(found, low=max(found.low, 0.0))  # of few images the spread can reach below
     return intervals
 
 
 def _inception_score(probabilities: NDArray[np.float32] | None) -> Estimate | None:
     """In parts of 5,000 images as ADM's evaluator has them; a last part may be shorter, all are made equally long."""
-    if probabilities is None:
-        return None
-    return inception_score(probabilities, num_splits=-(-len(probabilities) // ADM_SPLIT))
+    return None if probabilities is None else inception_score(probabilities, num_splits=-(-len(probabilities) // ADM_SPLIT))
 
 
 def _statistics(features: NDArray[np.float32]) -> FeatureStatistics:

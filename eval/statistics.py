@@ -90,17 +90,10 @@ class Measurement:
     cov_spatial: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, features: FeatureStatistics, provenance: Provenance, spatial: FeatureStatistics | None = None) -> "Measurement":
+    def of(cls, provenance: Provenance, features: FeatureStatistics, spatial: FeatureStatistics | None = None) -> "Measurement":
         """What was counted. Raises ValueError below 2 images."""
-        mean_spatial, cov_spatial = (None, None) if spatial is None else (spatial.mean, spatial.cov)
-        return cls(
-            mean=features.mean,
-            cov=features.cov,
-            count=features.count,
-            provenance=provenance,
-            mean_spatial=mean_spatial,
-            cov_spatial=cov_spatial,
-        )
+        of_spatial = {} if spatial is None else {"mean_spatial": spatial.mean, "cov_spatial": spatial.cov}
+        return cls(mean=features.mean, cov=features.cov, count=features.count, provenance=provenance, **of_spatial)
 
 
 def save_measurement(path: Path, measurement: Measurement) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from cascade.eval.classifier import (
     SHIPPED_WEIGHTS,
+    ClassAgreement,
     ClassifierConfig,
     DrawingClassifier,
     class_agreement,
@@ -27,8 +28,7 @@ def pictures(count: int) -> np.ndarray:
 
 def test_agreement_counts_first_and_first_five():
     probabilities = np.tile(np.arange(8.0), (8, 1))         # class 7 is the most probable, then 6, ...
-    got = class_agreement(probabilities, np.arange(8))
-    assert (got.top1, got.top5, got.num_images) == (1 / 8, 5 / 8, 8)
+    assert class_agreement(probabilities, np.arange(8)) == ClassAgreement(top1=1 / 8, top5=5 / 8, num_images=8)
     assert errors(probabilities, np.arange(8))[0].tolist() == [label != 7 for label in range(8)]
 
 

@@ -71,7 +71,7 @@ def torchscript(tmp_path_factory):
 class SmallExtractor:
     """16 features by clean-fid's own resize; as ours and, by `network`, as clean-fid's custom extractor."""
 
-    name, resize_mode, weights_hash, dimension = "small", "clean", "0" * 64, 16
+    name, resize_mode, weights_hash = "small", "clean", "0" * 64
 
     def __init__(self):
         self.network = nn.Sequential(Layers(16), nn.Flatten()).eval()

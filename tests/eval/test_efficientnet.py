@@ -25,7 +25,7 @@ def photos() -> dict[str, np.ndarray]:
 def test_photographs_are_named_by_the_right_imagenet_classes(extractor, photos, monkeypatch):
     monkeypatch.setattr("cascade.eval.efficientnet.BATCH", 1)
     batch = np.stack(list(photos.values()))
-    assert extractor(batch).shape == (2, extractor.dimension)
+    assert extractor(batch).shape == (2, 1280)
     probabilities = extractor.probabilities(batch)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
     classes = probabilities.argmax(axis=1).tolist()

@@ -25,7 +25,7 @@ from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance
 class BlockMeans:
     """Twelve features: the mean colour of each quarter."""
 
-    name, resize_mode, weights_hash, dimension = "block-means", "none", "0" * 64, 12
+    name, resize_mode, weights_hash = "block-means", "none", "0" * 64
 
     def __call__(self, images):
         half = images.shape[1] // 2
@@ -109,7 +109,7 @@ def test_the_distance_to_adms_reference(adm_file):
     reference = load_adm_reference(path, image_size=8)
     statistics = FeatureStatistics(6)
     statistics.update(arrays["mu"] + np.vstack([np.eye(6), -np.eye(6)]))        # covariance 2 / 11 identity
-    got = distance_to(reference, Measurement.of(statistics, replace(reference.provenance, weights_hash="f" * 64)))
+    got = distance_to(reference, Measurement.of(replace(reference.provenance, weights_hash="f" * 64), statistics))
     assert got.distance == pytest.approx(6 * (1 - np.sqrt(2 / 11)) ** 2, rel=1e-9)
 
 

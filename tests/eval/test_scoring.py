@@ -14,7 +14,7 @@ from cascade.eval.scoring import feature_set, mean_interval, score
 class FakeADM:
     """Pooled features are mean colours; spatial ones the four corners' red; probabilities are three of the colours' shares."""
 
-    name, resize_mode, weights_hash, dimension = "inception-v3", "legacy_tensorflow", "0" * 64, 3
+    name, resize_mode, weights_hash = "inception-v3", "legacy_tensorflow", "0" * 64
 
     def __call__(self, images):
         return images.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)

@@ -41,7 +41,7 @@ def test_streaming_equals_numpy_however_the_batches_are_cut(cuts):
 
 def test_saved_statistics_come_back(tmp_path):
     values, path = features(50), tmp_path / "new folder" / "reference.npz"
-    saved = Measurement.of(streamed(values), PROVENANCE, streamed(values**2))
+    saved = Measurement.of(PROVENANCE, streamed(values), streamed(values**2))
     save_measurement(path, saved)
     loaded = load_measurement(path)
     assert (loaded.provenance, loaded.count) == (PROVENANCE, 50)
@@ -53,7 +53,7 @@ def test_saved_statistics_come_back(tmp_path):
 @pytest.mark.parametrize("change", [{"cov": np.eye(4)}, {"mean": np.eye(5)}, {"cov_spatial": np.eye(4)}])
 def test_statistics_whose_shapes_differ_are_refused(tmp_path, change):
     path = tmp_path / "reference.npz"
-    save_measurement(path, replace(Measurement.of(streamed(features(50)), PROVENANCE, streamed(features(50))), **change))
+    save_measurement(path, replace(Measurement.of(PROVENANCE, streamed(features(50)), streamed(features(50))), **change))
     with pytest.raises(ValueError, match="a mean of shape .* and a covariance of shape"):
         load_measurement(path)
 
@@ -94,7 +94,7 @@ def test_pickled_objects_are_not_loaded(tmp_path):
 
 def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "reference.npz"
-    save_measurement(path, Measurement.of(streamed(features(50)), PROVENANCE))
+    save_measurement(path, Measurement.of(PROVENANCE, streamed(features(50))))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a readable"):
         load_measurement(path)
