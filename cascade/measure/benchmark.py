@@ -287,7 +287,8 @@ def _limits(protocol: Protocol, num_images: int) -> list[str]:
     if not protocol.published:
         return []
     if num_images < FEWEST_FOR_PUBLISHED:
-        return [f"{num_images:,} samples are fewer than {FEWEST_FOR_PUBLISHED:,}: our row is not comparable with any published one."]
+        few = f"{num_images:,} samples are fewer than {FEWEST_FOR_PUBLISHED:,}"
+        return [f"{few}: our row is not comparable with any published one."]
     if num_images != protocol.num_images:
         return [f"{num_images:,} samples, where the protocol has {protocol.num_images:,}: our row is not comparable."]
     return []
