@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "cascade" / "assets" / "emoji" / "README.md"]
@@ -30,3 +31,21 @@ def test_links_between_documents_lead_somewhere():
     for page in PAGES + sorted((ROOT / "docs" / "notes").glob("*.md")) + [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_examples_run(tmp_path):
+    """One after the other: what the second trains, on pictures that the first made, the third measures."""
+    run(ROOT / "examples" / "compose_stages.py", tmp_path / "composed", cwd=tmp_path)
+    pictures = tmp_path / "pictures"
+    for number, name in enumerate(("cat", "dog")):
+        (pictures / name).mkdir(parents=True)
+        for copy in range(4):
+            with Image.open(tmp_path / "composed" / f"{name}.png") as image:
+                image.rotate(90 * copy + number).save(pictures / name / f"{copy}.png")
+    printed = run(ROOT / "examples" / "train_on_a_folder.py", pictures, tmp_path / "trained", 32, cwd=tmp_path)
+    assert "generate --model" in printed
+    printed = run(
+        ROOT / "examples" / "benchmark_your_model.py", tmp_path / "trained" / "model", "drawings:heldout", tmp_path / "measured", 4,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "Candidate(steps=" in printed
