@@ -44,8 +44,6 @@ def test_examples_run(tmp_path):
                 image.rotate(90 * copy + number).save(pictures / name / f"{copy}.png")
     printed = run(ROOT / "examples" / "train_on_a_folder.py", pictures, tmp_path / "trained", 32, cwd=tmp_path)
     assert "generate --model" in printed
-    printed = run(
-        ROOT / "examples" / "benchmark_your_model.py", tmp_path / "trained" / "model", "drawings:heldout", tmp_path / "measured", 4,
-        cwd=tmp_path,
-    )  # fmt: skip
+    script = ROOT / "examples" / "benchmark_your_model.py"
+    printed = run(script, tmp_path / "trained" / "model", pictures, tmp_path / "measured", 4, cwd=tmp_path)
     assert "Candidate(steps=" in printed

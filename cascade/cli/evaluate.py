@@ -1,4 +1,4 @@
-"""`cascade evaluate`: references, scores of pictures, SR3 stages, and the classifier of drawings."""
+"""`cascade evaluate`: references, scores of pictures, and SR3 stages."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, given, positive, seed
-from cascade.cli.progress import Progress, say
+from cascade.cli.progress import say
 from cascade.cli.reports import Bars, show
 from cascade.cli.request import Request
 from cascade.runs.record import check_folder
 
 NAME = "evaluate"
-HELP = "Measure pictures: build references, score sets of pictures, SR3 stages, and train a classifier."
+HELP = "Measure pictures: build references, score sets of pictures and SR3 stages."
 
 _IMAGES = "a folder of pictures, an .npz with arr_0, drawings:train or drawings:heldout"
 _NETWORK = ("extractor", "weights", "crop_rule", "size", "device")
@@ -26,7 +26,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("reference", "Measure real pictures once and keep the statistics.", _reference_options, _reference),
         ("images", "Score pictures against real ones.", _images_options, _images),
         ("sr", "Enlarge real pictures made small, and compare with the originals.", _sr_options, _sr),
-        ("classifier", "Train a classifier and test it on held-out drawings.", _classifier_options, _classifier),
     ):
         command = commands.add_parser(name, help=text, description=text)
         options(command)
@@ -101,18 +100,6 @@ def _sr_options(parser: ArgumentParser) -> None:
     add_sampling_options(parser)
 
 
-def _classifier_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--samples",
-        type=Path,
-        metavar="DIR",
-        help="train on the pictures of a sampling run alone: the classification accuracy score (default: the training drawings)",
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE.safetensors", help="keep the weights here")
-    parser.add_argument("--epochs", type=positive, default=20, metavar="N", help="(default 20)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of weights and order (default 0)")
-
-
 def _reference(args: Namespace) -> None:
     from cascade.measure.evaluation import build_reference
 
@@ -160,20 +147,3 @@ def _sr(args: Namespace) -> None:
         options = given(args, *names) | {"extractor": None if args.no_distance else args.extractor}
         report = evaluate_sr(cascade, args.out, **options, sampling=sampling, on_progress=bars)
     show(report, args.out)
-
-
-def _classifier(args: Namespace) -> None:
-    from cascade.measure.evaluation import train_drawing_classifier
-
-    with Progress("training", "epochs") as progress:
-        found, count = train_drawing_classifier(
-            args.samples,
-            args.out,
-            epochs=args.epochs,
-            seed=args.seed,
-            on_epoch=lambda e: progress.update(e.epoch, e.epochs, f"loss {e.loss:.3f}"),
-        )
-    trained_on = f"{count:,} {'training drawings' if args.samples is None else 'samples'}"
-    print(f"trained on {trained_on}: top-1 {found.top1:.4f}, top-5 {found.top5:.4f} of {found.num_images} held-out drawings")
-    if args.out is not None:
-        print(args.out)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from cascade.classes import EMOJI
 from cascade.data import open_pictures
 from cascade.data.checking import cores, keep_pixels
-from cascade.data.drawings import may_flip
 from cascade.devices import find_device
 from cascade.eval import references
-from cascade.eval.classifier import ClassAgreement, ClassifierConfig, class_agreement, class_probabilities, save_classifier
 from cascade.eval.images import ImageSet, image_array
 from cascade.eval.references import ADM_CROP_RULE, Reference
 from cascade.eval.scoring import MANIFOLD_K, Scores, score
 from cascade.measure.comparisons import features_of, reference_features
 from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
 from cascade.progress import OnProgress, part
-from cascade.runs.record import labels_of_run
 from cascade.stages.training import Data
-from cascade.training.classifier import EpochReport, TrainingSettings, train_classifier
 
 
 def evaluate(
@@ -124,52 +117,3 @@ def _cut(
         photos = open_pictures(Data(source=images, crop=crop), size, told)
         pixels, log = keep_pixels(photos, Path(cutting) / "pictures", cores(), told)
         yield image_array(pixels, name=images, minimum=2), ADM_CROP_RULE if crop == "adm" else "area-centre", log.table()
-
-
-def train_drawing_classifier(
-    samples: Path | None = None,
-    out: Path | None = None,
-    *,
-    epochs: int = 20,
-    seed: int = 0,
-    on_epoch: Callable[[EpochReport], None] | None = None,
-) -> tuple[ClassAgreement, int]:
-    """Train a classifier of the drawings' classes and test it on held-out drawings.
-
-    Args:
-        samples: Folder of a complete sampling run of PNG files, which alone is trained on: the classification accuracy score of
-            arXiv:1905.10887; None = the training drawings.
-        out: File that keeps the weights; None = they are not kept.
-        epochs: Passes over the pictures.
-        seed: Of weights and order.
-        on_epoch: Called after each pass.
-
-    Returns:
-        What it gets right, and on how many pictures it was trained.
-
-    Raises:
-        ValueError: if the folder holds no such run.
-    """
-    config = ClassifierConfig(num_classes=len(EMOJI))
-    if samples is None:
-        images, labels = image_source("drawings:train", size=config.image_size)
-    else:
-        given = labels_of_run(samples)
-        images, _ = image_source(str(samples))
-        if any(label is None or label >= len(EMOJI) for label in given) or len(given) != len(images):
-            raise ValueError(f"{samples} holds no complete run of the {len(EMOJI)} classes of drawings as PNG files")
-        labels = np.array(given, np.int64)
-    heldout, asked = image_source("drawings:heldout", size=config.image_size)
-    assert labels is not None and asked is not None  # those of drawings are known
-    model = train_classifier(
-        images.array(),
-        labels,
-        config=config,
-        may_flip=np.array([may_flip(name) for name in EMOJI.names]),
-        settings=TrainingSettings(epochs=epochs, seed=seed),
-        on_epoch=on_epoch,
-    )
-    found = class_agreement(class_probabilities(model, heldout.array()), asked)
-    if out is not None:
-        save_classifier(model, out, {"heldout_top1": f"{found.top1:.4f}", "heldout_top5": f"{found.top5:.4f}"})
-    return found, len(images)

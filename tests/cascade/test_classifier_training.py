@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.drawings_classifier import TrainingSettings, _augment, train_classifier
 from cascade.eval.classifier import ClassifierConfig, DrawingClassifier, class_agreement, class_probabilities
-from cascade.training.classifier import TrainingSettings, _augment, train_classifier
 
 CONFIG = ClassifierConfig(num_classes=3, image_size=16, widths=(8, 16), blocks=(1, 1))
 SETTINGS = TrainingSettings(epochs=6, batch_size=16, learning_rate=1e-2)

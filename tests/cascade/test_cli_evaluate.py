@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import drawings_classifier
 from cascade.cli.main import main
 from cascade.eval.bootstrap import Interval
 from cascade.eval.classifier import class_agreement, class_probabilities, load_classifier
@@ -182,10 +183,6 @@ def test_a_reference_of_another_crop_rule_is_refused(tmp_path, capsys):
     assert "the reference has crop rule lanczos but the samples box" in err
 
 
-def test_a_classifier_of_samples_needs_a_run(tmp_path, capsys):
-    assert "holds no run.json" in one_sentence(capsys, 2, "classifier", "--samples", str(folder(tmp_path / "a")))
-
-
 @pytest.mark.parametrize("words", [[], ["images"], ["pictures"]])
 def test_what_to_evaluate_must_be_said(capsys, words):
     assert "--help" in one_sentence(capsys, 2, *words)
@@ -276,15 +273,14 @@ def test_a_page_is_sound_and_says_what_it_is_given_as_text():
 
 def test_a_classifier_is_trained_on_drawings_or_on_samples_alone_and_kept(tmp_path, capsys):
     kept, run = tmp_path / "kept.safetensors", tmp_path / "run"
-    assert main(["evaluate", "classifier", "--epochs", "1", "--out", str(kept)]) == 0
-    told = capsys.readouterr().out
-    assert "trained on 24 training drawings" in told and "of 12 held-out drawings" in told
-    _, facts = load_classifier(kept)
-    assert f"top-1 {facts['heldout_top1']}" in told
+    found, count = drawings_classifier.measure(out=kept, epochs=1)
+    assert (count, found.num_images) == (24, 12)
+    assert load_classifier(kept)[1]["heldout_top1"] == f"{found.top1:.4f}"
     words = ["--num-images", "3", "--steps", "1", "--device", "cpu", "--processes", "1", "--out", str(run)]
     assert main(["sample", str(measuring.model(tmp_path / "tiny")), *words]) == 0
-    capsys.readouterr()
-    assert main(["evaluate", "classifier", "--epochs", "1", "--samples", str(run)]) == 0
-    assert "trained on 3 samples" in capsys.readouterr().out
+    assert drawings_classifier.measure(run, epochs=1)[1] == 3
     (run / "000001.png").unlink()
-    assert "holds no complete run" in one_sentence(capsys, 2, "classifier", "--samples", str(run))
+    with pytest.raises(ValueError, match="holds no complete run"):
+        drawings_classifier.measure(run, epochs=1)
+    with pytest.raises(ValueError, match="holds no run.json"):
+        drawings_classifier.measure(folder(tmp_path / "a"), epochs=1)
