@@ -21,31 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascade import CascadePipeline
 from cascade.stages.cpu_convolutions import packed_convolutions
 from cascade.stages.denoiser import ClassifierFreeGuidance
-
-
-def median_seconds(call: Callable[[], Any], repeats: int = 9) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def convolution_rate(dtype: torch.dtype) -> float:
-    """GFLOP/s of a plain convolution: 256 channels, 3x3, a batch of 4 maps of 32x32, channels_last."""
-    x = torch.randn(4, 256, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
-    weight = torch.randn(256, 256, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
-    flop = 2 * 9 * 256 * 256 * 4 * 32 * 32
-    with torch.no_grad():
-        return flop / median_seconds(lambda: F.conv2d(x, weight, padding=1)) / 1e9
+from cascade.training.forecast import convolution_rate, median_seconds
 
 
 def step_of(stage: Any, dtype: torch.dtype, compiled: bool, log_snr: float) -> tuple[Callable[[], Any], float]:
@@ -85,7 +66,7 @@ class _Joint:
 
 
 def steps_table(model: str, compile_too: bool) -> None:
-    print("| stage | log-SNR | precision | mode | GMAC a step | ms a step | GFLOP/s | plain convolution | share |")
+    print("| stage | log-SNR | precision | mode | GMAC per step | ms per step | GFLOP/s | plain convolution | share |")
     print("| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     pipeline = CascadePipeline.from_pretrained(model)
     for name, stage in pipeline.stages.items():
@@ -96,7 +77,7 @@ def steps_table(model: str, compile_too: bool) -> None:
                 step, gflop = step_of(stage, dtype, compiled, level)
                 with packed_convolutions(stage.unet) if not compiled else nullcontext():  # as a pipeline runs it
                     seconds = median_seconds(step)
-                rate = convolution_rate(dtype)
+                rate = convolution_rate(dtype, torch.device("cpu")) / 1e9
                 cells = [
                     name,
                     f"{level:g}",
