@@ -30,20 +30,13 @@ def make_share(
     """Make the images of this process that do not exist yet; the last process to end packs them where that is asked for.
 
     Args:
-        cascade: Makes the images.
-        plan: Which.
+        cascade, plan, sampling: What is made, and how.
         out: Folder that `record.begin` has marked.
-        sampling: How each stage is sampled.
         place: Which blocks are made here.
-        on_progress: Called at the start and after every block, with images of this process.
+        on_progress: Called before every block and at the end, with images of this process.
 
     Returns:
         Whether the run is complete; False while other processes are still at work.
-
-    Raises:
-        ValueError: if the cascade can't do what is asked.
-        RuntimeError: if a network makes something that is not a number.
-        OSError: if a file can't be written.
     """
     if _is_packed(out, plan):
         _clean(out, plan)
