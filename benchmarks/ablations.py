@@ -1,8 +1,8 @@
 """The papers' comparisons on the drawings: `python benchmarks/ablations.py [--only NAME ...] [--seeds 0 1] [--tables]`.
 
 Trains every arm by `cascade train` with a recipe of configs/emoji/ablations and settings, measures it, and prints the tables
-behind docs/ablations.md. An arm and seed whose runs/ablations/ARM-SEED/result.json exists is not done again; a stopped training run
-goes on. Arms of one comparison see the same pictures in the same order with the same noise.
+behind docs/ablations.md. An arm and seed whose runs/ablations/ARM-SEED/result.json exists is not done again; a stopped training
+run goes on. Arms of one comparison see the same pictures in the same order with the same noise.
 
 Measured are SR stages on real inputs (held-out drawings made small) and on samples of the base `base16`, seed 0, as a cascade.
 All are sampled with the schedule of SR3's law (T = 2000), so that arms differ in their weights alone, without guidance.

@@ -15,9 +15,9 @@ from cascade.eval.bootstrap import Interval
 from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
 from cascade.eval.report import Row
+from cascade.folder import load_stage
 from cascade.measure.comparisons import distance_curve
 from cascade.measure.protocols import load_protocol, protocol_names
-from cascade.models import load_stage
 
 PROTOCOL = """
 name: mine
