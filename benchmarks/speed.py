@@ -66,7 +66,7 @@ class _Joint:
 
 
 def steps_table(model: str, compile_too: bool) -> None:
-    print("| stage | log-SNR | precision | mode | GMAC a step | ms a step | GFLOP/s | plain convolution | share |")
+    print("| stage | log-SNR | precision | mode | GMAC per step | ms per step | GFLOP/s | plain convolution | share |")
     print("| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     pipeline = CascadePipeline.from_pretrained(model)
     for name, stage in pipeline.stages.items():

@@ -238,7 +238,7 @@ def main() -> None:
         return
     print(f"{this_device().type}, {torch.get_num_threads()} threads, {options.precision}, torch {torch.__version__}\n")
     print(
-        "| recipe | training with | parameters | GMAC an evaluation | images/s (range) | convolution, GFLOP/s | share | memory |"
+        "| recipe | training with | parameters | GMAC per evaluation | images/s (range) | convolution, GFLOP/s | share | memory |"
     )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in RECIPES:

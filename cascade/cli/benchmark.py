@@ -15,8 +15,8 @@ from cascade.cli.arguments import (
     positive,
     seed,
 )
-from cascade.cli.progress import say
-from cascade.cli.reports import Bars, show
+from cascade.cli.progress import Bars, say
+from cascade.cli.reports import show
 from cascade.cli.request import Request
 from cascade.measure.protocols import load_protocol, protocol_names
 from cascade.runs.record import check_folder

@@ -7,8 +7,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, given, positive, seed
-from cascade.cli.progress import say
-from cascade.cli.reports import Bars, show
+from cascade.cli.progress import Bars, say
+from cascade.cli.reports import show
 from cascade.cli.request import Request
 from cascade.runs.record import check_folder
 

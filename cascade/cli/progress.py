@@ -108,6 +108,26 @@ class Progress:
         return ", ".join(parts + [note] * bool(note))
 
 
+class Bars:
+    """A progress for each part of some work, one after another; for use in a `with` statement, as `on_progress` of a function."""
+
+    def __init__(self) -> None:
+        self._now: Progress | None = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._now is not None:
+            self._now.__exit__(None, None, None)
+
+    def __call__(self, title: str, done: int, total: int) -> None:
+        if self._now is None or self._now.title != title:
+            self.__exit__()
+            self._now = Progress(title, "sets" if title.startswith("intervals") else "pictures")
+        self._now.update(done, total)
+
+
 def duration(seconds: float) -> str:
     """A time as people say it."""
     if seconds < 60:

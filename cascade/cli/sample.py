@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_process_options, add_sampling_options, given, positive, seed
-from cascade.cli.reports import Bars
+from cascade.cli.progress import Bars
 from cascade.cli.request import Request
 from cascade.runs.record import check_folder
 from cascade.runs.run import sample_run

@@ -18,7 +18,8 @@ from cascade.cli.arguments import (
     scheduler,
     seed,
 )
-from cascade.cli.reports import Bars, show
+from cascade.cli.progress import Bars
+from cascade.cli.reports import show
 from cascade.cli.request import Request
 from cascade.folder import Manifest
 from cascade.measure.schedule_search import AIMS, search_schedule

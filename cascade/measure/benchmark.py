@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from cascade.eval.images import ImageSet, image_folder
 from cascade.eval.report import Picture, Report, Row, number_of
 from cascade.eval.report_files import write_report
 from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, Scores, score
+from cascade.files import Progress
 from cascade.measure.comparisons import (
     SHOWN,
     Drawings,
@@ -31,13 +31,12 @@ from cascade.measure.named import extractor_of, image_source, reference_source
 from cascade.measure.protocols import Protocol, load_protocol
 from cascade.measure.super_resolution import evaluate_sr
 from cascade.pipeline import CascadePipeline
-from cascade.progress import OnProgress, part
-from cascade.runs.run import SampleRun, sample_run
+from cascade.progress import part
+from cascade.runs.run import RunOptions, SampleRun, sample_run
 from cascade.runs.share import image_name, without_bars, write_png
 
 if TYPE_CHECKING:
     from cascade.eval.references import Reference
-    from cascade.stage_sampling import Sampling
 
 FLOOR_SEED = 0
 
@@ -52,11 +51,7 @@ def benchmark(
     reference: str | None = None,
     weights: Path | None = None,
     resamples: int = 100,
-    sampling: Sampling | None = None,
-    batch_size: int | None = None,
-    processes: int | None = None,
-    threads: int = 1,
-    on_progress: OnProgress | None = None,
+    **run: Unpack[RunOptions],
 ) -> Report | None:
     """Sample a model by a protocol, or enlarge real images by its last stage, score the images, and write a report.
 
@@ -71,9 +66,7 @@ def benchmark(
         reference: Real images or statistics, as `cascade.measure.named.reference_source` takes them; None = the protocol's own.
         weights: File of the feature network; None = its own, or downloaded once.
         resamples: Redrawn sets behind each 95 % interval; 0 = no intervals.
-        sampling: How each stage is sampled, as `cascade.sampling(...)` gives it.
-        batch_size, processes, threads: Of the sampling run, as `sample_run` takes them.
-        on_progress: Told of sampling, features and intervals.
+        **run: `sampling`, `batch_size`, `processes`, `threads` and `on_progress`, as `sample_run` takes them.
 
     Returns:
         The report; None while processes that torchrun started still make their shares of the samples.
@@ -98,13 +91,12 @@ def benchmark(
             weights=weights,
             crop_rule=protocol.crop_rule,
             resamples=resamples,
-            sampling=sampling,
-            batch_size=batch_size,
+            sampling=run.get("sampling"),
+            batch_size=run.get("batch_size"),
             protocol=protocol,
-            on_progress=on_progress,
+            on_progress=run.get("on_progress"),
         )
-    run = {"sampling": sampling, "batch_size": batch_size, "processes": processes, "threads": threads}
-    job = _Job(cascade, protocol, Path(out), count, seed, source, weights, resamples, on_progress, run)
+    job = _Job(cascade, protocol, Path(out), count, seed, source, weights, resamples, run)
     report = _samples_report(job)
     if report is not None:
         write_report(report, job.out)
@@ -113,7 +105,7 @@ def benchmark(
 
 @dataclass(frozen=True)
 class _Job:
-    """What is asked for, as `benchmark` has it; `run` are arguments of `sample_run`."""
+    """What is asked for, as `benchmark` has it."""
 
     cascade: CascadePipeline
     protocol: Protocol
@@ -123,15 +115,16 @@ class _Job:
     reference: str
     weights: Path | None
     resamples: int
-    on_progress: OnProgress | None
-    run: Mapping[str, Any]
+    run: RunOptions
+
+    def told(self, title: str) -> Progress:
+        return part(self.run.get("on_progress"), title)
 
     def features(self, images: ImageSet, extractor: FeatureExtractor, what: str) -> FeatureSet:
-        return features_of(images, extractor, self.protocol.crop_rule, what, self.on_progress)
+        return features_of(images, extractor, self.protocol.crop_rule, what, self.run.get("on_progress"))
 
     def scores(self, samples: FeatureSet, reference: Reference | FeatureSet, real: FeatureSet | None, what: str) -> Scores:
-        told = part(self.on_progress, f"intervals of {what}")
-        return score(samples, reference, real, resamples=self.resamples, on_resample=told)
+        return score(samples, reference, real, resamples=self.resamples, on_resample=self.told(f"intervals of {what}"))
 
 
 @dataclass(frozen=True)
@@ -162,7 +155,7 @@ def _samples_report(job: _Job) -> Report | None:
         extractor=protocol.extractor,
         crop_rule=protocol.crop_rule,
         minimum=MANIFOLD_K + 1,
-        progress=part(job.on_progress, "drawings"),
+        progress=job.told("drawings"),
     )
     extractor = extractor_of(protocol.extractor, job.weights, str(job.cascade.device))
     heldout, labels = _heldout(job)
@@ -170,7 +163,7 @@ def _samples_report(job: _Job) -> Report | None:
     for seed in protocol.seeds:
         folder = job.out / (f"samples-{job.seed + seed}" if len(protocol.seeds) > 1 else "samples")
         plan: Any = {"num_images": job.num_images, "size": protocol.size, "seed": job.seed + seed, "labels": labels}
-        runs.append(sample_run(job.cascade, folder, **plan, **job.run, on_progress=job.on_progress))
+        runs.append(sample_run(job.cascade, folder, **plan, **job.run))
     if not all(file.is_file() for run in runs for file in run.files):
         return None
     sets = []
@@ -197,7 +190,7 @@ def _heldout(job: _Job) -> tuple[ImageSet | None, Any]:
     protocol = job.protocol
     if protocol.labels != "heldout":
         return None, protocol.labels
-    every, labels = image_source("drawings:heldout", size=protocol.size, progress=part(job.on_progress, "drawings"))
+    every, labels = image_source("drawings:heldout", size=protocol.size, progress=job.told("drawings"))
     assert labels is not None
     if job.num_images > len(every):
         raise ValueError(
@@ -215,7 +208,7 @@ def _compared(
     heldout: ImageSet | None,
 ) -> tuple[list[Row], dict[str, Any], list[Picture]]:
     """Our rows, everything measured, and pictures of neighbours."""
-    reference, theirs = reference_features(real, extractor, job.protocol.crop_rule, job.on_progress)
+    reference, theirs = reference_features(real, extractor, job.protocol.crop_rule, job.run.get("on_progress"))
     scores = [job.scores(each.features, reference, theirs, "the samples") for each in sets]
     rows = _sample_rows(job, sets, scores)
     details: dict[str, Any] = {"scores": {f"seed {s.run.plan.seed}": asdict(one) for s, one in zip(sets, scores, strict=True)}}
@@ -259,7 +252,7 @@ def _stages(job: _Job, samples: _Samples) -> list[Picture]:
         return []
     folders = {name: job.out / "stages" / name for name in names[:-1]}
     if not all((folder / image_name(i)).is_file() for folder in folders.values() for i in range(len(labels))):
-        told = part(job.on_progress, "stages of the first samples")
+        told = job.told("stages of the first samples")
         with without_bars(cascade):
             for i, label in enumerate(labels):
                 told(i, len(labels))
@@ -267,8 +260,8 @@ def _stages(job: _Job, samples: _Samples) -> list[Picture]:
                     None if cascade.num_classes is None else [int(label)],
                     seeds=[samples.run.plan.seed + i],
                     size=cascade.sizes[names[-2]],
-                    sampling=job.run["sampling"],
-                    batch_size=job.run["batch_size"],
+                    sampling=job.run.get("sampling"),
+                    batch_size=job.run.get("batch_size"),
                 )
                 for name, folder in folders.items():
                     write_png(folder / image_name(i), made.stages[name].images[0])

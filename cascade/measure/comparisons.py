@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -111,9 +111,8 @@ class Drawings:
 
     def pictures(self, features: FeatureSet, images: ImageSet) -> list[Picture]:
         """The samples closest to training drawings, with these, by features and by pixels."""
-        kinds = ("features", "pixels")
-        near = self.neighbours(features, images)
-        return [_closest(kind, each, images, self.train[1]) for kind, each in zip(kinds, near, strict=True)]
+        by_features, by_pixels = self.neighbours(features, images)
+        return [_closest("features", by_features, images, self.train[1]), _closest("pixels", by_pixels, images, self.train[1])]
 
 
 def closest_in_features(features: FeatureSet, images: ImageSet, real: FeatureSet, real_images: ImageSet) -> Picture:
@@ -156,7 +155,6 @@ def distance_curve(rows: Iterable[Row], distance: str) -> Curve | None:
 
 def cost_values(cost: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, Value], str]:
     """NFE as a table has it, one number per stage, and the multiply-adds of an image in words."""
-    nfe = " + ".join(str(stage["nfe"]) for stage in cost.values())
     work = sum(stage["multiply_adds"] for stage in cost.values())
-    values: dict[str, Any] = {"NFE": nfe or None}
-    return values, f"{work / 1e9:,.3g} G multiply-adds each" if cost else ""
+    nfe = " + ".join(str(stage["nfe"]) for stage in cost.values())
+    return {"NFE": nfe or None}, f"{work / 1e9:,.3g} G multiply-adds each" if cost else ""

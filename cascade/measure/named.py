@@ -66,10 +66,7 @@ def crop_rule_of(text: str, given: str | None) -> str | None:
 def extractor_of(name: str, weights: Path | None = None, device: str = "cpu") -> FeatureExtractor:
     """The feature network of this name.
 
-    Args:
-        name: One of `EXTRACTORS`.
-        weights: Its file; None = from the user's cache, downloaded once; EfficientNet-Lite has its own.
-        device: Where to run.
+    `weights` is its file; None = from the user's cache, downloaded once. EfficientNet-Lite has its own.
 
     Raises:
         ValueError: if there is no such network, a package is missing, or the file is missing or another one.

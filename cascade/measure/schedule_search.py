@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
-from cascade.progress import OnProgress
-from cascade.runs.run import sample_run
+from cascade.runs.run import RunOptions, sample_run
 from cascade.schedulers import scheduler_class
-from cascade.stage_sampling import Sampling, check_name
+from cascade.stage_sampling import check_name
 
 if TYPE_CHECKING:
     from cascade.eval.report import Report
@@ -81,11 +80,7 @@ def search_schedule(
     aim: str = "distance",
     seed: int = 0,
     max_steps: int | None = None,
-    sampling: Sampling | None = None,
-    batch_size: int | None = None,
-    processes: int | None = None,
-    threads: int = 1,
-    on_progress: OnProgress | None = None,
+    **run: Unpack[RunOptions],
 ) -> ScheduleSearch:
     """Sample and score every schedule, each in a folder of its own, so that a stopped search goes on; choose, and write a report.
 
@@ -102,9 +97,7 @@ def search_schedule(
         aim: What is best, one of `AIMS`: the least distance or kernel distance, or the most of another.
         seed: Of the first sample.
         max_steps: Most that the chosen schedule may have; None = any.
-        sampling: How else the stages are sampled.
-        batch_size, processes, threads: Of each sampling run, as `sample_run` takes them.
-        on_progress: Told of the samples.
+        **run: `sampling`, `batch_size`, `processes`, `threads` and `on_progress`, as `sample_run` takes them.
 
     Raises:
         ValueError: if there is nothing to choose from, or the samples can't be scored.
@@ -123,22 +116,22 @@ def search_schedule(
         raise ValueError(f"max_steps is {max_steps}, but the least steps to try are {min(steps)}")
     if num_images <= MANIFOLD_K:
         raise ValueError(f"num_images is {num_images}, but at least {MANIFOLD_K + 1} samples are needed to score a schedule")
-    given, size, found = cascade.sampling(sampling), cascade.sizes[name], []
+    given, size, found = cascade.sampling(run.get("sampling")), cascade.sizes[name], []
     extractor = extractor_of("efficientnet-lite0")
     images, _ = image_source(str(reference), size=size, minimum=2)
     of_real = feature_set(images, extractor, crop_rule=None, cache=feature_cache())
-    how: Any = {"batch_size": batch_size, "processes": processes, "threads": threads, "on_progress": on_progress}
     kinds: Sequence[str | None] = schedulers or [None]
     for kind in kinds:
         for count in steps:
             tried = given | {name: replace(given[name], num_inference_steps=count, scheduler=kind or given[name].scheduler)}
             folder = out / f"{count:04d}-{kind or 'own'}"
-            run = sample_run(cascade, folder, num_images=num_images, size=size, seed=seed, sampling=tried, **how)
-            if not run.complete:
+            run["sampling"] = tried
+            made = sample_run(cascade, folder, num_images=num_images, size=size, seed=seed, **run)
+            if not made.complete:
                 raise ValueError("a search runs in one process group of its own; give processes instead of using torchrun")
             samples = feature_set(image_folder(folder, size=size, minimum=2), extractor, crop_rule=None)
             value = number_of(score(samples, of_real, resamples=0).values()[AIMS[aim]]) or 0.0
-            nfe, work = (sum(one[key] for one in run.record["cost"].values()) for key in ("nfe", "multiply_adds"))
+            nfe, work = (sum(one[key] for one in made.record["cost"].values()) for key in ("nfe", "multiply_adds"))
             found.append(Candidate(count, kind, nfe, work, value, aim))
     chosen = choice([one for one in found if max_steps is None or one.steps <= max_steps])
     facts = {"model": cascade.name, "reference": str(reference), "samples": f"{num_images} of each, balanced"}

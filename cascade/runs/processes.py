@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,15 +37,16 @@ share_of(**job)
 
 
 @contextmanager
-def others(cascade: CascadePipeline, out: Path, sampling: Sampling, count: int) -> Iterator[None]:
+def others(cascade: CascadePipeline, out: Path, sampling: Sampling, count: int) -> Iterator[Callable[[], None]]:
     """Processes that make the shares 1 to count - 1 of the run in `out`; they are awaited at the end, and end with this one.
+
+    Gives what raises RuntimeError if one of them has failed, as the end does.
 
     Raises:
         ValueError: if they can't be told how a stage is sampled.
-        RuntimeError: if one of them fails.
     """
     if count == 1:
-        yield
+        yield lambda: None
         return
     job = {
         "model": str(Path(cascade.folder or "").absolute()),
@@ -59,21 +60,27 @@ def others(cascade: CascadePipeline, out: Path, sampling: Sampling, count: int) 
     }
     with ExitStack() as stack:
         said = [stack.enter_context(TemporaryFile()) for _ in range(1, count)]
-        started = []
+        started: list[subprocess.Popen[bytes]] = []
+
+        def check() -> None:
+            for process, file in zip(started, said, strict=True):
+                if process.poll():
+                    file.seek(0)
+                    reason = ["it was killed", *file.read().decode(errors="replace").strip().splitlines()][-1]
+                    raise RuntimeError(f"a process of this run failed ({reason}); the same call goes on where the run stopped")
+
         try:
             for rank, file in enumerate(said, 1):
                 words = [sys.executable, "-P", "-c", _PROGRAM, json.dumps(job | {"rank": rank})]
                 started.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file))
-            yield
-            failed = [file for process, file in zip(started, said, strict=True) if process.wait()]
+            yield check
+            for process in started:
+                process.wait()
+            check()
         finally:
             for process in started:
                 process.terminate()
                 process.wait()
-        for file in failed:
-            file.seek(0)
-            reason = ["it was killed", *file.read().decode(errors="replace").strip().splitlines()][-1]
-            raise RuntimeError(f"a process of this run failed ({reason}); the same call goes on where the run stopped")
 
 
 def share_of(
@@ -91,7 +98,7 @@ def share_of(
     cascade = CascadePipeline.from_pretrained(model, dtype=dtype, device=device, size=plan.size)
     chosen = {name: _sampling(**values) for name, values in sampling.items() if name in cascade.stages}
     if changed := difference(record["settings"], settings_of(cascade, plan.size, chosen, threads)):
-        raise ValueError(f"{model} has {changed}: the cascade was changed since it was loaded; save it, or use one process")
+        raise ValueError(f"the cascade was changed since it was loaded, {changed} as in {model}; save it, or use one process")
 
     def told(done: int, total: int) -> None:
         if os.getppid() != parent:

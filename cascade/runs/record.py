@@ -45,15 +45,8 @@ def settings_of(cascade: CascadePipeline, size: int, sampling: Sampling, threads
 
 
 def record_of(plan: RunPlan, model: str, sha256: str, settings: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run.
-
-    Args:
-        plan: What is made.
-        model: Name of the model.
-        sha256: `model_hash` of it.
-        settings: As `settings_of` gives them.
-        cost: As `cascade.costs.cost_of` gives it.
-    """
+    """The record of a run of the model of this name and `model_hash`; settings are of `settings_of`, and `cascade.costs.cost_of`
+    gives the cost."""
     import diffusers
     import torch
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from cascade.progress import OnProgress, part
+from cascade.progress import OnProgress
 from cascade.runs.plan import MOST_PROCESSES, FileFormat, LabelRule, Place, RunPlan
 from cascade.runs.processes import others
 from cascade.runs.record import begin, check_folder, model_hash, read_record, record_of, settings_of
@@ -49,6 +49,16 @@ class SampleRun:
     def labels(self) -> list[int | None]:
         """Class of every image; None for a model without classes."""
         return [self.plan.label(i) for i in range(self.plan.num_images)]
+
+
+class RunOptions(TypedDict, total=False):
+    """How any run is made, as arguments of `sample_run`."""
+
+    sampling: Sampling | None
+    batch_size: int | None
+    processes: int | None
+    threads: int
+    on_progress: OnProgress | None
 
 
 def sample_run(
@@ -113,8 +123,14 @@ def sample_run(
         settings = settings_of(cascade, plan.size, chosen, threads)
         record = record_of(plan, cascade.name, model_hash(cascade), settings, cost)
         begin(out, record)
-        with others(cascade, out, chosen, count):
-            ended = make_share(cascade, plan, out, chosen, place, None if place.rank else part(on_progress, title))
+        with others(cascade, out, chosen, count) as check:
+
+            def told(done: int, total: int) -> None:
+                check()
+                if on_progress is not None and not place.rank:
+                    on_progress(title, done, total)
+
+            ended = make_share(cascade, plan, out, chosen, place, told)
     return SampleRun(out, plan, ended or count > 1, record)
 
 

@@ -25,25 +25,18 @@ PARTS = ".images"  # where the images of a run lie until they are packed
 
 
 def make_share(
-    cascade: CascadePipeline, plan: RunPlan, out: Path, sampling: Sampling, place: Place, on_progress: Progress | None = None
+    cascade: CascadePipeline, plan: RunPlan, out: Path, sampling: Sampling, place: Place, on_progress: Progress
 ) -> bool:
     """Make the images of this process that do not exist yet; the last process to end packs them where that is asked for.
 
     Args:
-        cascade: Makes the images.
-        plan: Which.
+        cascade, plan, sampling: What is made, and how.
         out: Folder that `record.begin` has marked.
-        sampling: How each stage is sampled.
         place: Which blocks are made here.
-        on_progress: Called at the start and after every block, with images of this process.
+        on_progress: Called before every block and at the end, with images of this process.
 
     Returns:
         Whether the run is complete; False while other processes are still at work.
-
-    Raises:
-        ValueError: if the cascade can't do what is asked.
-        RuntimeError: if a network makes something that is not a number.
-        OSError: if a file can't be written.
     """
     if _is_packed(out, plan):
         _clean(out, plan)
@@ -55,8 +48,7 @@ def make_share(
     done, total = sum(i in present for block in blocks for i in block), sum(map(len, blocks))
     _remove_partial(folder, {i for block in blocks for i in block})
     for block in blocks:
-        if on_progress is not None:
-            on_progress(done, total)
+        on_progress(done, total)
         missing = [i for i in block if i not in present]
         if not missing:
             continue
@@ -64,8 +56,7 @@ def make_share(
         for i in missing:
             write_png(folder / image_name(i), images[i - block.start])
         done += len(missing)
-    if on_progress is not None:
-        on_progress(done, total)
+    on_progress(done, total)
     if len(_present(out, plan)) < plan.num_images:
         return False
     _pack(out, plan)

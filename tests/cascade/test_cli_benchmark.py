@@ -15,6 +15,7 @@ from cascade.eval.bootstrap import Interval
 from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
 from cascade.eval.report import Row
+from cascade.folder import load_stage
 from cascade.measure.comparisons import distance_curve
 from cascade.measure.protocols import load_protocol, protocol_names
 
@@ -176,9 +177,11 @@ def test_the_stages_of_the_first_samples_are_those_that_led_to_them(model, tmp_p
     assert np.abs(last.astype(int) - np.asarray(made.images[0])).max() <= 1
 
 
-def test_of_several_seeds_each_has_a_row_and_the_least_stands_first(model, tmp_path, capsys):
+def test_of_several_seeds_each_has_a_row_the_least_stands_first_and_the_model_is_loaded_once(model, tmp_path, monkeypatch):
     path = tmp_path / "mine.yaml"
     path.write_text(PROTOCOL.replace("num_images: 50000", "num_images: 4\nseeds: [0, 100, 200]"))
+    loaded = []
+    monkeypatch.setattr("cascade.pipeline.load_stage", lambda *given: loaded.append(given[1].name) or load_stage(*given))
     assert benchmark(model, tmp_path / "bench", "--protocol", str(path), "--seed", "7") == 0
     report = json.loads((tmp_path / "bench" / "report.json").read_text())
     first, *each = [(row["name"], row["values"].get("distance")) for row in report["rows"] if row["ours"]]
@@ -186,6 +189,7 @@ def test_of_several_seeds_each_has_a_row_and_the_least_stands_first(model, tmp_p
     assert first[0] == "tiny, least of 3 seeds"
     assert first[1]["estimate"] == min(found["estimate"] for _, found in each)
     assert len({found["estimate"] for _, found in each}) == 3
+    assert loaded == ["base", "sr64"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 from PIL import Image
 from tiny import SMALL, base, cascade, network
 
+from cascade import CascadePipeline
 from cascade.costs import cost_of
 from cascade.runs import share as shares
 from cascade.runs.formats import write_shard
 from cascade.runs.plan import Place, RunPlan
 from cascade.runs.record import RECORD, begin, check_folder, labels_of_run, model_hash, plan_of, read_record, record_of
-from cascade.runs.share import image_name, make_share
+from cascade.runs.run import sample_run
+from cascade.runs.share import image_name
 from cascade.stages.sampling import nfe
 
 
@@ -25,6 +29,10 @@ def plan(num_images=5, **options):
 def started(out, wanted):
     begin(out, record_of(wanted, "tiny", "0" * 64, {"threads": 1}, {}))
     return out
+
+
+def make_share(tiny, wanted, out, sampling, place):
+    return shares.make_share(tiny, wanted, out, sampling, place, lambda done, total: None)
 
 
 def files(folder):
@@ -119,6 +127,47 @@ def test_a_finished_run_makes_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(type(tiny), "__call__", lambda *args, **options: pytest.fail("sampled again"))
     before = files(out)
     assert make_share(tiny, wanted, out, {}, Place()) and files(out) == before
+
+
+SCRIPT = """
+import sys
+from cascade import CascadePipeline
+from cascade.runs.run import sample_run
+from diffusers import DDIMScheduler
+
+cascade = CascadePipeline.from_pretrained(sys.argv[1])
+sampling = cascade.sampling(scheduler={"base": DDIMScheduler}, guidance_interval={"base": (0.1, 5)})
+run = sample_run(cascade, "run", num_images=4, size=8, sampling=sampling, processes=2)
+print(run.complete, *[path.name for path in run.files])
+cascade.stages["base"].register_to_config(num_inference_steps=1)
+sample_run(cascade, "changed", num_images=40, size=8, processes=2)
+"""
+
+
+def test_a_script_needs_no_main_guard_and_a_model_that_was_changed_is_not_shared(tmp_path):
+    cascade().save_pretrained(tmp_path / "tiny")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py", "tiny"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "True 000000.png 000001.png 000002.png 000003.png\n" and done.returncode == 1
+    assert "the cascade was changed since it was loaded, stages.base.num_inference_steps 1, not 3" in done.stderr
+    loaded = CascadePipeline.from_pretrained(tmp_path / "tiny")
+    sampling = loaded.sampling(scheduler={"base": "ddim"}, guidance_interval={"base": (0.1, 5)})
+    told, options = [], {"num_images": 4, "size": 8, "processes": 1, "sampling": sampling}
+    alone = sample_run(loaded, tmp_path / "alone", **options, on_progress=lambda *one: told.append(one))
+    assert files(alone.folder) == files(tmp_path / "run") and alone.labels == [0, 1, 2, 0]
+    assert told == [("sampling images", done, 4) for done in (0, 1, 2, 3, 4)]
+
+
+def test_a_composed_cascade_runs_in_this_process_and_is_known_by_what_it_would_be_saved_as(tiny, tmp_path):
+    made = sample_run(tiny, tmp_path / "run", num_images=2, format="npz")
+    assert made.complete and [path.name for path in made.files] == ["samples_2x8x8x3.npz"] and made.files[0].is_file()
+    tiny.save_pretrained(tmp_path / "tiny")
+    assert made.record["model"]["sha256"] == model_hash(tmp_path / "tiny")
+    with pytest.raises(ValueError, match="processes is 2, but the cascade was composed here"):
+        sample_run(tiny, tmp_path / "two", num_images=2, processes=2)
+    assert not (tmp_path / "two").exists()
 
 
 def test_npz_is_what_openais_evaluator_reads(tiny, tmp_path):
