@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,29 +71,29 @@ class StagePipeline(DiffusionPipeline):
         unet: ModelMixin,
         scheduler: SchedulerMixin | None,
         guide_unet: ModelMixin | None = None,
-        id2label: Mapping[Any, str] | None = None,
+        id2label: dict[Any, str] | None = None,
         **defaults: Any,
     ) -> None:
         super().__init__()
         sampler = {} if scheduler is None else {"scheduler": scheduler, "guide_unet": guide_unet}
         self.register_modules(unet=unet, **sampler)
-        self.register_to_config(**defaults)
         if id2label is not None:
             names = {str(index): name for index, name in id2label.items()}
             if names.keys() != {str(index) for index in range(self.unet.num_classes or 0)}:
                 raise ValueError(f"id2label names {len(names)} classes, expected {self.unet.num_classes or 0}, each by its index")
-            self.register_to_config(id2label=names)
+            defaults["id2label"] = names
+        self.register_to_config(**defaults)
+
+    @property
+    def size(self) -> int:
+        """Side of the images that it makes."""
+        return int(self.unet.config.sample_size)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of its classes in the order of their indices; None where they are not known."""
         names = self.config.get("id2label")
         return None if names is None else tuple(names[str(index)] for index in range(len(names)))
-
-    @property
-    def size(self) -> int:
-        """Side of the images that it makes."""
-        return int(self.unet.config.sample_size)
 
     def guided(self, scale: float | None, interval: Sequence[float] | None) -> Denoiser:
         """The network under guidance: by `guide_unet` where there is one, classifier-free otherwise.
