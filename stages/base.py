@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers import ModelMixin, SchedulerMixin
@@ -32,7 +32,7 @@ class BasePipeline(StagePipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
-        id2label: Mapping[Any, str] | None = None,
+        id2label: dict[Any, str] | None = None,
     ) -> None:
         if low_res_size_of(unet) is not None:
             raise ValueError(f"this network refines {low_res_size_of(unet)} px images and can't be a base stage; use SR3Pipeline")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ class RegressionPipeline(RefiningPipeline):
         ValueError: if the network is none of these.
     """
 
-    def __init__(self, unet: ModelMixin, id2label: Mapping[Any, str] | None = None) -> None:
+    def __init__(self, unet: ModelMixin, id2label: dict[Any, str] | None = None) -> None:
         if low_res_size_of(unet) is None:
             raise ValueError("this network takes no low-resolution image, so it can't enlarge one; use BasePipeline")
         prediction_type = getattr(unet, "prediction_type", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class SR3Pipeline(RefiningPipeline):
         aug_level: float = 0.0,
         consistency: bool = False,
         tile_size: int | None = None,
-        id2label: Mapping[Any, str] | None = None,
+        id2label: dict[Any, str] | None = None,
     ) -> None:
         if low_res_size_of(unet) is None:
             raise ValueError("this network takes no low-resolution image, so it can't be an SR3 stage; use BasePipeline")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Self
@@ -74,18 +74,23 @@ class StagePipeline(DiffusionPipeline):
         unet: ModelMixin,
         scheduler: SchedulerMixin | None,
         guide_unet: ModelMixin | None = None,
-        id2label: Mapping[Any, str] | None = None,
+        id2label: dict[Any, str] | None = None,
         **defaults: Any,
     ) -> None:
         super().__init__()
         sampler = {} if scheduler is None else {"scheduler": scheduler, "guide_unet": guide_unet}
         self.register_modules(unet=unet, **sampler)
-        self.register_to_config(**defaults)
         if id2label is not None:
             names = {str(index): name for index, name in id2label.items()}
             if names.keys() != {str(index) for index in range(self.unet.num_classes or 0)}:
                 raise ValueError(f"id2label names {len(names)} classes, expected {self.unet.num_classes or 0}, each by its index")
-            self.register_to_config(id2label=names)
+            defaults["id2label"] = names
+        self.register_to_config(**defaults)
+
+    @property
+    def size(self) -> int:
+        """Side of the images that it makes."""
+        return int(self.unet.config.sample_size)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

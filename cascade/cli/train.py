@@ -80,7 +80,7 @@ def run(args: Namespace) -> None:
         return
     try:
         with _Watch() as watch:
-            train_stage(
+            made = train_stage(
                 recipe,
                 folder,
                 target,
@@ -94,7 +94,7 @@ def run(args: Namespace) -> None:
     except KeyboardInterrupt as stop:
         raise RuntimeError(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint in {folder}") from None
     if this_process().is_main_process:
-        print(target)
+        print(made.folder)
 
 
 class _Watch:

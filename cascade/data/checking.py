@@ -19,15 +19,9 @@ from cascade.stages.training.odd_pictures import DamagedPicture, DamageLog, Oddi
 
 
 def check(pictures: PictureSource, workers: int, progress: Progress) -> DamageLog:
-    """Read all pictures, in their order.
+    """Read all pictures, in their order, by so many worker processes (0 = in this one); the log counts and names what is odd.
 
-    Args:
-        pictures: The set; photos are not made square, which takes time and finds nothing.
-        workers: Processes that read; 0 = this one.
-        progress: Called now and then.
-
-    Returns:
-        The log that counts and names what is odd.
+    Photos are not made square, which takes time and finds nothing.
     """
     if isinstance(pictures, Photos):
         pictures = replace(pictures, crop=uncropped)

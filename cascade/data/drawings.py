@@ -87,7 +87,8 @@ def drawings(split: str) -> list[Drawing]:
     Raises:
         ValueError: if split is neither, or the pack is damaged.
     """
-    _check_split(split)
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     found = []
     try:
         with tarfile.open(_PACK, "r|xz") as pack:
@@ -242,11 +243,6 @@ def write_image_folder(out: str | os.PathLike[str], size: int, split: str | None
 def notice() -> str:
     """Who drew the drawings, under which licences, and what was changed: to go with every copy of them."""
     return (_ASSETS / "NOTICE").read_text("utf-8")
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
 
 
 def _check_size(size: int) -> None:

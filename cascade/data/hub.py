@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cascade.files import cache_folder
 
@@ -18,26 +18,10 @@ HUB = "hub:"
 _SOURCE = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(/(?P<pattern>.+))?")
 
 
-class ShardFile(Protocol):
-    """A file that may have to be fetched."""
-
-    @property
-    def name(self) -> str: ...
-    def identity(self) -> str:
-        """A text that changes when the content does."""
-
-    def open(self) -> Any:
-        """The file as a seekable binary one, of which only what is read is fetched."""
-
-    def local(self) -> Path:
-        """Where it lies on this machine, to stay there."""
-
-    def fetched(self) -> contextlib.AbstractContextManager[Path]:
-        """Where it lies on this machine, within a `with` statement."""
-
-
 @dataclass(frozen=True)
 class LocalFile:
+    """A file of this machine."""
+
     path: Path
 
     @property
@@ -45,23 +29,27 @@ class LocalFile:
         return str(self.path)
 
     def identity(self) -> str:
+        """A text that changes when the content does."""
         status = self.path.stat()
         return f"{self.path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
     def open(self) -> Any:
+        """The file as a seekable binary one, of which only what is read is fetched."""
         return self.path.open("rb")
 
     def local(self) -> Path:
+        """Where it lies on this machine, to stay there."""
         return self.path
 
     @contextlib.contextmanager
     def fetched(self) -> Iterator[Path]:
+        """Where it lies on this machine, within a `with` statement."""
         yield self.path
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a data set on the Hub, of one commit."""
+    """A file of a data set on the Hub, of one commit, which is fetched when it is needed; methods as of `LocalFile`."""
 
     repo: str
     commit: str
@@ -91,6 +79,9 @@ class HubFile:
         parent = cache_folder() / "datasets"
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=parent) as folder:
             yield Path(hf_hub_download(self.repo, self.path, repo_type="dataset", revision=self.commit, local_dir=folder))
+
+
+ShardFile = LocalFile | HubFile
 
 
 def shard_files(source: str) -> list[ShardFile]:

@@ -70,14 +70,14 @@ def _readable(pictures: PictureSource, recipe: Recipe) -> list[tuple[np.ndarray,
 
 
 def _made(pipeline: BasePipeline, labels: list[int], recipe: Recipe) -> Image.Image:
-    made: Any = pipeline(**_labels(pipeline, labels), num_images=len(labels), **_sampling(pipeline, len(labels), recipe))
+    made: Any = pipeline(num_images=len(labels), **_arguments(pipeline, labels, recipe))
     return _sheet([[image] for image in made.images])
 
 
 def _refined(pipeline: Any, pictures: list[tuple[np.ndarray, int]], recipe: Recipe) -> Image.Image:
     originals, labels = np.stack([pixels for pixels, _ in pictures]), [label for _, label in pictures]
     small = ((pipeline.low_res_of(originals) / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    made = pipeline(originals, **_labels(pipeline, labels), **_sampling(pipeline, len(labels), recipe)).images
+    made = pipeline(originals, **_arguments(pipeline, labels, recipe)).images
     size = (pipeline.size, pipeline.size)
     return _sheet(
         [
@@ -87,16 +87,13 @@ def _refined(pipeline: Any, pictures: list[tuple[np.ndarray, int]], recipe: Reci
     )
 
 
-def _labels(pipeline: Any, labels: list[int]) -> dict[str, Any]:
-    return {} if pipeline.unet.num_classes is None else {"class_labels": labels}
-
-
-def _sampling(pipeline: Any, count: int, recipe: Recipe) -> dict[str, Any]:
-    """Few steps and a seed for each picture, where the pipeline samples at all."""
-    if pipeline.scheduler is None:
-        return {}
-    steps = min(recipe.samples.steps, pipeline.config["num_inference_steps"])
-    return {"num_inference_steps": steps, "generator": [torch.Generator().manual_seed(seed) for seed in range(count)]}
+def _arguments(pipeline: Any, labels: list[int], recipe: Recipe) -> dict[str, Any]:
+    """Classes, where the pipeline knows any; few steps and a seed for each picture, where it samples at all."""
+    arguments: dict[str, Any] = {} if pipeline.unet.num_classes is None else {"class_labels": labels}
+    if pipeline.scheduler is not None:
+        arguments["num_inference_steps"] = min(recipe.samples.steps, pipeline.config["num_inference_steps"])
+        arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in range(len(labels))]
+    return arguments
 
 
 def _sheet(groups: list[list[Image.Image]]) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +31,7 @@ CLASSES = "classes.json"
 """Files in a run's folder: what is trained, and the names of its classes."""
 
 MOST_WORKERS = 8
+_NOTHING = "nothing"
 
 TaskProgress = Callable[[str, int, int], None]
 """Called with (what is being done: "data", "held-out data" or "training", how many pictures or images are done, in all)."""
@@ -234,13 +235,14 @@ def _keep(run: Path, recipe: Recipe, class_names: Sequence[str] | None, on_messa
         ValueError: if data, network or classes differ, so that the run can't go on.
         OSError: if it can't be written.
     """
-    path, before = run / RECIPE, _kept_classes(run)
-    if before is not None and class_names is not None and before != class_names:
-        first = next(pair for pair in zip((*before, "none"), (*class_names, "none"), strict=False) if pair[0] != pair[1])
-        raise ValueError(f"{run} holds a run with class {first[0]}, now {first[1]}; use another folder or remove this one")
-    if path.is_file():
-        for change in _changes(recipe_to_dict(load_recipe(path)), recipe_to_dict(recipe), run):
-            on_message(f"{path} is changed: {change}")
+    path, kept = run / RECIPE, _kept_classes(run)
+    if kept and class_names and (others := sorted({*kept} ^ {*class_names})):
+        raise ValueError(f"{run} holds a run of other classes ({', '.join(others[:4])}); use another folder or remove this one")
+    before = recipe_to_dict(load_recipe(path)) if path.is_file() else None
+    for key, old, new in () if before is None else _changes(before, recipe_to_dict(recipe)):
+        if _NOTHING not in (old, new) and key.partition(".")[0] in ("data", "network"):
+            raise ValueError(f"{run} holds a run with {key} {old}, not {new}; use another folder or remove this one")
+        on_message(f"{path} is changed: {key} was {old}, is now {new}")
     try:
         write_text(path, recipe_to_yaml(recipe))
         if class_names is not None:
@@ -249,26 +251,12 @@ def _keep(run: Path, recipe: Recipe, class_names: Sequence[str] | None, on_messa
         raise OSError(f"the run's folder {run} can't be written: {error.strerror or error}; choose another one") from error
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]:
-    """In words, where two recipes differ; ValueError if it is in what was learned or in what learns."""
-    old, new, changes = _flat(before), _flat(now), []
-    for key in sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
-        if key in old and key in new and key.partition(".")[0] in ("data", "network"):
-            raise ValueError(f"{run} holds a run with {key} {old[key]}, not {new[key]}; use another folder or remove this one")
-        changes.append(f"{key} was {old.get(key)}, is now {new.get(key)}")
-    return changes
-
-
-def _flat(values: object, key: str = "") -> dict[str, object]:
-    """Nested values by their dotted keys."""
-    inner: Iterable[tuple[object, object]]
-    if isinstance(values, dict):
-        inner = values.items()
-    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
-        inner = enumerate(values)
-    else:
-        return {key: values}
-    flat: dict[str, object] = {}
-    for name, value in inner:
-        flat |= _flat(value, f"{key}.{name}" if key else str(name))
-    return flat
+def _changes(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two nested values differ, by dotted keys, and what is there in both."""
+    if all(isinstance(values, list) and values and isinstance(values[0], dict) for values in (before, now)):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before | now:
+            yield from _changes(before.get(name, _NOTHING), now.get(name, _NOTHING), f"{key}.{name}" if key else str(name))
+    elif before != now:
+        yield key, before, now

@@ -116,12 +116,5 @@ class Running:
         self.prediction_type, self.num_classes, self.null_label = bare.prediction_type, bare.num_classes, bare.null_label
         self.run = run
 
-    def __call__(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
-    ) -> Tensor:
-        return self.run(x_t, log_snr, class_labels, low_res, aug_level)
+    def __call__(self, *inputs: Any, **named: Any) -> Tensor:
+        return self.run(*inputs, **named)

@@ -98,7 +98,7 @@ def test_a_run_of_other_classes_is_left_alone(here):
     short = load_recipe("tiny.yaml", {"phases.0.images": 8, "validation": None})
     train_stage(short, "run", trackers=[], workers=0)
     (here / "data" / "ant").rename(here / "data" / "bee")
-    with pytest.raises(ValueError, match="run holds a run with class ant, now bee; use another folder"):
+    with pytest.raises(ValueError, match="run holds a run of other classes .ant, bee.; use another folder"):
         train_stage(short, "run", trackers=[], workers=0)
 
 
