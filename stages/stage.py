@@ -161,11 +161,6 @@ class StagePipeline(DiffusionPipeline):
         """Empty, as `components` has the settings too; diffusers' `Class(**pipe.components, **pipe.parameters)` is the same."""
         return {}
 
-    @property
-    def size(self) -> int:
-        """Side of the images that it makes."""
-        return int(self.unet.config.sample_size)
-
     def guided(self, scale: float | None, interval: Sequence[float] | None) -> Denoiser:
         """The network under guidance: by `guide_unet` where there is one, classifier-free otherwise.
 
