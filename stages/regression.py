@@ -70,8 +70,9 @@ class RegressionPipeline(RefiningPipeline):
 
         Args:
             image: Square images, at most as large as the stage's own, as `SR3Pipeline` takes them.
-            class_labels: Class indices in [0, num_classes), one an image or one for all; None for a model without classes.
-            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32).
+            class_labels: Class indices in [0, num_classes), one per image or one for all; None for a model without classes.
+            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W], float32). **"pt" images are in [-1, 1]**, as
+                stages hand them over; those of diffusers' own pipelines are in [0, 1].
             return_dict: False returns `(images,)`.
             batch_size: Images that go through the network at once; None = 1 on a CPU, so that no byte of an image depends on the
                 others, and 8 elsewhere.
@@ -81,7 +82,7 @@ class RegressionPipeline(RefiningPipeline):
 
         Raises:
             ValueError: for arguments that don't fit the model, before the network is run.
-            RuntimeError: if the network makes something that is no number.
+            RuntimeError: if the network makes something that is not a number.
         """
         check_way_out(output_type, batch_size)
         low_res = self.low_res_of(image)

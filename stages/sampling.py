@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, convert, to_x0
 from cascade.stages.noise import MAX_LOG_SNR, like_image
 
 StepCallback = Callable[[int, Tensor, Tensor], Tensor | None]
+Steps = int | Mapping[str, Sequence[float]]
+"""Their number, or the steps themselves as the scheduler takes them: `{"timesteps": [999, 500, 1]}`, `{"sigmas": [...]}`."""
 
 # What these expect from a denoiser isn't all that their config can say: they don't know x0, or (PNDM) they mix the predictions of
 # several noise levels, which only holds for the noise. Predictions are converted anyway, so such a run goes by epsilon.
@@ -29,6 +32,25 @@ _TAKEN_AS_EPSILON = {
     "EulerAncestralDiscreteScheduler": ("sample",),
     "KDPM2DiscreteScheduler": ("sample",),
     "KDPM2AncestralDiscreteScheduler": ("sample",),
+    "EDMEulerScheduler": ("sample",),
+    "EDMDPMSolverMultistepScheduler": ("sample",),
+}
+
+# Schedulers that carry a slope of the noisy image over a whole step, and the widest step of log-SNR between two evaluations that
+# they survive while noise outweighs the image: measured on the shipped base, whose own steps begin with one of 15, after which
+# such a scheduler paints nothing but noise. Beside it, how steps are placed where the scheduler's own are too wide.
+_NARROW: dict[str, tuple[float, dict[str, Any]]] = {
+    "HeunDiscreteScheduler": (4.0, {"use_exponential_sigmas": True}),
+    "KDPM2DiscreteScheduler": (1.2, {"use_exponential_sigmas": True}),
+    "KDPM2AncestralDiscreteScheduler": (1.1, {"use_exponential_sigmas": True}),
+    "PNDMScheduler": (4.0, {"timestep_spacing": "leading"}),
+}
+NOISE_ALONE = -4.0
+"""Log-SNR below which pure noise passes for the noisy image, where steps are placed anew."""
+
+_UNSUITED = {
+    "CMStochasticIterativeScheduler": "it applies the scalings of a consistency model itself",
+    "MiniMaxH3Scheduler": "its velocity points from the noise to the image",
 }
 
 
@@ -47,27 +69,41 @@ class Run:
     target: str
 
     @classmethod
-    def of(cls, scheduler: Any, num_inference_steps: int) -> Run:
-        """A fresh run of `num_inference_steps` steps.
+    def of(cls, scheduler: Any, num_inference_steps: Steps) -> Run:
+        """A fresh run.
+
+        Steps that are too wide for a scheduler are placed anew, evenly in log-SNR, if it can do so and they are not given.
 
         Raises:
-            ValueError: if the scheduler's steps can't be understood, or it can't make so many.
+            ValueError: if the scheduler's steps can't be understood, or it can't make these.
         """
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
         name = type(scheduler).__name__
         if not all(hasattr(scheduler, part) for part in ("config", "set_timesteps", "step")):
             raise ValueError(f"{name} is not a diffusers scheduler to sample with: it lacks set_timesteps, step or config")
+        if name in _UNSUITED:
+            raise _not_understood(scheduler, _UNSUITED[name])
         scheduler = copy.deepcopy(scheduler)
         if scheduler.config.get("prediction_type") in _TAKEN_AS_EPSILON.get(name, ()):
             scheduler.register_to_config(prediction_type="epsilon")
-        scheduler.set_timesteps(num_inference_steps, device="cpu")
-        image, noise = _amplitudes(scheduler)
-        if not image[-1] / noise[-1] >= image[0] / noise[0]:
+        run = cls._set(scheduler, num_inference_steps)
+        if name in _NARROW and run.widest_step > _NARROW[name][0] and not isinstance(num_inference_steps, Mapping):
+            scheduler.register_to_config(**_NARROW[name][1])
+            run = cls._set(scheduler, num_inference_steps)
+            if run.log_snr[0] > NOISE_ALONE:
+                raise ValueError(
+                    f"{name} would begin at log-SNR {run.log_snr[0]:.3g} with {num_inference_steps} steps, where an image is more"
+                    f" than noise, expected at most {NOISE_ALONE:g}; take more steps, or another scheduler"
+                )
+        if not run.image[-1] / run.noise[-1] >= run.image[0] / run.noise[0]:
             raise ValueError(f"{name} goes from image to noise, sampling needs one that goes from noise to image")
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # or it looks its place up by timestep, wrongly where two steps round to the same one
-        return cls(scheduler, image, noise, _target(scheduler))
+        return run
+
+    @classmethod
+    def _set(cls, scheduler: Any, steps: Steps) -> Run:
+        _set_steps(scheduler, steps)
+        return cls(scheduler, *_amplitudes(scheduler), _target(scheduler))
 
     @property
     def log_snr(self) -> Tensor:
@@ -75,21 +111,41 @@ class Run:
         return 2 * (self.image.log() - self.noise.log())
 
     @property
+    def widest_step(self) -> float:
+        """Largest rise of the log-SNR between two evaluations, of those that begin where the noise outweighs the image."""
+        rises = self.log_snr.diff()[self.log_snr[:-1] < 0].nan_to_num(nan=0.0)
+        return rises.max().item() if len(rises) else 0.0
+
+    @property
     def scale(self) -> Tensor:
         """Scheduler's image divided by the variance preserving one, float64 [nfe]."""
         return torch.hypot(self.image, self.noise)
 
 
-def nfe(scheduler: Any, num_inference_steps: int) -> int:
-    """Evaluations of the denoiser an image: more than the steps for two-stage schedulers (Heun: 2 N - 1). Guidance doubles it."""
+def _set_steps(scheduler: Any, steps: Steps) -> None:
+    name = type(scheduler).__name__
+    if not isinstance(steps, Mapping):
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
+        return scheduler.set_timesteps(steps, device="cpu")
+    ((kind, values),) = steps.items()
+    if kind not in inspect.signature(scheduler.set_timesteps).parameters or hasattr(scheduler, "precondition_outputs"):
+        raise ValueError(f"{name} takes no {kind} of your own; give num_inference_steps, or use another scheduler")
+    if len(values) == 0 or any(then >= now for now, then in zip(values, values[1:], strict=False)):
+        raise ValueError(f"{kind} are {list(values)}, expected numbers that fall from noise to image")
+    scheduler.set_timesteps(**{kind: list(values)}, device="cpu")
+
+
+def nfe(scheduler: Any, num_inference_steps: Steps) -> int:
+    """Evaluations of the denoiser per image: more than the steps for two-stage schedulers (Heun: 2N - 1). Guidance doubles it."""
     return len(Run.of(scheduler, num_inference_steps).scheduler.timesteps)
 
 
 def generators_of(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
-    """One generator an image, so that no image depends on how many others there are or how they are batched.
+    """One generator per image, so that no image depends on how many others there are or how they are batched.
 
     Args:
-        generator: One an image, returned as they are; or a single one, or None for torch's own, from which the seeds of `count`
+        generator: One per image, returned as they are; or a single one, or None for torch's own, from which the seeds of `count`
             CPU generators are drawn.
         count: Number of images.
 
@@ -98,7 +154,7 @@ def generators_of(generator: torch.Generator | Sequence[torch.Generator] | None,
     """
     if isinstance(generator, Sequence):
         if len(generator) != count:
-            raise ValueError(f"got {len(generator)} generators for {count} images; give one generator, or one an image")
+            raise ValueError(f"got {len(generator)} generators for {count} images; give one generator, or one per image")
         return list(generator)
     device = None if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (count,), generator=generator, device=device)
@@ -115,13 +171,14 @@ def sample(
     denoiser: Denoiser,
     scheduler: Any,
     noise: Tensor,
-    num_inference_steps: int,
+    num_inference_steps: Steps,
     *,
     class_labels: Tensor | None = None,
     low_res: Tensor | None = None,
     aug_level: Tensor | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     callback: StepCallback | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Turn noise into images.
 
@@ -130,13 +187,14 @@ def sample(
             scheduler with a learned `variance_type`, and nowhere otherwise.
         scheduler: Any diffusers scheduler from noise to image; stays as it is. Thresholding and clipping of x0 are its matter.
         noise: Unit Gaussian noise, [B, C, H, W], float32 or float64; the whole run keeps its number type.
-        num_inference_steps: Steps of the scheduler.
+        num_inference_steps: Number of the scheduler's steps, or the steps.
         class_labels: int64 [B], or None.
         low_res: Conditioning images, already augmented, [B, C, h, w]; None for a base stage.
         aug_level: In [0, 1], [B], or None.
-        generator: Source of the noise that stochastic schedulers add: one an image, or one for all. None = torch's own.
+        generator: Source of the noise that stochastic schedulers add: one per image, or one for all. None = torch's own.
         callback: Called after every step with its index, the timestep and the scheduler's noisy image; an image that it returns
             takes the place of the latter.
+        interrupted: Asked after every step; True ends the run with the denoised images of that step.
 
     Returns:
         Images, [B, C, H, W], in [-1, 1] up to overshoot, as the scheduler's last step leaves them. An image is NaN where the
@@ -160,6 +218,9 @@ def sample(
         x = run.scheduler.step(_output(run, i, denoiser, prediction, x, x_t), t, x, **options).prev_sample
         changed = callback(i, t, x) if callback is not None else None
         x = (x if changed is None else changed).to(noise.dtype)
+        if interrupted():
+            x = to_x0(prediction[:, : x.shape[1]], denoiser.prediction_type, x_t, log_snr)
+            break
     return x.where(like_image(finite, x) > 0, torch.nan)
 
 
@@ -206,8 +267,9 @@ def _scale_model_input(scheduler: Any, x: Tensor, t: Tensor) -> Tensor:
 def _target(scheduler: Any) -> str:
     if hasattr(scheduler, "precondition_outputs"):
         return "edm"
-    target = scheduler.config.get("prediction_type", "flow_prediction" if hasattr(scheduler, "scale_noise") else None)
-    if target == "flow_prediction":
+    takes = inspect.signature(type(scheduler)).parameters  # a config taken over from another scheduler holds more
+    target = scheduler.config["prediction_type"] if "prediction_type" in takes else None
+    if target == "flow_prediction" or (target is None and hasattr(scheduler, "scale_noise")):
         return "flow"
     if target not in PREDICTION_TYPES:
         raise _not_understood(scheduler, f"its prediction_type is {target!r}, expected one of {PREDICTION_TYPES}")
@@ -222,15 +284,16 @@ def _not_understood(scheduler: Any, why: str) -> ValueError:
 
 
 def check_compatible(run: Run, denoiser: Denoiser) -> None:
-    """Whether denoiser and scheduler go together, before the denoiser is called.
-
-    Raises:
-        ValueError: if they don't, saying what to change.
-    """
+    """Raise ValueError unless denoiser and scheduler go together and its steps are ones that it survives; says what to change."""
     name, step = type(run.scheduler).__name__, inspect.signature(run.scheduler.step).parameters
     foreign = [p.name for p in list(step.values())[3:] if p.default is p.empty or p.name == "prev_timestep"]
     if foreign:
         raise _not_understood(run.scheduler, f"its step needs {', '.join(foreign)}")
+    if run.widest_step > (widest := _NARROW.get(name, (math.inf,))[0]):
+        raise ValueError(
+            f"{name} makes noise of steps as wide as these: it goes {run.widest_step:.3g} of log-SNR at once, expected at most"
+            f" {widest:g}; take more steps, or another scheduler, such as DPMSolverMultistepScheduler"
+        )
     if run.log_snr[0].isinf() and "epsilon" in (denoiser.prediction_type, run.target):
         who = "the model" if denoiser.prediction_type == "epsilon" else name
         raise ValueError(

@@ -61,7 +61,7 @@ class SR3Pipeline(RefiningPipeline):
         guidance_scale: 1 = no guidance.
         guidance_interval: Lowest and highest EDM sigma that is guided; None = all.
         aug_level: Noise added to the small image, see `conditioning.augment`.
-        consistency: Whether the large images must average to the small ones, see `projection.project`.
+        consistency: Whether the large images must average to the small ones, see `consistent.project`.
         tile_size: Side of the tiles that the network sees at once, see `tiling.Tiled`; None = the whole image.
         id2label: Names of the classes by their indices, as `{0: "ant", 1: "bee"}`; None = not known.
     """
@@ -109,6 +109,10 @@ class SR3Pipeline(RefiningPipeline):
         return_dict: bool = True,
         callback_on_step_end: OnStepEnd | None = None,
         batch_size: int | None = None,
+        latents: Tensor | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
         """Enlarge images; the stage's own setting stands wherever an argument is None.
 
@@ -116,7 +120,7 @@ class SR3Pipeline(RefiningPipeline):
             image: Square images, at most as large as the stage's own: PIL, arrays ([H, W, 3] or [B, H, W, 3], uint8 or float in
                 [0, 1]), tensors ([3, H, W] or [B, 3, H, W] in [-1, 1]), or a list of these. They are first resized to
                 `low_res_size` as `conditioning.resize` does.
-            class_labels: Class indices in [0, num_classes), one an image or one for all; None for a model without classes.
+            class_labels: Class indices in [0, num_classes), one per image or one for all; None for a model without classes.
             num_inference_steps: Steps of the scheduler.
             guidance_scale: 1 = no guidance; any other value doubles the evaluations.
             guidance_interval: Lowest and highest EDM sigma that is guided; (0, math.inf) = all.
@@ -124,20 +128,24 @@ class SR3Pipeline(RefiningPipeline):
             consistency: Whether the large image must average to the small one, without its noise. Right where the small image is
                 real; where a stage made it, its flaws are kept too.
             tile_size: Side of the tiles that the network sees at once, which bounds its memory; the stage's own size = no tiles.
-            generator: One an image, or a single one from which each image's seed is drawn; None = torch's own.
-            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W] in [-1, 1], float32).
+            generator: One per image, or a single one from which each image's seed is drawn; None = torch's own.
+            output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W], float32). **"pt" images are in [-1, 1]**, as
+                stages hand them over; those of diffusers' own pipelines are in [0, 1].
             return_dict: False returns `(images,)`.
             callback_on_step_end: `callback(pipeline, step, timestep, {"latents": noisy images}) -> dict`, after every step of
-                every micro-batch; "latents" in its answer replaces them.
+                every micro-batch; "latents" in its answer replaces them. `pipeline._interrupt = True` ends the call early.
             batch_size: Images, or tiles of one, that go through the network at once; None = 1 on a CPU, so that no byte of an
                 image depends on the others, and 8 elsewhere.
+            latents: The noise to start from, unit Gaussian, [B, 3, S, S] for images of side S; None = drawn by `generator`.
+            timesteps, sigmas: The scheduler's steps themselves in place of their number, where it takes them, as it takes them.
+            callback_on_step_end_tensor_inputs: What the callback is given: "latents", or nothing.
 
         Returns:
             `ImagePipelineOutput` with `images`.
 
         Raises:
             ValueError: for arguments that don't fit the model, before the network is run.
-            RuntimeError: if the network makes something that is no number.
+            RuntimeError: if the network makes something that is not a number.
         """
         low_res = self.low_res_of(image)
         consistent = self.check_consistency(self.config["consistency"] if consistency is None else consistency)
@@ -155,10 +163,14 @@ class SR3Pipeline(RefiningPipeline):
             self.check_labels(class_labels, len(low_res)),
             condition=condition,
             num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             generator=generator,
+            latents=latents,
             callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             batch_size=batch_size,
             output_type=output_type,
             return_dict=return_dict,
@@ -186,7 +198,7 @@ class SR3Pipeline(RefiningPipeline):
         """The setting.
 
         Raises:
-            ValueError: if it is true, and a pixel of the small images is no whole number of pixels of the large ones.
+            ValueError: if it is true, and a pixel of the small images is not a whole number of pixels of the large ones.
         """
         if consistency:
             self._check_whole_pixels("consistency")
@@ -207,7 +219,7 @@ class SR3Pipeline(RefiningPipeline):
         return tile_size
 
     def _check_whole_pixels(self, setting: str) -> int:
-        """Pixels of the large image beside each other in one of the small image; ValueError if that is no whole number."""
+        """Pixels of the large image beside each other in one of the small image; ValueError if that is not a whole number."""
         factor, rest = divmod(self.size, self.low_res_size)
         if rest:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from diffusers import ModelMixin, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor, nn
@@ -18,14 +19,14 @@ from torch import Tensor, nn
 from cascade.stages.consistent import Consistent, project
 from cascade.stages.cpu_convolutions import packed_convolutions
 from cascade.stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser
-from cascade.stages.sampling import StepCallback, draw_noise, generators_of, nfe, sample
+from cascade.stages.sampling import StepCallback, Steps, draw_noise, generators_of, nfe, sample
 from cascade.stages.saved import find_stage, load_stage
 from cascade.stages.tiling import Tiled
 
 ClassLabels = int | Sequence[int] | Tensor
 Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt"]
-OnStepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+OnStepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | PipelineCallback | MultiPipelineCallbacks
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 CPU_BATCH_SIZE = 1
@@ -67,6 +68,8 @@ class StagePipeline(DiffusionPipeline):
     scheduler: Any = None
     guide_unet: Any = None
     _optional_components = ["guide_unet"]
+    _callback_tensor_inputs = ["latents"]
+    _interrupt = False
     model_cpu_offload_seq = "guide_unet->unet"  # type: ignore[assignment]  # diffusers declares None
 
     def __init__(
@@ -161,6 +164,14 @@ class StagePipeline(DiffusionPipeline):
         """Empty, as `components` has the settings too; diffusers' `Class(**pipe.components, **pipe.parameters)` is the same."""
         return {}
 
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call that runs ends early, as `pipe._interrupt = True` in a callback or another thread tells it to.
+
+        Every image is then the denoised image of its last step; those of later micro-batches get one step each.
+        """
+        return self._interrupt
+
     def guided(self, scale: float | None, interval: Sequence[float] | None) -> Denoiser:
         """The network under guidance: by `guide_unet` where there is one, classifier-free otherwise.
 
@@ -194,7 +205,7 @@ class StagePipeline(DiffusionPipeline):
             raise ValueError(f"class_labels must be one index or a list of indices, got {class_labels!r}")
         labels = labels.long().expand(1 if count is None else count) if labels.ndim == 0 else labels.long()
         if count is not None and len(labels) != count:
-            raise ValueError(f"got {len(labels)} class_labels for {count} images; give one an image, or a single index for all")
+            raise ValueError(f"got {len(labels)} class_labels for {count} images; give one per image, or a single index for all")
         if not (labels.min() >= 0 and labels.max() < classes):
             wrong = [label for label in labels.tolist() if not 0 <= label < classes]
             raise ValueError(f"class index {wrong[0]} is out of range: this model makes {classes} classes, 0 to {classes - 1}")
@@ -207,10 +218,14 @@ class StagePipeline(DiffusionPipeline):
         *,
         condition: Callable[[slice, list[torch.Generator]], Condition] = lambda part, generators: Condition(),
         num_inference_steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
         guidance_scale: float | None,
         guidance_interval: Sequence[float] | None,
         generator: Generators | None,
+        latents: Tensor | None,
         callback_on_step_end: OnStepEnd | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
         batch_size: int | None,
         output_type: OutputType,
         return_dict: bool,
@@ -223,10 +238,13 @@ class StagePipeline(DiffusionPipeline):
 
         Raises:
             ValueError: for settings that can't be run, before the first evaluation of the network.
-            RuntimeError: if the network makes something that is no number.
+            RuntimeError: if the network makes something that is not a number.
         """
         check_way_out(output_type, batch_size)
-        steps = self.config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        steps = self._steps(num_inference_steps, timesteps, sigmas)
+        self._check_latents(latents, count)
+        self._interrupt = False
+        on_step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         denoiser, generators = self.guided(guidance_scale, guidance_interval), generators_of(generator, count)
         self._lay_out()
         if tile_size is not None and tile_size < self.size:
@@ -238,14 +256,18 @@ class StagePipeline(DiffusionPipeline):
                 mine = generators[part]
                 given = condition(part, mine)
                 target = given.consistent_with
+                shape = (len(mine), 3, self.size, self.size)
                 images = sample(
                     denoiser if target is None else Consistent(denoiser, target),
                     self.scheduler,
-                    draw_noise((len(mine), 3, self.size, self.size), mine, self._execution_device),
+                    draw_noise(shape, mine, self._execution_device)
+                    if latents is None
+                    else latents[part].to(self._execution_device, torch.float32),
                     steps,
                     class_labels=None if labels is None else labels[part].to(self._execution_device),
                     generator=mine,
-                    callback=self._step_callback(progress, callback_on_step_end),
+                    callback=self._step_callback(progress, on_step_end),
+                    interrupted=lambda: self.interrupt,
                     low_res=given.low_res,
                     aug_level=given.aug_level,
                 )
@@ -273,10 +295,42 @@ class StagePipeline(DiffusionPipeline):
         size = size or self._default_batch_size
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def _step_callback(self, progress: Any, on_step_end: OnStepEnd | None) -> StepCallback:
+    def _steps(self, count: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> Steps:
+        own = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
+        if len(own) + (count is not None) > 1:
+            raise ValueError("num_inference_steps, timesteps and sigmas say the same thing in different ways; give one of them")
+        return own or (self.config["num_inference_steps"] if count is None else count)
+
+    def _check_latents(self, latents: Tensor | None, count: int) -> None:
+        expected = (count, 3, self.size, self.size)
+        if latents is not None and tuple(latents.shape) != expected:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}, expected unit Gaussian noise of shape {expected}")
+
+    def _step_end(self, given: Any, names: Sequence[str]) -> StepCallback | None:
+        """A user's callback, and a check of what it returns."""
+        names = given.tensor_inputs if isinstance(given, PipelineCallback | MultiPipelineCallbacks) else names
+        if unknown := [name for name in names if name not in self._callback_tensor_inputs]:
+            offered = ", ".join(self._callback_tensor_inputs)
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown[0]!r}, but there is only {offered}")
+        if given is None:
+            return None
+
+        def step_end(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+            made = given(self, step, timestep, {"latents": x} if "latents" in names else {})
+            if not isinstance(made, dict):
+                raise ValueError(f"callback_on_step_end returned {made!r}, expected a dictionary; return the one it is given")
+            latents = made.get("latents", x)
+            if not isinstance(latents, Tensor) or latents.shape != x.shape:
+                got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+                raise ValueError(f"callback_on_step_end returned latents of shape {got}, expected {tuple(x.shape)}")
+            return latents
+
+        return step_end
+
+    def _step_callback(self, progress: Any, on_step_end: StepCallback | None) -> StepCallback:
         def callback(step: int, timestep: Tensor, x: Tensor) -> Tensor | None:
             progress.update()
-            return None if on_step_end is None else on_step_end(self, step, timestep, {"latents": x}).get("latents")
+            return None if on_step_end is None else on_step_end(step, timestep, x)
 
         return callback
 
@@ -310,7 +364,7 @@ def _align(network: nn.Module) -> None:
 
 
 def _as_tensor(values: Any) -> Tensor:
-    """The values on the CPU; NaN where they are no numbers."""
+    """The values on the CPU; NaN where they are not numbers."""
     try:
         return torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError):
@@ -318,7 +372,7 @@ def _as_tensor(values: Any) -> Tensor:
 
 
 def check_way_out(output_type: str, batch_size: int | None) -> None:
-    """ValueError for an output type that there is not, or micro-batches of no images."""
+    """Raise ValueError unless there is such an output type and micro-batches hold at least one image."""
     if output_type not in ("pil", "np", "pt"):
         raise ValueError(f"output_type is {output_type!r}, expected 'pil', 'np' or 'pt'")
     if batch_size is not None and batch_size < 1:

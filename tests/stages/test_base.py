@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, IPNDMScheduler
+from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from cascade.stages.base import BasePipeline
@@ -172,6 +173,90 @@ def test_callbacks_see_the_pipeline_and_may_change_the_image():
     assert torch.equal(images, torch.ones(1, 3, 8, 8))
 
 
+def test_callbacks_get_what_they_ask_for_and_return_a_dictionary_of_the_right_shape():
+    pipe, seen = pipeline(), []
+    pipe(0, callback_on_step_end=lambda *args: seen.append(args[3]) or {}, callback_on_step_end_tensor_inputs=[])
+    assert seen == [{}, {}, {}]
+    with pytest.raises(ValueError, match="inputs has 'prompt', but there is only latents"):
+        pipe(0, callback_on_step_end_tensor_inputs=["latents", "prompt"])
+    for made, message in [
+        (None, "returned None, expected a dictionary; return the one it is given"),
+        ({"latents": torch.zeros(3)}, r"returned latents of shape \(3,\), expected \(1, 3, 8, 8\)"),
+        ({"latents": None}, "returned latents of shape NoneType, expected"),
+    ]:
+        with pytest.raises(ValueError, match=f"callback_on_step_end {message}"):
+            pipe(0, callback_on_step_end=lambda *args, made=made: made)
+
+    class Official(PipelineCallback):
+        tensor_inputs = ["latents"]
+
+        def callback_fn(self, pipeline, step, timestep, values):
+            return {"latents": torch.ones_like(values["latents"])}
+
+    images = pipe(0, callback_on_step_end=Official(), output_type="pt").images
+    assert torch.equal(images, torch.ones(1, 3, 8, 8))
+
+
+def test_an_interrupted_call_returns_the_denoised_images_of_the_step_it_was_in():
+    pipe, denoised = pipeline(unet=network(prediction_type="sample")), []
+    pipe.unet.register_forward_hook(lambda module, args, made: denoised.append(made))
+
+    def stop(pipe, step, timestep, values):
+        pipe._interrupt = step == 1
+        return values
+
+    images = pipe(0, callback_on_step_end=stop, output_type="pt", generator=seeds(1)).images
+    assert len(denoised) == 2 and torch.equal(images, denoised[1].clamp(-1, 1))
+    assert pipe.interrupt and len(pipe([0, 1], output_type="pt").images) == 2 and not pipe.interrupt
+    denoised.clear()
+
+    def stop_at_once(pipe, step, timestep, values):
+        pipe._interrupt = True
+        return values
+
+    assert len(pipe([0, 1, 2], callback_on_step_end=stop_at_once, output_type="pt").images) == len(denoised) == 3
+
+
+def test_the_noise_may_be_given():
+    pipe = pipeline(DDIMScheduler())
+    noise = torch.cat([torch.randn(1, 3, 8, 8, generator=one) for one in seeds(5, 6)])
+    want = pipe([0, 1], generator=seeds(5, 6), output_type="pt").images
+    assert torch.equal(pipe([0, 1], latents=noise, output_type="pt").images, want)
+    assert torch.equal(pipe([0, 1], latents=noise.double(), output_type="pt").images, want)
+    assert len(pipe(2, latents=noise).images) == 2  # a single class for all of them
+    with pytest.raises(ValueError, match="got 3 class_labels for 2 images"):
+        pipe([0, 1, 2], latents=noise)
+    with pytest.raises(ValueError, match=r"latents have shape \(2, 3, 8, 9\), expected unit Gaussian noise of shape \(2, 3"):
+        pipe(2, latents=torch.zeros(2, 3, 8, 9))
+
+
+def test_the_steps_may_be_given_where_the_scheduler_takes_them():
+    seen = []
+
+    def look(pipe, step, timestep, values):
+        seen.append(round(float(timestep)))
+        return values
+
+    pipe = pipeline()
+    pipe(0, timesteps=[900, 500, 20, 3], callback_on_step_end=look)
+    assert seen == [900, 500, 20, 3]
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    levels = evaluations(pipe.unet)
+    pipe(0, sigmas=[80.0, 2.0, 0.1, 0.0])  # as Euler's method takes them, with the end
+    assert len(levels) == 3
+    for call, message in [
+        ({"timesteps": [9, 5], "sigmas": [2.0, 1.0]}, "say the same thing in different ways; give one of them"),
+        ({"timesteps": [9, 5], "num_inference_steps": 2}, "say the same thing in different ways"),
+        ({"timesteps": [5, 9]}, r"timesteps are \[5, 9\], expected numbers that fall from noise to image"),
+        ({"timesteps": []}, "expected numbers that fall"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pipe(0, **call)
+    pipe.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="DDIMScheduler takes no sigmas of your own; give num_inference_steps, or use"):
+        pipe(0, sigmas=[2.0, 1.0])
+
+
 def test_progress_counts_every_evaluation(capsys):
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=False)
@@ -182,7 +267,8 @@ def test_progress_counts_every_evaluation(capsys):
 def test_argument_names_are_those_of_diffusers():
     ours = inspect.signature(BasePipeline.__call__).parameters
     assert {
-        "num_inference_steps", "guidance_scale", "generator", "output_type", "return_dict", "callback_on_step_end"
+        "num_inference_steps", "guidance_scale", "generator", "output_type", "return_dict", "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs", "latents", "timesteps", "sigmas",
     } <= ours.keys()  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDIMInverseScheduler,
     DDIMParallelScheduler,
     DDIMScheduler,
@@ -176,8 +177,7 @@ def test_ddpm_has_the_distribution_of_its_chain(steps, prediction_type):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
 def test_every_scheduler_reaches_the_data(cls, options, prediction_type):
     """Whatever its config says of predictions, and stochastic ones too."""
-    takes_sample = not (from_pure_noise(cls, options) or "EDM" in cls.__name__)
-    configured = {"prediction_type": "sample"} if takes_sample else {}
+    configured = {} if from_pure_noise(cls, options) else {"prediction_type": "sample"}
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     rng = torch.Generator().manual_seed(1)
     denoiser = IdealDenoiser("v_prediction" if from_pure_noise(cls, options) else prediction_type)
@@ -218,6 +218,40 @@ def test_sigma_based_schedulers_use_sigma_itself_not_its_rounded_timestep():
 def test_trained_betas_carry_any_schedule(schedule):
     scheduler = DPMSolverMultistepScheduler(trained_betas=betas_of(schedule), **KARRAS)
     assert error(scheduler, "v_prediction", 80) < 0.05
+
+
+def test_a_prediction_type_left_over_from_another_scheduler_means_nothing_to_flow_matching():
+    """`from_config` keeps options that the scheduler doesn't have."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(DDPMScheduler(prediction_type="sample").config)
+    assert scheduler.config["prediction_type"] == "sample" and Run.of(scheduler, 10).target == "flow"
+    assert error(scheduler, "sample", 80) < 0.05
+
+
+COSINE = {"trained_betas": betas_of(CosineSchedule()), "prediction_type": "sample", "timestep_spacing": "linspace"}
+
+
+@pytest.mark.parametrize(
+    "cls, steps",
+    [(HeunDiscreteScheduler, 20), (KDPM2DiscreteScheduler, 20), (KDPM2AncestralDiscreteScheduler, 40), (PNDMScheduler, 20)],
+)
+def test_steps_too_wide_for_a_scheduler_are_placed_anew(cls, steps):
+    """Our cosine schedule begins at log-SNR -20; evenly spaced timesteps leap from there to -5."""
+    assert Run.of(DDIMScheduler(**COSINE), steps).widest_step > 12
+    scheduler = cls(**COSINE)
+    assert Run.of(scheduler, steps).widest_step < 2
+    assert not scheduler.config.get("use_exponential_sigmas") and scheduler.config["timestep_spacing"] == "linspace"
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = sample(IdealDenoiser("sample"), scheduler, pixels, steps, generator=torch.Generator().manual_seed(1))
+    assert images.mean().item() == pytest.approx(MEAN, abs=0.06)
+    assert images.std().item() == pytest.approx(STD, abs=0.1)
+
+
+def test_steps_that_suit_a_scheduler_stay_as_they_are():
+    for cls in (HeunDiscreteScheduler, KDPM2DiscreteScheduler, KDPM2AncestralDiscreteScheduler, PNDMScheduler):
+        scheduler = cls(timestep_spacing="linspace", **WITH_BETAS)
+        run = Run.of(scheduler, 25)
+        scheduler.set_timesteps(25)
+        assert torch.equal(run.scheduler.timesteps, scheduler.timesteps)
 
 
 def test_nfe_counts_evaluations():
@@ -340,6 +374,10 @@ class Untouchable(IdealDenoiser):
         (RePaintScheduler(), "epsilon", 5, "prediction_type is None|its step needs original_image"),
         (UnCLIPScheduler(), "epsilon", 5, "its step needs prev_timestep"),
         (DDIMInverseScheduler(), "epsilon", 5, "goes from image to noise"),
+        (CMStochasticIterativeScheduler(), "epsilon", 5, "applies the scalings of a consistency model itself"),
+        (HeunDiscreteScheduler(**COSINE), "sample", 8, "goes 4.7.* of log-SNR at once, expected at most 4; take more steps, or"),
+        (PNDMScheduler(**COSINE), "sample", 10, "begin at log-SNR -3.71 with 10 steps, where an image is more than noise"),
+        (KDPM2AncestralDiscreteScheduler(**COSINE), "sample", 20, "expected at most 1.1; take more steps"),
         (object(), "epsilon", 5, "not a diffusers scheduler"),
         (DDIMScheduler(), "epsilon", 0, "at least 1, got 0"),
         (DDIMScheduler(), "epsilon", 2000, "2000"),
