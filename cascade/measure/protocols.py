@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade import typed
 from cascade.files import CONFIGS
 
 KINDS = ("samples", "super-resolution")
@@ -119,6 +118,8 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         ValueError: if there is none, or its file says something that a protocol doesn't; it names file and key.
     """
+    from cascade import typed
+
     path = protocol_path(name)
     values = typed.read(path)
     try:
