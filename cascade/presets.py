@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cascade import typed
 from cascade.files import CONFIGS, cache_folder
 
 
@@ -78,8 +79,6 @@ def stages_of(name: str) -> dict[str, PresetStage]:
     Raises:
         ValueError: if its file says something that a preset doesn't; it names file and key.
     """
-    from cascade import typed
-
     path = CONFIGS / "presets" / f"{name}.yaml"
     values = typed.read(path)
     try:

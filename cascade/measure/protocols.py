@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cascade import typed
 from cascade.files import CONFIGS
 
 KINDS = ("samples", "super-resolution")
@@ -118,8 +119,6 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         ValueError: if there is none, or its file says something that a protocol doesn't; it names file and key.
     """
-    from cascade import typed
-
     path = protocol_path(name)
     values = typed.read(path)
     try:
