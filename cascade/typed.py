@@ -8,47 +8,52 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 _Value = TypeVar("_Value")
 Kinds = Mapping[str, Any]
 """The class of each kind."""
 
 
-class _Loader(yaml.SafeLoader):
+@cache
+def _loader() -> type[Any]:
     """Safe YAML in which 8e-4 is a number, as in YAML 1.2, and a key can't be given twice."""
+    import yaml  # here, so that commands that read none answer at once
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise ValueError(f"the key {twice[0]} is given twice (line {node.start_mark.line + 1} and on)")
-        return super().construct_mapping(node, deep)
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = [key for key in keys if keys.count(key) > 1]
+            if twice:
+                raise ValueError(f"the key {twice[0]} is given twice (line {node.start_mark.line + 1} and on)")
+            return super().construct_mapping(node, deep)
 
-
-_FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    number = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader
 
 
 def parsed(text: str) -> Any:
     """The value that a text means as YAML. Raises ValueError if it is not YAML."""
-    loader = _Loader(text)
+    from yaml import YAMLError
+
     try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
+        loader = _loader()(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
-    finally:
-        loader.dispose()
 
 
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ValueError if it can't be read or holds something else; it names the file."""
     try:
         values = parsed(path.read_text("utf-8"))
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {shown(values)}, expected a mapping of keys to values")

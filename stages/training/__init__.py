@@ -2,7 +2,7 @@
 
 from cascade.stages.training.examples import PictureSet, TrainingExamples
 from cascade.stages.training.loop import train
-from cascade.stages.training.recipe import Augmentation, Data, Objective, Optimization, Phase, Recipe, Snapshots, Validation
+from cascade.stages.training.recipe import Augmentation, Data, Objective, Optimization, Phase, Recipe, Validation
 
 __all__ = [
     "Augmentation",
@@ -12,7 +12,6 @@ __all__ = [
     "Phase",
     "PictureSet",
     "Recipe",
-    "Snapshots",
     "TrainingExamples",
     "Validation",
     "train",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_av
 from PIL import Image
 
 from cascade.stages.files import complete
-from cascade.stages.training.meter import Report
 
 LOG = "log.jsonl"
 SAMPLES = "samples"
@@ -46,10 +44,6 @@ class Journal:
         self._started = False
         if accelerator.is_main_process:
             cut(run / LOG, images_seen)
-
-    def report(self, report: Report) -> None:
-        """Take down a report of the training."""
-        self.write(report.images_seen, {name: value for name, value in asdict(report).items() if name != "images_seen"})
 
     def write(self, images_seen: int, values: Record) -> None:
         """Take down numbers, or groups of named numbers, measured after so many images. No number (NaN) is null in the log."""

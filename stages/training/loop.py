@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def train(
             save = stopping or moment.passes(recipe.checkpoint_every)
             if report := meter.step(outcome.gradient_norm, state.images_seen, moment.phase, close=save):
                 on_report(report)
-                journal.report(report)
+                journal.write(state.images_seen, asdict(report))
             with meter.paused():
                 if sample_grid is not None and moment.passes(recipe.samples.every):
                     _sample(state, sample_grid, journal)
@@ -136,16 +136,12 @@ def _accelerator(precision: str, on_message: Callable[[str], None]) -> Accelerat
     on_cpu = this_process().device.type == "cpu"
     if on_cpu and precision == "float16":
         raise ValueError("optimization.precision is float16, in which CPUs can't train; use float32 or bfloat16")
-    if on_cpu and precision == "bfloat16" and not _cpu_has_bfloat16():
+    if on_cpu and precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         on_message("this CPU has no instructions for bfloat16; optimization.precision=float32 is faster here")
     kind = MIXED_PRECISION[precision]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != kind:
         AcceleratorState._reset_state()  # it would hold every run of a program to the precision of the first
     return Accelerator(mixed_precision=kind)
-
-
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _steps(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from cascade.stages.training.examples import PictureSource
 
 FEWEST = 500
 """Pictures that must have been met before their damaged share can stop a run."""
@@ -54,13 +57,6 @@ class DamagedPicture(Exception):
         self.oddity = oddity
 
 
-class NamedPictures(Protocol):
-    """As much of a set of pictures as it takes to name one."""
-
-    def __len__(self) -> int: ...
-    def name(self, index: int) -> str: ...
-
-
 class DamageLog:
     """Counts the odd pictures of a run, names each damaged one once, and ends the run when they are too many.
 
@@ -69,7 +65,7 @@ class DamageLog:
         max_damaged: Largest share of the pictures met that may be unusable.
     """
 
-    def __init__(self, pictures: NamedPictures, max_damaged: float) -> None:
+    def __init__(self, pictures: PictureSource, max_damaged: float) -> None:
         self.pictures, self.max_damaged = pictures, max_damaged
         self.met = self.damaged = 0
         self._found: dict[Oddity, np.ndarray] = {}

@@ -18,7 +18,7 @@ USE_CPU = "ACCELERATE_USE_CPU"
 
 
 def this_process() -> PartialState:
-    """This process among those of the training: its rank, how many there are, its device. Joins them at the first call.
+    """This process among those of the training run: its rank, how many there are, its device. Joins them at the first call.
 
     accelerate joins processes on CPUs only if it is told that they are meant; left to itself it lets each train alone.
     """
@@ -45,7 +45,5 @@ def sole_training(run: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock not inherited, so a data worker can't outlive it
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(
-                    f"another process is training in {run}; wait for it, end it, or choose another folder"
-                ) from error
+                raise ValueError(f"another process is training in {run}; wait for it, or choose another folder") from error
         yield

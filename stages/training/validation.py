@@ -54,12 +54,8 @@ class Validator:
         assert recipe.validation is not None
         self.every = recipe.validation.every or recipe.checkpoint_every
         self.count, self.phase = min(recipe.validation.images, len(held_out)), recipe.phases[-1]
-        fixed = replace(
-            recipe,
-            seed=SEED,
-            data=replace(recipe.data, flip=False, balanced=False),
-            objective=replace(recipe.objective, label_dropout=0.0),
-        )
+        data, objective = replace(recipe.data, flip=False, balanced=False), replace(recipe.objective, label_dropout=0.0)
+        fixed = replace(recipe, seed=SEED, data=data, objective=objective)
         self.examples = TrainingExamples(held_out, fixed, self.phase, null_label)
         u = (torch.arange(recipe.validation.levels, dtype=torch.float64) + 0.5) / recipe.validation.levels
         self.levels = self.examples.log_snr(u).sort().values

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +78,8 @@ def test_a_record_is_shown_by_the_names_of_its_groups():
 
 def test_trackers_get_the_numbers_of_the_log(tmp_path):
     with Journal(tmp_path, 0, Accelerator(cpu=True), ["tensorboard"]) as journal:
-        journal.report(REPORT)
-        journal.report(replace(REPORT, images_seen=200, loss=math.nan, gradient_norm=math.inf))
+        journal.write(100, asdict(REPORT))
+        journal.write(200, asdict(replace(REPORT, images_seen=200, loss=math.nan, gradient_norm=math.inf)))
         journal.write(200, {"validation_loss": 0.4, "validation_loss_by_log_snr": {"-3.00": 0.5, "3.00": 0.3}})
     first, second, third = (json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "log.jsonl").open())
     assert first["loss_by_log_snr"] == {"-2 to 0": 0.75, "0 to 2": 0.25} and first["images_seen"] == 100
@@ -113,7 +113,7 @@ def test_any_tracker_of_accelerate_gets_them(tmp_path, monkeypatch):
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "other", Other)
     with Journal(tmp_path, 0, Accelerator(cpu=True), ["other"]) as journal:
-        journal.report(REPORT)
+        journal.write(100, asdict(REPORT))
         journal.samples(100, Image.new("RGB", (8, 8)))
     assert got == [(scalars(read_log(tmp_path / "log.jsonl")[0]), 100)]
 

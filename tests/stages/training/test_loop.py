@@ -10,7 +10,6 @@ from accelerate.state import AcceleratorState
 from toy import NETWORK, optimization, pictures, recipe, weights
 
 from cascade.stages.training import Objective, Optimization, Phase, checkpoint, train
-from cascade.stages.training import loop as loop_module
 from cascade.stages.training import meter as report_module
 
 
@@ -132,7 +131,7 @@ def test_float16_is_refused_on_a_cpu(tmp_path, precision, monkeypatch):
 def test_one_program_may_train_at_several_precisions_and_is_told_which_is_slow(tmp_path, precision, monkeypatch):
     slow = "this CPU has no instructions for bfloat16; optimization.precision=float32 is faster here"
     for number, (kind, has, said) in enumerate([("float32", False, []), ("bfloat16", False, [slow]), ("bfloat16", True, [])]):
-        monkeypatch.setattr(loop_module, "_cpu_has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
         assert precision(tmp_path / str(number), kind) == said
     one, other = (checkpoint.load_newest(tmp_path / name)[0]["network"]["conv_out.weight"] for name in ("0", "1"))
     assert not torch.equal(one, other), "the second training computed in bfloat16"
