@@ -1,6 +1,6 @@
 """The papers' comparisons on the drawings: `python benchmarks/ablations.py [--only NAME ...] [--seeds 0 1] [--tables]`.
 
-Trains every arm by `cascade train` with a recipe of configs/emoji/ablations and settings, measures it, and prints the tables behind
+Trains every arm by `cascade train` with a recipe of configs/emoji/ablations and settings, measures it, prints the tables behind
 docs/ablations.md. An arm and seed whose runs/ablations/ARM-SEED/result.json exists is not done again; a training that was stopped
 goes on. Arms of one comparison see the same pictures in the same order with the same noise.
 
