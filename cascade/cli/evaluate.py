@@ -10,6 +10,7 @@ from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_opt
 from cascade.cli.progress import Bars, say
 from cascade.cli.reports import show
 from cascade.cli.request import Request
+from cascade.measure.protocols import EXTRACTORS
 from cascade.runs.record import check_folder
 
 NAME = "evaluate"
@@ -17,7 +18,6 @@ HELP = "Measure pictures: build references, score sets of pictures and SR3 stage
 
 _IMAGES = "a folder of pictures, an .npz with arr_0, drawings:train or drawings:heldout"
 _NETWORK = ("extractor", "weights", "crop_rule", "size", "device")
-_EXTRACTORS = ("efficientnet-lite0", "inception-clean", "inception-tensorflow", "inception-pytorch", "dinov2")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def _add_network(parser: ArgumentParser) -> None:
     """Which network describes pictures, and how they were cut."""
     parser.add_argument(
         "--extractor",
-        choices=_EXTRACTORS,
+        choices=EXTRACTORS,
         default="efficientnet-lite0",
         help="network that describes pictures (default efficientnet-lite0, which needs no download; its distance is not FID)",
     )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cascade.data import open_pictures
+from cascade.data import crops, open_pictures
 from cascade.data.checking import cores, keep_pixels
 from cascade.devices import find_device
 from cascade.eval import references
 from cascade.eval.images import ImageSet, image_array
-from cascade.eval.references import ADM_CROP_RULE, Reference
+from cascade.eval.references import Reference
 from cascade.eval.scoring import MANIFOLD_K, Scores, score
 from cascade.measure.comparisons import features_of, reference_features
 from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
@@ -38,7 +38,7 @@ def evaluate(
     Args:
         images: As `cascade.measure.named.image_source` takes them.
         reference: As `cascade.measure.named.reference_source` takes it.
-        extractor: The network that describes pictures, one of `cascade.measure.named.EXTRACTORS`.
+        extractor: The network that describes pictures, one of `cascade.measure.protocols.EXTRACTORS`.
         weights: Its file; None = its own, or downloaded once.
         size: Side that the pictures must have, at which drawings are drawn; None = that of the first, drawings at 256.
         crop_rule: How the pictures were cut from their originals; only equal ones are compared.
@@ -116,4 +116,4 @@ def _cut(
         told = part(on_progress, "cutting")
         photos = open_pictures(Data(source=images, crop=crop), size, told)
         pixels, log = keep_pixels(photos, Path(cutting) / "pictures", cores(), told)
-        yield image_array(pixels, name=images, minimum=2), ADM_CROP_RULE if crop == "adm" else "area-centre", log.table()
+        yield image_array(pixels, name=images, minimum=2), crops.crop_rule(crop).recorded, log.table()

@@ -15,13 +15,13 @@ from cascade.eval.images import Images, ImageSet, image_archive, image_array, im
 from cascade.eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
 from cascade.eval.statistics import Provenance, read_npz
 from cascade.files import Progress, cache_folder
+from cascade.measure.protocols import EXTRACTORS
 
 INCEPTION_MODES: dict[str, Any] = {
     "inception-clean": "clean",
     "inception-tensorflow": "legacy_tensorflow",
     "inception-pytorch": "legacy_pytorch",
 }
-EXTRACTORS = ("efficientnet-lite0", *INCEPTION_MODES, "dinov2")
 DRAWINGS_CROP_RULE = "drawings"
 CLEAN_FID_PREFIX = "cleanfid:"
 
@@ -64,7 +64,7 @@ def crop_rule_of(text: str, given: str | None) -> str | None:
 
 
 def extractor_of(name: str, weights: Path | None = None, device: str = "cpu") -> FeatureExtractor:
-    """The feature network of this name.
+    """The feature network of this name, one of `EXTRACTORS`.
 
     `weights` is its file; None = from the user's cache, downloaded once. EfficientNet-Lite has its own.
 

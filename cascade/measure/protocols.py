@@ -10,6 +10,8 @@ from cascade.files import CONFIGS
 
 KINDS = ("samples", "super-resolution")
 LABELS = ("balanced", "random", "heldout")
+EXTRACTORS = ("efficientnet-lite0", "inception-clean", "inception-tensorflow", "inception-pytorch", "dinov2")
+"""Feature networks; `cascade.measure.named.extractor_of` makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Protocol:
     kind: "samples" of a cascade, or "super-resolution" of real images made small.
     size: Side of the images in pixels.
     num_images: How many the published figures are of, or are asked for by default.
-    extractor: Feature network, as `cascade.measure.named` names it.
+    extractor: Feature network, one of `EXTRACTORS`.
     distance: What the distance's column is called.
     reference: Real images, as `cascade.measure.named` names them; None = a file that the user gives.
     reference_file: What that file is and where it is published; None = none is needed.
@@ -73,8 +75,8 @@ class Protocol:
     published: tuple[Published, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, value, known in (("kind", self.kind, KINDS), ("labels", self.labels, LABELS)):
-            if value not in known:
+        for key, known in (("kind", KINDS), ("labels", LABELS), ("extractor", EXTRACTORS)):
+            if (value := getattr(self, key)) not in known:
                 raise ValueError(f"{key} is {value!r}, expected one of {', '.join(known)}")
         for key in ("size", "num_images"):
             if getattr(self, key) < 1:

@@ -113,7 +113,7 @@ def search_schedule(
     if aim not in AIMS:
         raise ValueError(f"aim is {aim!r}, expected one of {', '.join(AIMS)}")
     if max_steps is not None and min(steps) > max_steps:
-        raise ValueError(f"max_steps is {max_steps}, but the least steps to try are {min(steps)}")
+        raise ValueError(f"max_steps is {max_steps}, but the fewest steps to try are {min(steps)}")
     if num_images <= MANIFOLD_K:
         raise ValueError(f"num_images is {num_images}, but at least {MANIFOLD_K + 1} samples are needed to score a schedule")
     given, size, found = cascade.sampling(run.get("sampling")), cascade.sizes[name], []

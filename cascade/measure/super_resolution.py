@@ -117,7 +117,8 @@ def evaluate_sr(
     if regression is not None:
         makers["regression"] = by_regression(cascade, name, regression)
         settings["regression"] = model_hash(regression)
-    record = {"format": FORMAT, "model": {"name": cascade.name, "sha256": model_hash(cascade)}, "settings": settings}
+    digest = model_hash(cascade)
+    record = {"format": FORMAT, "model": {"name": cascade.name, "sha256": digest}, "settings": settings}
     begin(out, record)
     originals = real.array()
     low_res = low_resolution(originals, small)
@@ -135,7 +136,7 @@ def evaluate_sr(
     rows.append(Row(name="originals", values=how.values(originals, paired=False), note="the images themselves", ours=True))
     rows += published_rows(protocol, False) if protocol else ()
     facts = {
-        "model": f"{cascade.name}, SHA-256 {model_hash(cascade)}",
+        "model": f"{cascade.name}, SHA-256 {digest}",
         "stage": name,
         "images": f"the first {len(real):,} of {text}, averaged over blocks to {small} px",
         "seeds": f"from {seed}",

@@ -42,7 +42,7 @@ class SampleRun:
 
     @property
     def files(self) -> list[Path]:
-        """The files of the complete run: an image each, or shards, or one .npz."""
+        """The files of the complete run: one per image, shards, or one .npz."""
         return files_of(self.folder, self.plan)
 
     @property

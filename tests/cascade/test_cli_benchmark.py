@@ -90,6 +90,7 @@ def test_distance_is_drawn_against_all_stages_evaluations():
         (("size: 64", "sise: 64"), "unknown key 'sise'; did you mean 'size'?"),
         (("title: Mine", ""), "title is missing"),
         (("labels: balanced", "labels: most"), "labels is 'most'"),
+        (("extractor: efficientnet-lite0", "extractor: vgg"), "extractor is 'vgg', expected one of efficientnet-lite0"),
         (("3.94", "low"), "published.0.values.distance is 'low', expected a number"),
         (("name: mine", "name: yours"), "name is 'yours', expected 'mine'"),
         (("kind: samples", "kind: super-resolution"), "only super-resolution has one, and needs it"),

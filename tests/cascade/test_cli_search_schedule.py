@@ -89,7 +89,7 @@ def test_the_choice_within_the_budget_is_kept_as_the_models_default(model, tmp_p
         (["--stage", "sr9"], "--stage is 'sr9', expected one of base, sr64"),
         (["--steps", "4"], "give --try-steps"),
         (["--num-images", "3"], "num_images is 3, but at least 4 samples"),
-        (["--max-steps", "2"], "max_steps is 2, but the least steps to try are 4"),
+        (["--max-steps", "2"], "max_steps is 2, but the fewest steps to try are 4"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(model, tmp_path, capsys, words, problem):

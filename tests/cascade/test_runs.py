@@ -8,11 +8,13 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import SMALL, base, cascade, network
 
 from cascade import CascadePipeline
 from cascade.costs import cost_of
+from cascade.devices import find_device
 from cascade.runs import share as shares
 from cascade.runs.formats import write_shard
 from cascade.runs.plan import Place, RunPlan
@@ -234,6 +236,15 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch, values):
     monkeypatch.setenv("WORLD_SIZE", values[1])
     with pytest.raises(ValueError, match="RANK below WORLD_SIZE"):
         Place.from_environment()
+
+
+def test_each_process_of_torchrun_has_an_accelerator_of_its_own(monkeypatch):
+    facts = {"is_available": True, "current_accelerator": torch.device("cuda"), "device_count": 4}
+    for name, value in facts.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda value=value: value)
+    assert find_device() == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert find_device() == torch.device("cuda:2") and find_device("cpu") == torch.device("cpu")
 
 
 def test_cost_counts_evaluations_and_multiply_adds(tiny):
