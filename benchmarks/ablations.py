@@ -1,8 +1,8 @@
 """The papers' comparisons on the drawings: `python benchmarks/ablations.py [--only NAME ...] [--seeds 0 1] [--tables]`.
 
-Trains every arm by `cascade train` with a recipe of configs/emoji/ablations and settings, measures it, prints the tables behind
-docs/ablations.md. An arm and seed whose runs/ablations/ARM-SEED/result.json exists is not done again; a training that was stopped
-goes on. Arms of one comparison see the same pictures in the same order with the same noise.
+Trains every arm by `cascade train` with a recipe of configs/emoji/ablations and settings, measures it, and prints the tables
+behind docs/ablations.md. An arm and seed whose runs/ablations/ARM-SEED/result.json exists is not done again; a stopped training
+run goes on. Arms of one comparison see the same pictures in the same order with the same noise.
 
 Measured are SR stages on real inputs (held-out drawings made small) and on samples of the base `base16`, seed 0, as a cascade.
 All are sampled with the schedule of SR3's law (T = 2000), so that arms differ in their weights alone, without guidance.
@@ -27,10 +27,10 @@ from cascade.cli.main import main as cascade_command
 from cascade.eval.images import Images, image_array
 from cascade.eval.report import Value
 from cascade.eval.scoring import FeatureSet, feature_set, score
-from cascade.files import CONFIGS
+from cascade.files import CONFIGS, write_text
+from cascade.folder import StageEntry, load_stage
 from cascade.measure.named import DRAWINGS_CROP_RULE, classifier_of, extractor_of, feature_cache, image_source
 from cascade.measure.super_resolution import bicubic, error_values, low_resolution, paired_values
-from cascade.models import StageEntry, load_stage
 from cascade.pipeline import CascadePipeline
 from cascade.stages.sr3 import SR3Pipeline
 from cascade.training.forecast import training_cost
@@ -187,7 +187,7 @@ def run(name: str, seed: int, how: Measuring) -> None:
         return
     print("cascade", shlex.join(words), flush=True)
     if not (folder / "stage").is_dir() and cascade_command(words):
-        raise SystemExit(f"{name}, seed {seed}: the training failed")
+        raise SystemExit(f"{name}, seed {seed}: the training run failed")
     recipe = load_recipe(folder / "recipe.yaml")
     cost = training_cost(recipe, recipe.num_classes(len(EMOJI)))
     facts = {
@@ -214,10 +214,7 @@ def run_known(how: Measuring) -> None:
 
 
 def _keep(folder: Path, result: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RESULT}"
-    partial.write_text(json.dumps(result, indent=1, default=asdict) + "\n", "utf-8")
-    partial.replace(folder / RESULT)
+    write_text(folder / RESULT, json.dumps(result, indent=1, default=asdict) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +282,7 @@ def _cell(values: list[Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(ARMS), metavar="NAME", help=f"arms (default: all): {', '.join(ARMS)}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="of the trainings (default: 0)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="of the training runs (default: 0)")
     parser.add_argument("--tables", action="store_true", help="train nothing; print the tables of what was measured")
     options = parser.parse_args()
     if not options.tables:
