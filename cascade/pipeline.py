@@ -69,7 +69,7 @@ class CascadePipeline:
     Attributes:
         sizes: Side of the images of each stage, by its name.
         num_classes: How many classes the stages tell apart; None for a cascade without classes.
-        folder: Where it was loaded from; None for one that was composed.
+        folder: Where it was loaded from or last saved; None for one that was composed.
 
     Raises:
         ValueError: if the stages don't fit together, or `classes` or `default_size` doesn't fit them.
@@ -421,6 +421,7 @@ class CascadePipeline:
             if self.card is not None:
                 (written / CARD).write_text(self.card, "utf-8")
             Manifest(self.name, self.classes, self._entries(), self.default_size).write(written)
+        self.folder = target
         if push_to_hub:
             upload(target, hub.pop("repo_id", target.name), **hub)
 

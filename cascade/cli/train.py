@@ -65,8 +65,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     from cascade.cli.dry_run import described
+    from cascade.folder import STAGE
     from cascade.stages.training.processes import this_process
-    from cascade.training.export import STAGE, check_export
+    from cascade.training.export import check_export
     from cascade.training.recipes import load_recipe
     from cascade.training.stage import run_folder, train_stage
 

@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cascade.files import complete_folder
 from cascade.schedulers import DEFAULT, scheduler_class
 from cascade.stages.noise import LinearSchedule, betas_of
 from cascade.stages.regression import RegressionPipeline
+from cascade.stages.saved import INDEX
 from cascade.stages.stage import StagePipeline
 from cascade.stages.training import Recipe
 from cascade.stages.unet import UNet
 from cascade.training.recipes import pipeline_class
-
-STAGE = "stage"
-INDEX = "model_index.json"
 
 
 def pipeline_of(network: UNet, recipe: Recipe, class_names: Sequence[str] | None = None) -> StagePipeline:
@@ -59,21 +55,8 @@ def export_stage(network: UNet, recipe: Recipe, folder: Path, class_names: Seque
     check_export(folder)
     try:
         with complete_folder(folder) as partial:
-            pipeline_of(network.to("cpu", torch.float16), recipe, class_names).save_pretrained(partial)
+            pipeline_of(network.half().cpu(), recipe, class_names).save_pretrained(partial)
     except OSError as error:
         raise OSError(
             f"the stage could not be written to {folder}: {error.strerror or error}; its training is kept, run the same again"
         ) from error
-
-
-def stage_folder(folder: Path) -> Path:
-    """The stage that a person means by a folder: that of a stage itself, or that of a run, whose stage lies in it.
-
-    Raises:
-        ValueError: if it is neither, or the run has no stage yet.
-    """
-    if (folder / INDEX).is_file():
-        return folder
-    if (folder / STAGE / INDEX).is_file():
-        return folder / STAGE
-    raise ValueError(f"{folder} is neither a stage nor a run that has ended in one, so it lacks {INDEX} and {STAGE}/{INDEX}")

@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from cascade.data import open_held_out, open_pictures
 from cascade.data.checking import cores
 from cascade.files import write_text
+from cascade.folder import STAGE
 from cascade.stages.training import PictureSet, Recipe, train
 from cascade.stages.training.examples import PictureSource
 from cascade.stages.training.journal import LOG, TENSORBOARD, check_trackers, read_log
@@ -22,7 +23,7 @@ from cascade.stages.training.post_hoc import Snapshots
 from cascade.stages.training.processes import this_process
 from cascade.stages.training.validation import ValidationReport
 from cascade.stages.unet import UNet
-from cascade.training.export import STAGE, check_export, export_stage
+from cascade.training.export import check_export, export_stage
 from cascade.training.recipes import load_recipe, recipe_to_dict, recipe_to_yaml
 from cascade.training.sample_grids import grid_maker
 

@@ -11,8 +11,8 @@ from PIL import Image
 from cascade import BasePipeline, CascadePipeline
 from cascade import data as datasets
 from cascade.data.folder import Folder
+from cascade.folder import stage_folder
 from cascade.stages.training import meter
-from cascade.training.export import stage_folder
 from cascade.training.recipes import load_recipe
 from cascade.training.stage import average_stage, train_stage
 
@@ -118,12 +118,11 @@ def test_what_is_stopped_says_where_it_stands_and_a_second_call_goes_on(here):
 
     with pytest.raises(KeyboardInterrupt, match="second Ctrl-C"):
         train_stage("tiny.yaml", "run", trackers=[], workers=0, on_progress=stop)
-    with pytest.raises(ValueError, match="run is neither a stage nor a run that has ended in one"):
-        stage_folder(Path("run"))
+    assert stage_folder("run") is None
     said: list[str] = []
     train_stage("tiny.yaml", "run", trackers=[], workers=0, on_message=said.append)
     assert "continued from 8 images" in said
-    assert stage_folder(Path("run")) == stage_folder(Path("run/stage")) == Path("run/stage")
+    assert stage_folder("run") == stage_folder("run/stage") == Path("run/stage")
 
 
 @pytest.mark.parametrize(
