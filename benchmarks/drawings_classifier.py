@@ -25,12 +25,11 @@ from torch.nn import functional as F
 from cascade.classes import EMOJI
 from cascade.data.drawings import may_flip
 from cascade.eval.classifier import (
-    ClassAgreement,
     ClassifierConfig,
     DrawingClassifier,
     checked_labels,
-    class_agreement,
     class_probabilities,
+    errors,
     network_input,
     save_classifier,
 )
@@ -57,6 +56,15 @@ class TrainingSettings:
     max_scale: float = 0.15
     max_rotation: float = 10.0
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAgreement:
+    """Share of images for which the classifier names the asked class first, or among its first five."""
+
+    top1: float
+    top5: float
+    num_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +214,8 @@ def measure(
         settings=TrainingSettings(epochs=epochs, seed=seed),
         on_epoch=on_epoch,
     )
-    found = class_agreement(class_probabilities(model, heldout.array()), asked)
+    top1, top5 = errors(class_probabilities(model, heldout.array()), asked)
+    found = ClassAgreement(top1=float((~top1).mean()), top5=float((~top5).mean()), num_images=len(asked))
     if out is not None:
         save_classifier(model, out, {"heldout_top1": f"{found.top1:.4f}", "heldout_top5": f"{found.top5:.4f}"})
     return found, len(images)

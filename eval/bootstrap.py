@@ -26,21 +26,14 @@ def bootstrap_interval(
     num_resamples: int,
     on_resample: Callable[[int], None] | None = None,
 ) -> Interval:
-    """Interval of a statistic of `count` images by drawing as many of them again, with replacement; always the same draws.
+    """Interval of a statistic of `count` images from `num_resamples` draws of as many with replacement, always the same ones.
 
     The spread of the redrawn values around their own mean is laid around the estimate (Efron & Tibshirani 1993, chapter 13).
     Distances between distributions grow when images repeat, and this keeps that growth out; the bias that a distance has at
     `count` images stays in.
 
-    Args:
-        statistic: The number that results from the images of these indices, [count]; for the mean of values of one per image,
-            `lambda index: values[index].mean()`.
-        count: Number of images.
-        num_resamples: How often to draw.
-        on_resample: Called with the number of draws done so far.
-
-    Raises:
-        ValueError: if there are fewer than 2 images or resamples.
+    `statistic` gives the number that results from the images of indices [count]; `on_resample` is told the number of draws done.
+    Raises ValueError below 2 images or resamples.
     """
     if count < 2 or num_resamples < 2:
         raise ValueError(f"at least 2 images and 2 resamples are needed, got {count} and {num_resamples}")

@@ -20,27 +20,12 @@ SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "drawings_classifier.safet
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """What is needed to build the network again; stored in the weights file.
-
-    num_classes: Of the logits.
-    image_size: Side of the square input in pixels.
-    widths: Channels of each level, the first at half the image size.
-    blocks: Residual blocks of each level.
-    """
+    """What is needed to build the network again; stored in the weights file."""
 
     num_classes: int
-    image_size: int = 64
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    blocks: tuple[int, ...] = (1, 2, 2, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassAgreement:
-    """Share of images for which the classifier names the asked class first, or among its first five."""
-
-    top1: float
-    top5: float
-    num_images: int
+    image_size: int = 64  # side of the square input in pixels
+    widths: tuple[int, ...] = (32, 64, 128, 256)  # channels of each level, the first at half the image size
+    blocks: tuple[int, ...] = (1, 2, 2, 1)  # residual blocks of each level
 
 
 class ResidualBlock(nn.Module):
@@ -89,17 +74,7 @@ class DrawingClassifier(nn.Module):
 
 @torch.inference_mode()
 def class_probabilities(model: DrawingClassifier, images: Images) -> NDArray[np.float64]:
-    """Probability that the classifier gives to each class.
-
-    Args:
-        images: uint8 RGB, [N, S, S, 3], S = the model's image size or a multiple of it (area-averaged down).
-
-    Returns:
-        Probabilities that sum to 1 over classes, [N, num_classes].
-
-    Raises:
-        ValueError: if the images have another shape or type.
-    """
+    """Probability that the classifier gives to each class, [N, num_classes]; images and errors as of `network_input`."""
     device = next(model.parameters()).device
     batches = network_input(images, model.config.image_size).split(BATCH)
     return np.concatenate([model(batch.to(device)).double().softmax(dim=1).cpu().numpy() for batch in batches])
@@ -108,28 +83,13 @@ def class_probabilities(model: DrawingClassifier, images: Images) -> NDArray[np.
 def errors(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """For each image whether the asked class is not the most probable one, and whether it is not one of the five most probable.
 
-    A class that ties with the asked one counts against it, so a classifier that says nothing agrees with nothing.
-
-    Args:
-        probabilities: Of each class for each image, [N, num_classes].
-        asked: The class that each image was meant to show, [N].
-
-    Returns:
-        Two arrays [N]; their means are the top-1 and the top-5 error.
-
-    Raises:
-        ValueError: if there is no image, or asked labels don't fit the probabilities.
+    A class that ties with the asked one counts against it, so a classifier that says nothing agrees with nothing. Takes
+    [N, num_classes] and [N], gives two arrays [N], whose means are the top-1 and the top-5 error; errors as of `checked_labels`.
     """
     labels = checked_labels(asked, len(probabilities), probabilities.shape[1]).numpy()
     of_asked = probabilities[np.arange(len(labels)), labels]
     rank = (probabilities >= of_asked[:, None]).sum(axis=1)  # 1 = the asked class alone is the most probable
     return rank > 1, rank > 5
-
-
-def class_agreement(probabilities: NDArray[np.float64], asked: NDArray[np.int64]) -> ClassAgreement:
-    """What `errors` leave, with their arguments and errors."""
-    top1, top5 = errors(probabilities, asked)
-    return ClassAgreement(top1=float((~top1).mean()), top5=float((~top5).mean()), num_images=len(asked))
 
 
 def save_classifier(model: DrawingClassifier, path: Path, facts: dict[str, str]) -> None:
@@ -141,14 +101,9 @@ def save_classifier(model: DrawingClassifier, path: Path, facts: dict[str, str])
 
 
 def load_classifier(path: Path = SHIPPED_WEIGHTS) -> tuple[DrawingClassifier, dict[str, str]]:
-    """Read a classifier and the facts stored with it.
+    """A classifier in eval mode, float32 on the CPU, and the file's metadata, the shipped one's held-out accuracy among them.
 
-    Returns:
-        The network in eval mode, float32 on the CPU, and the file's metadata; for the shipped one, `heldout_top1` and
-        `heldout_top5` among them.
-
-    Raises:
-        ValueError: if the file is missing, or does not hold the weights of a classifier.
+    Raises ValueError if the file is missing, or does not hold the weights of a classifier.
     """
     if not path.is_file():
         raise ValueError(f"no classifier weights at {path}; give the path of a file written by `save_classifier`")
@@ -166,11 +121,7 @@ def load_classifier(path: Path = SHIPPED_WEIGHTS) -> tuple[DrawingClassifier, di
 
 
 def network_input(images: Images, size: int) -> Tensor:
-    """uint8 [N, S, S, 3] to float [N, 3, size, size] in [-1, 1], area-averaged if S is a multiple of `size`.
-
-    Raises:
-        ValueError: if the images have another shape or type.
-    """
+    """uint8 RGB [N, S, S, 3], S a multiple of `size`, area-averaged to float [N, 3, size, size] in [-1, 1]; else ValueError."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
         raise ValueError(f"images are {images.dtype} of shape {images.shape}, expected uint8 [N, S, S, 3] with N > 0")
     return (torch.from_numpy(area_downsample(images, size)) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()

@@ -11,11 +11,9 @@ from cascade.eval.statistics import Provenance
 
 
 class FeatureExtractor(Protocol):
-    """A network that describes each image by a vector.
+    """A network that describes each image by a vector; its attributes are as `Provenance` has them.
 
-    name: Network and layer; what a distance between its features is called after.
-    resize_mode: How images are brought to the network's input size.
-    weights_hash: SHA-256 of the file of its weights.
+    `name` (network and layer) is what a distance between its features is called after.
     """
 
     name: str
@@ -28,16 +26,11 @@ class FeatureExtractor(Protocol):
 
 
 class ADMFeatures(NamedTuple):
-    """What ADM's evaluator takes from each image.
+    """What ADM's evaluator takes from each image: for FID, precision and recall; for sFID; for the Inception Score."""
 
-    pooled: For FID, precision and recall, [N, 2048].
-    spatial: For sFID, [N, 2023].
-    probabilities: For the Inception Score, [N, 1008].
-    """
-
-    pooled: NDArray[np.float32]
-    spatial: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
+    pooled: NDArray[np.float32]  # [N, 2048]
+    spatial: NDArray[np.float32]  # [N, 2023]
+    probabilities: NDArray[np.float32]  # [N, 1008]
 
 
 @runtime_checkable

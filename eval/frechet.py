@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpstrf
 
+Floats = NDArray[np.floating]
 
-def frechet_distance(
-    mean1: NDArray[np.floating], cov1: NDArray[np.floating], mean2: NDArray[np.floating], cov2: NDArray[np.floating]
-) -> float:
+
+def frechet_distance(mean1: Floats, cov1: Floats, mean2: Floats, cov2: Floats) -> float:
     """Squared 2-Wasserstein distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500, Eq. 6).
 
         |mean1 - mean2|^2 + tr cov1 + tr cov2 - 2 tr (cov1^1/2 cov2 cov1^1/2)^1/2
@@ -18,15 +18,8 @@ def frechet_distance(
     values of X = A1^T A2, taken as the square roots of the eigenvalues of the smaller of X X^T and X^T X. So fewer images than
     dimensions cost less instead of breaking anything, and nothing near-singular is square-rooted.
 
-    Args:
-        mean1, mean2: [D].
-        cov1, cov2: Symmetric positive semi-definite, [D, D].
-
-    Returns:
-        The distance, at least 0.
-
-    Raises:
-        ValueError: if shapes don't match, a value is not finite, or a covariance is not symmetric positive semi-definite.
+    Means are [D], covariances [D, D]; the distance is at least 0. Raises ValueError if shapes don't match, a value is not finite,
+    or a covariance is not symmetric positive semi-definite.
     """
     if mean1.ndim != 1 or mean1.shape != mean2.shape:
         raise ValueError(
@@ -40,23 +33,13 @@ def frechet_distance(
     return max(float(distance), 0.0)
 
 
-def redrawn_distance(
-    features: NDArray[np.floating], mean: NDArray[np.floating], cov: NDArray[np.floating]
-) -> Callable[[NDArray[np.int64]], float]:
-    """Frechet distance of features to N(mean, cov) as a function of which of them are taken, for `bootstrap_interval`.
+def redrawn_distance(features: Floats, mean: Floats, cov: Floats) -> Callable[[NDArray[np.int64]], float]:
+    """Frechet distance of features [N, D] to N(mean, cov) as a function of which of them are taken, for `bootstrap_interval`.
+
+    Indices, [n], may repeat; n is at least 2. Distance and errors are those of `frechet_distance` of the features taken.
 
     The reference is factored once, cov = A A^T, and the features are projected once, Y = (X - mean) A. Of the features taken,
     the overlap of the two covariances is then the sum of singular values of the centred Y over the root of their number less 1.
-
-    Args:
-        features: [N, D].
-        mean, cov: Of the reference, [D] and [D, D].
-
-    Returns:
-        A function of indices [n], which may repeat, n at least 2; equal to `frechet_distance` of those features.
-
-    Raises:
-        ValueError: as `frechet_distance`.
     """
     factor = _factor(cov, len(mean))
     centred = features.astype(np.float64) - mean
@@ -78,7 +61,7 @@ def _sum_of_singular_values(x: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()) if x.size else 0.0
 
 
-def _factor(cov: NDArray[np.floating], dimension: int) -> NDArray[np.float64]:
+def _factor(cov: Floats, dimension: int) -> NDArray[np.float64]:
     """A of shape [D, rank] with cov = A A^T."""
     if cov.shape != (dimension, dimension):
         raise ValueError(f"a covariance has shape {cov.shape}, expected [{dimension}, {dimension}]")

@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from cascade.eval.statistics import read_npz
-
 Images = NDArray[np.uint8]  # RGB, [N, height, width, 3]
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -22,7 +20,7 @@ SIDECAR_SUFFIXES = {".json", ".jsonl", ".partial"}  # what a sampling run keeps 
 class ImageSet:
     """A checked set of equally large images, read batch by batch so that 50,000 of them fit in memory.
 
-    Made by `image_folder`, `image_archive` or `image_array`.
+    Made by `image_folder` or `image_array`.
 
     name: Where the images come from, as errors and reports say it.
     size: Side of the square images in pixels.
@@ -36,11 +34,7 @@ class ImageSet:
         return len(self._items)
 
     def batches(self, batch_size: int = BATCH) -> Iterator[Images]:
-        """uint8 RGB, [at most batch_size, size, size, 3], always in the same order.
-
-        Raises:
-            ValueError: at a file that is not an image, or of another size.
-        """
+        """uint8 RGB, [at most batch_size, size, size, 3], in order; ValueError at a file that is not an image of this size."""
         for start in range(0, len(self), batch_size):
             part = self._items[start : start + batch_size]
             yield part if isinstance(part, np.ndarray) else np.stack([_read_image(path, self.size) for path in part])
@@ -57,7 +51,7 @@ class ImageSet:
         return ImageSet(self.name, self.size, tuple(self._items[int(i)] for i in indices))
 
     def array(self) -> Images:
-        """All of them in memory, uint8 [N, size, size, 3]; 10,000 images of 256 px take 2 GB."""
+        """All of them in memory; 10,000 images of 256 px take 2 GB."""
         return self._items if isinstance(self._items, np.ndarray) else np.concatenate(list(self.batches()))
 
     def source_hash(self) -> str:
@@ -74,14 +68,8 @@ def image_folder(folder: Path, *, size: int | None = None, minimum: int = 1) -> 
     Files whose name begins with a dot and the records of a sampling run (.json, .jsonl, .partial) are passed over; any other file
     that is not an image is refused, when it is listed (by its suffix) or read (by its content).
 
-    Args:
-        folder: Where to look.
-        size: Side that the images must have; None = that of the first image.
-        minimum: How many images are needed at least.
-
-    Raises:
-        ValueError: if the folder is missing, empty, holds too few images or something that is not an image, or if the first image
-            is of another size; the others' sizes are checked when they are read.
+    Raises ValueError if the folder is missing or empty, holds fewer than `minimum` images or something else, or if the first is
+    not square with sides of `size` pixels (None = any); the others' sizes are checked when they are read.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a folder of images")
@@ -94,11 +82,6 @@ def image_folder(folder: Path, *, size: int | None = None, minimum: int = 1) -> 
     return ImageSet(str(folder), _read_image(paths[0], size).shape[0], tuple(paths))
 
 
-def image_archive(path: Path, *, size: int | None = None, minimum: int = 1) -> ImageSet:
-    """The images of an .npz archive, `arr_0` as OpenAI's evaluator has it. Arguments and errors as in `image_array`."""
-    return image_array(read_npz(path, {"arr_0"})["arr_0"], name=str(path), size=size, minimum=minimum)
-
-
 def image_array(images: NDArray, *, name: str = "images", size: int | None = None, minimum: int = 1) -> ImageSet:
     """Images that are in memory already, uint8 [N, S, S, 3]. Arguments and errors as in `image_folder`."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -109,12 +92,9 @@ def image_array(images: NDArray, *, name: str = "images", size: int | None = Non
 
 
 def area_downsample(images: NDArray, size: int) -> NDArray[np.float32]:
-    """Mean over equal square blocks of pixels, in the units of the input, unrounded.
+    """Mean over equal square blocks of pixels, unrounded: [N, S, S, C] of any real type to float32 [N, size, size, C].
 
-    [N, S, S, C] of any real type, S a multiple of `size`, to float32 [N, size, size, C].
-
-    Raises:
-        ValueError: if the images are not square or their side is not a multiple of `size`.
+    Raises ValueError if the images are not square or their side is not a multiple of `size`.
     """
     num, height, width, channels = images.shape
     if height != width or size < 1 or height % size:

@@ -14,25 +14,16 @@ BLOCK = 256  # queries whose distances to all training images are held at a time
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training image of each query.
-
-    distance: [N].
-    index: Position among the training images, [N].
-    """
+    """The nearest training image of each of N queries."""
 
     distance: NDArray[np.float64]
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # position among the training images
 
 
 def nearest_in_pixels(images: Images, training: Images, size: int) -> Neighbours:
     """By mean absolute difference of pixels, 0 ... 255, after averaging both sets down to `size` pixels a side.
 
-    Args:
-        images: uint8 RGB, [N, S, S, 3], S a multiple of `size`.
-        training: uint8 RGB, [M, T, T, 3], T a multiple of `size`.
-
-    Raises:
-        ValueError: if a set is empty or can't be averaged down.
+    Raises ValueError if a set is empty or can't be averaged down (`area_downsample`).
     """
     queries, corpus = (area_downsample(each, size).reshape(len(each), -1) for each in (images, training))
     found = _nearest(queries, corpus, norm=1)

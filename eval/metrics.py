@@ -23,37 +23,11 @@ class Estimate:
     std: float
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """How two sets of features overlap, where each feature has a ball that reaches to its k-th nearest neighbour.
-
-    balls: Number of real balls that hold each generated feature, [N].
-    recalled: Whether each real feature is inside some ball of the generated set, [M].
-    covered: Whether the ball of each real feature holds a generated feature, [M].
-    k: Which neighbour the balls reach to.
-    """
-
-    balls: NDArray[np.int64]
-    recalled: NDArray[np.bool_]
-    covered: NDArray[np.bool_]
-    k: int
-
-    def per_image(self) -> dict[str, NDArray]:
-        """Per measure the values that it is the mean of: precision and density [N], recall and coverage [M].
-
-        Density, the mean number of balls over k, can exceed 1.
-        """
-        precise, dense = self.balls > 0, self.balls / self.k
-        return {"precision": precise, "recall": self.recalled, "density": dense, "coverage": self.covered}
-
-
 def kernel_distance(generated: Features, real: Features) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3; may fall below 0.
 
-    (Binkowski et al. 2018, arXiv:1801.01401, section 4; Gretton et al. 2012, Eq. 3.)
-
-    Raises:
-        ValueError: if a set has fewer than 2 features or the dimensions differ.
+    (Binkowski et al. 2018, arXiv:1801.01401, section 4; Gretton et al. 2012, Eq. 3.) Raises ValueError if a set has fewer than 2
+    features or the dimensions differ.
     """
     _check_features(generated, real, minimum=2)
     x, y = generated.astype(np.float64), real.astype(np.float64)
@@ -65,13 +39,7 @@ def kernel_distance(generated: Features, real: Features) -> float:
 def kid(generated: Features, real: Features, *, num_subsets: int = 100, subset_size: int = 1000) -> Estimate:
     """Kernel Inception Distance: `kernel_distance` averaged over random subsets of both sets, always the same ones.
 
-    Args:
-        generated, real: [N, D] and [M, D].
-        num_subsets: How many pairs of subsets are drawn, each without replacement.
-        subset_size: Features of each; the smaller set's size if that is less.
-
-    Raises:
-        ValueError: as `kernel_distance`.
+    Each is drawn without replacement, and has the smaller set's size where that is less than `subset_size`.
     """
     size = min(subset_size, len(generated), len(real))
     rng = np.random.default_rng(0)
@@ -80,14 +48,18 @@ def kid(generated: Features, real: Features, *, num_subsets: int = 100, subset_s
     return Estimate(mean=float(np.mean(values)), std=float(np.std(values)))
 
 
-def overlap(generated: Features, real: Features, *, k: int = 3) -> Overlap:
-    """How two sets of features overlap, image by image (Kynkaanniemi et al. 2019, arXiv:1904.06991).
+def overlap(generated: Features, real: Features, *, k: int) -> dict[str, NDArray]:
+    """How two sets overlap, where each feature has a ball that reaches to its k-th nearest neighbour, its rim included.
 
-    A feature on the rim of a ball is inside. ADM reports precision and recall with k = 3 and 10,000 real images; Naeem et al.
-    (2020, arXiv:2002.09797) define density and coverage and suggest k = 5 for them.
+    Per measure the values of which it is the mean. ADM reports precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991)
+    with k = 3 and 10,000 real images; Naeem et al. (2020, arXiv:2002.09797) define density and coverage and suggest k = 5.
 
-    Raises:
-        ValueError: if k is below 1, a set has no more than k features, or the dimensions differ.
+    precision: Whether some real ball holds each generated feature, [N].
+    recall: Whether some generated ball holds each real feature, [M].
+    density: Number of real balls that hold each generated feature, over k, [N]; can exceed 1.
+    coverage: Whether the ball of each real feature holds a generated one, [M].
+
+    Raises ValueError if k is below 1, a set has no more than k features, or the dimensions differ.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -100,21 +72,14 @@ def overlap(generated: Features, real: Features, *, k: int = 3) -> Overlap:
         balls += inside.sum(axis=0)
         covered[rows] = inside.any(axis=1)
         recalled[rows] = (squared <= reach_generated).any(axis=1)
-    return Overlap(balls, recalled, covered, k)
+    return {"precision": balls > 0, "recall": recalled, "density": balls / k, "coverage": covered}
 
 
-def inception_score(probabilities: NDArray[np.floating], *, num_splits: int = 10) -> Estimate:
+def inception_score(probabilities: NDArray[np.floating], *, num_splits: int) -> Estimate:
     """exp of the mean Kullback-Leibler divergence between each image's class probabilities and their mean.
 
-    (Salimans et al. 2016, arXiv:1606.03498, section 4.)
-
-    Args:
-        probabilities: [N, C], rows sum to 1, in the order in which the images were sampled.
-        num_splits: Consecutive parts that are scored on their own; ADM's evaluator has parts of 5,000 images, so 10 at 50,000
-            (`ADM_SPLIT`).
-
-    Raises:
-        ValueError: if rows are not probabilities or there are fewer rows than splits.
+    (Salimans et al. 2016, arXiv:1606.03498, section 4.) Probabilities are [N, C], in the order in which the images were sampled;
+    consecutive parts are scored on their own. Raises ValueError if rows are not probabilities or there are fewer than splits.
     """
     if probabilities.ndim != 2 or len(probabilities) < num_splits or num_splits < 1:
         raise ValueError(f"probabilities have shape {probabilities.shape}, expected [N, classes] with N >= {num_splits} splits")

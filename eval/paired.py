@@ -1,7 +1,7 @@
 """Metrics of an image against its own original: PSNR, SSIM, and SR3's consistency with the low-resolution input.
 
 All take uint8 RGB images, [N, height, width, 3], and return one float64 value per image, [N], so that a mean, an interval or a
-worst case can be taken afterwards. The papers print means over images.
+worst case can be taken afterwards. The papers print means over images. ValueError: if counts, types or sizes don't fit.
 """
 
 import numpy as np
@@ -17,11 +17,7 @@ K1, K2 = 0.01, 0.03  # SSIM's two constants, as shares of the peak
 
 
 def psnr(outputs: Images, originals: Images) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio in dB over all pixels and channels of an image; infinite for equal images.
-
-    Raises:
-        ValueError: if the two sets differ in type or shape.
-    """
+    """Peak signal-to-noise ratio in dB over all pixels and channels of an image; infinite for equal images."""
     _check_pair(outputs, originals)
     with np.errstate(divide="ignore"):
         return 10 * np.log10(PEAK**2 / _squared_error(outputs, originals))
@@ -31,10 +27,7 @@ def ssim(outputs: Images, originals: Images) -> NDArray[np.float64]:
     """Structural similarity in [-1, 1] (Wang, Bovik, Sheikh & Simoncelli 2004, Eqs. 13 to 17).
 
     Per channel, averaged over all places where the window fits, then over channels. Gaussian window of 11 pixels and sigma 1.5,
-    its weights summing to 1, no padding.
-
-    Raises:
-        ValueError: if the two sets differ in type or shape, or the images are smaller than the window.
+    its weights summing to 1, no padding. Raises ValueError if the images are smaller than the window.
     """
     _check_pair(outputs, originals)
     if min(outputs.shape[1:3]) < WINDOW:
@@ -49,14 +42,7 @@ def consistency(outputs: Images, low_res: Images) -> NDArray[np.float64]:
     SR3's word and measure (arXiv:2104.07636, Table 1). Pixels count from 0 to 1; averages are not rounded. Low-resolution inputs
     that were rounded to 8 bits leave about 0.13 for a perfect output. SR3 does not state its pixel range; its inputs came from an
     antialiased bicubic filter, so figures are comparable with SR3's only for inputs made by area averaging in the same way, and
-    only in order of magnitude.
-
-    Args:
-        outputs: [N, S, S, 3].
-        low_res: [N, s, s, 3], s divides S.
-
-    Raises:
-        ValueError: if counts or sizes don't fit.
+    only in order of magnitude. The inputs' side divides that of the outputs.
     """
     if len(outputs) != len(low_res):
         raise ValueError(f"there are {len(outputs)} outputs but {len(low_res)} low-resolution inputs; expected one for each")

@@ -12,7 +12,7 @@ from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
 from cascade.eval.images import Images, ImageSet
 from cascade.eval.published_weights import cached_download
-from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz, save_measurement
+from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz
 
 # Halve by box while twice the size or more, bicubic to size, centre crop: the data loader of arXiv:2105.05233.
 ADM_CROP_RULE = "adm-box-bicubic-centre"
@@ -46,18 +46,11 @@ class FrechetResult:
 
 
 def measure(
-    images: ImageSet,
-    extractor: FeatureExtractor,
-    *,
-    crop_rule: str | None,
-    on_batch: Callable[[int], None] | None = None,
+    images: ImageSet, extractor: FeatureExtractor, *, crop_rule: str | None, on_batch: Callable[[int], None] | None = None
 ) -> Measurement:
-    """Feature statistics of a set of images, of spatial features too where the extractor has them, and where they came from.
+    """Feature statistics of at least 2 images, of spatial features too where the extractor has them, and where they came from.
 
-    Args:
-        images, extractor: What to measure, at least 2 images, and by what.
-        crop_rule: How the images were cut from their originals; for samples, that of the images their model learned.
-        on_batch: Called with the number of images done so far.
+    `crop_rule` is how the images were cut from their originals; `on_batch` is called with the number of images done so far.
     """
     statistics: list[FeatureStatistics] = []
     for parts in outputs(images, extractor):
@@ -69,26 +62,13 @@ def measure(
     return Measurement.of(provenance(images, extractor, crop_rule), *statistics)
 
 
-def build_reference(
-    path: Path,
-    images: ImageSet,
-    extractor: FeatureExtractor,
-    *,
-    crop_rule: str | None,
-    on_batch: Callable[[int], None] | None = None,
-) -> Reference:
-    """Measure real images once and keep the result in a file. Arguments and errors as in `measure`."""
-    save_measurement(path, measure(images, extractor, crop_rule=crop_rule, on_batch=on_batch))
-    return load_reference(path)
-
-
 def reference_of(name: str, measurement: Measurement, file_hash: str | None) -> Reference:
     """Measured images as a reference; `name` and `file_hash` as `Reference` has them."""
     return Reference(**vars(measurement), name=name, file_hash=file_hash)
 
 
 def load_reference(path: Path) -> Reference:
-    """A reference written by `build_reference`. Raises ValueError if the file is missing, damaged or something else."""
+    """What `save_measurement` kept. Raises ValueError if the file is missing, damaged or something else."""
     return reference_of(path.stem, load_measurement(path), file_sha256(path))
 
 
@@ -98,11 +78,8 @@ def load_adm_reference(path: Path, image_size: int) -> Reference:
     Its features are those of `Inception("legacy_tensorflow")`, `mu_s` and `sigma_s` those of ADM's spatial layer; `arr_0` are
     uint8 real images where the file has them. How many images the statistics are made of is not on file.
 
-    Args:
-        image_size: Side of the images that it was made from, in pixels; checked against `arr_0` where that is present.
-
-    Raises:
-        ValueError: if the file is missing or damaged, lacks mu, sigma, mu_s or sigma_s, or has images of another size.
+    Raises ValueError if the file is missing or damaged, lacks mu, sigma, mu_s or sigma_s, or has images of a side other than
+    `image_size` pixels.
     """
     arrays = read_npz(path, {"mu", "sigma", "mu_s", "sigma_s"})
     images = arrays.get("arr_0")
@@ -123,14 +100,9 @@ def load_adm_reference(path: Path, image_size: int) -> Reference:
 
 
 def load_plain_reference(path: Path, provenance: Provenance, name: str | None = None) -> Reference:
-    """Someone else's .npz of `mu` and `sigma`, as clean-fid, EDM and pytorch-fid write them.
+    """Someone else's .npz of `mu` and `sigma`, as clean-fid, EDM and pytorch-fid write them; `provenance` is not on file.
 
-    Args:
-        provenance: How its features were made, which such a file doesn't say.
-        name: Where they come from, as reports print it; None = the name of the file.
-
-    Raises:
-        ValueError: if the file is missing or damaged, or lacks one of the two.
+    Reports print `name`, by default that of the file. Raises ValueError if it is missing or damaged, or lacks one of the two.
     """
     return replace(_of_arrays(path, read_npz(path, {"mu", "sigma"}), provenance), name=name or path.stem)
 
@@ -140,14 +112,8 @@ def load_clean_fid_reference(name: str, split: str, image_size: int, mode: str) 
 
     clean-fid publishes no hashes, so none can be checked; the file's own is on record in the result (`file_hash`).
 
-    Args:
-        name, split: Of the data set, for example "ffhq" and "trainval70k".
-        image_size: Side of the images in pixels.
-        mode: Of `Inception`.
-
-    Raises:
-        ValueError: if what was downloaded is not such a file.
-        ConnectionError: if the file is not in the cache and can't be downloaded.
+    `name` and `split` are those of the data set, for example "ffhq" and "trainval70k"; `mode` is that of `Inception`. Raises
+    ValueError if what was downloaded is not such a file, ConnectionError if it is not in the cache and can't be downloaded.
     """
     url = f"{CLEAN_FID}/{name}_{mode}_{split}_{image_size}.npz".lower()
     made_by = Provenance(extractor="inception-v3", weights_hash=None, resize_mode=mode, image_size=image_size)
@@ -169,11 +135,7 @@ def distance_to(reference: Reference, samples: Measurement) -> FrechetResult:
 
 
 def check_comparable(reference: Provenance, samples: Provenance) -> None:
-    """Refuse to compare features of different networks, resize modes, image sizes or crop rules; what is not known passes.
-
-    Raises:
-        ValueError: naming the first that differs.
-    """
+    """Raise ValueError unless networks, weights, resize modes, image sizes and crop rules agree; what is not known passes."""
     for field in fields(Provenance):
         of_reference, of_samples = getattr(reference, field.name), getattr(samples, field.name)
         known = of_reference is not None and of_samples is not None

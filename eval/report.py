@@ -12,6 +12,8 @@ from cascade.eval.images import Images
 
 Value = float | str | Interval | None
 
+GAP = 4  # white pixels between the images of a contact sheet
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -124,15 +126,9 @@ def _note(row: Row) -> str:
     return row.note if row.comparable else ": ".join(["not comparable", *[row.note] * bool(row.note)])
 
 
-def contact_sheet(rows: Sequence[Images], gap: int = 4) -> Images:
+def contact_sheet(rows: Sequence[Images]) -> Images:
     """Images side by side on white, [H, W, 3]; a row for each set of [N, S, S, 3], N and S may differ between rows."""
-    heights = [row.shape[1] for row in rows]
-    width = max(len(row) * (row.shape[2] + gap) for row in rows) - gap
-    sheet = np.full((sum(heights) + gap * (len(rows) - 1), width, 3), 255, np.uint8)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for i, image in enumerate(row):
-            left = i * (row.shape[2] + gap)
-            sheet[top : top + height, left : left + row.shape[2]] = image
-        top += height + gap
-    return sheet
+    strips = [np.hstack(list(np.pad(row, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255))) for row in rows]
+    width = max(strip.shape[1] for strip in strips)
+    padded = [np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255) for strip in strips]
+    return np.vstack(padded)[:-GAP, :-GAP]

@@ -1,5 +1,6 @@
 """The scores of a set of samples against real images, from features that are computed once."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,23 +21,16 @@ MANIFOLD_K = 3  # as ADM's evaluator has it
 FEWEST_FOR_PUBLISHED = 10_000
 """Samples below which a Frechet distance is not comparable with published ones."""
 
-DISTANCE_NAMES = {
-    "efficientnet-lite0": "EfficientNet-Lite Frechet distance",
-    "inception-v3": "FID",
-    "dinov2-vitl14": "FD-DINOv2",
-}
+DISTANCE_NAMES = {"efficientnet-lite0": "EfficientNet-Lite Frechet distance", "inception-v3": "FID", "dinov2-vitl14": "FD-DINOv2"}
 """What a Frechet distance between features of each network is called."""
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of a set of images in their order, and where they came from.
+    """Features of a set of images, [N, D], in their order, and where they came from.
 
     name: Of the images.
-    features: [N, D].
-    provenance: How they were made.
-    spatial: ADM's spatial features, [N, 2023]; None = not measured.
-    probabilities: Of Inception's classes, [N, 1008]; None = not measured.
+    spatial, probabilities: As `ADMFeatures` has them; None = not measured.
     """
 
     name: str
@@ -60,7 +54,7 @@ class Scores:
     sfid: Frechet distance of ADM's spatial features; None = not measured, or the reference lacks them.
     inception_score: Of the samples alone; None = not measured.
     kid: Kernel distance of the same features; this and the next are None against a reference of statistics alone.
-    manifold: Precision, recall, density and coverage, k = 3.
+    manifold: Precision, recall, density and coverage, k = 3 (`overlap`).
     intervals: 95 % bootstrap intervals by the names of `values`; see `score`.
     """
 
@@ -97,14 +91,11 @@ def feature_set(
     cache: Path | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> FeatureSet:
-    """Features of a set of images; with an `ADMExtractor` spatial features and class probabilities too.
+    """Features of a set of images, cut by `crop_rule` (of samples, that of what their model learned; None = not known).
 
-    Args:
-        images, extractor: What to measure, and by what.
-        crop_rule: As `references.measure` has it.
-        cache: Folder in which the features are kept under the hashes of images and network, and found again; None = not.
-            Spatial features and probabilities are not kept: they are asked of samples.
-        on_batch: Called with (images done, images in all).
+    With an `ADMExtractor` spatial features and class probabilities too. The folder `cache` keeps features under the hashes of
+    images and network, to be found again; spatial features and probabilities, which are asked of samples, are not kept.
+    `on_batch` is called with (images done, images in all).
     """
     made_by = provenance(images, extractor, crop_rule)
     path = None
@@ -147,14 +138,12 @@ def score(
     Inception Score and the kernel distance have the spread over their parts instead.
 
     Args:
-        samples: What is scored.
         reference: Statistics of real images, or their features.
         real: Features of real images, for kernel distance and overlap; None = those of `reference` if it has them.
         resamples: Redrawn sets behind each interval; 0 = no intervals.
         on_resample: Called with (redrawn sets done, in all) of the distances, which take long.
 
-    Raises:
-        ValueError: if they are not comparable (`references.check_comparable`) or have too few images.
+    Raises ValueError if they are not comparable (`references.check_comparable`) or have too few images.
     """
     if isinstance(reference, FeatureSet):
         real = real or reference
@@ -170,23 +159,19 @@ def score(
         sfid = frechet_distance(measured.mean_spatial, measured.cov_spatial, mean, cov)
         kinds["sFID"] = (samples.spatial, mean, cov)
     intervals = _distance_intervals(kinds, resamples, on_resample)
-    kernel = found = None
+    inception = kernel = found = None
+    if samples.probabilities is not None:
+        inception = inception_score(samples.probabilities, num_splits=math.ceil(len(samples.probabilities) / ADM_SPLIT))
     if real is not None:
         check_comparable(real.provenance, samples.provenance)
         kernel = kid(samples.features, real.features)
         if min(len(samples.features), len(real.features)) > MANIFOLD_K:
-            values = overlap(samples.features, real.features, k=MANIFOLD_K).per_image()
+            values = overlap(samples.features, real.features, k=MANIFOLD_K)
             found = {key: float(each.mean()) for key, each in values.items()}
             shares = {key: mean_interval(each, resamples) for key, each in values.items()}
             intervals |= {key: share for key, share in shares.items() if isinstance(share, Interval)}
     return Scores(
-        distance_name=name,
-        frechet=frechet,
-        sfid=sfid,
-        inception_score=_inception_score(samples.probabilities),
-        kid=kernel,
-        manifold=found,
-        intervals=intervals,
+        distance_name=name, frechet=frechet, sfid=sfid, inception_score=inception, kid=kernel, manifold=found, intervals=intervals
     )
 
 
@@ -212,11 +197,6 @@ def _distance_intervals(
         found = bootstrap_interval(distance, count, num_resamples=resamples, on_resample=tell)
         intervals[name] = replace(found, low=max(found.low, 0.0))  # of few images the spread can reach below
     return intervals
-
-
-def _inception_score(probabilities: NDArray[np.float32] | None) -> Estimate | None:
-    """In parts of 5,000 images as ADM's evaluator has them; a last part may be shorter, all are made equally long."""
-    return None if probabilities is None else inception_score(probabilities, num_splits=-(-len(probabilities) // ADM_SPLIT))
 
 
 def _statistics(features: NDArray[np.float32]) -> FeatureStatistics:

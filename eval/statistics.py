@@ -17,7 +17,7 @@ Features = NDArray[np.floating]  # [N, D], one row per image
 class Provenance:
     """Where features came from. Sets of features may be compared only if all but `source_hash` agree; None = not known.
 
-    extractor: Name of the network, for example "efficientnet-lite0".
+    extractor: Name of the network and layer, for example "efficientnet-lite0".
     weights_hash: SHA-256 of its weights.
     resize_mode: How images were brought to the network's input size.
     image_size: Side of the images in pixels before that.
@@ -34,12 +34,9 @@ class Provenance:
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that arrive in batches, in float64 and independent of the batch sizes to rounding.
+    """Mean [D] and covariance of features that arrive in batches, in float64 and independent of the batch sizes to rounding.
 
-    Sums of squared deviations are combined pairwise (Chan, Golub & LeVeque 1983).
-
-    count: Number of features seen.
-    mean: [D].
+    Sums of squared deviations are combined pairwise (Chan, Golub & LeVeque 1983). `count` features were seen.
     """
 
     def __init__(self, dimension: int):
@@ -73,12 +70,9 @@ class FeatureStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Statistics of the features of a set of images, and where they came from.
+    """Mean [D] and unbiased covariance [D, D] of the features of a set of images, and where they came from.
 
-    mean: [D].
-    cov: Unbiased, [D, D].
     count: Number of images; None = not on record.
-    provenance: How the features were made.
     mean_spatial, cov_spatial: Of ADM's spatial features, for sFID; None = not measured.
     """
 
@@ -125,8 +119,7 @@ def load_measurement(path: Path) -> Measurement:
 def read_npz(path: Path, required: set[str]) -> dict[str, NDArray]:
     """All arrays of an .npz file, read without pickle.
 
-    Raises:
-        ValueError: if the file is missing, is not an .npz, holds pickled objects, or lacks one of the `required` names.
+    Raises ValueError if the file is missing, is not an .npz, holds pickled objects, or lacks one of the `required` names.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")

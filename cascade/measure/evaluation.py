@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from cascade.data import crops, open_pictures
 from cascade.data.checking import cores, keep_pixels
 from cascade.devices import find_device
-from cascade.eval import references
 from cascade.eval.images import ImageSet, image_array
-from cascade.eval.references import Reference
+from cascade.eval.references import Reference, load_reference, measure
 from cascade.eval.scoring import MANIFOLD_K, Scores, score
+from cascade.eval.statistics import save_measurement
 from cascade.measure.comparisons import features_of, reference_features
 from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
 from cascade.progress import OnProgress, part
@@ -97,10 +97,9 @@ def build_reference(
     network = extractor_of(extractor, weights, str(find_device(device)))
     with _cut(str(images), crop, size, out.parent, on_progress) as (found, rule, odd):
         told = part(on_progress, "features")
-        made = references.build_reference(
-            out, found, network, crop_rule=rule or crop_rule_of(str(images), crop_rule), on_batch=lambda n: told(n, len(found))
-        )
-    return BuiltReference(made, found.size, odd)
+        rule = rule or crop_rule_of(str(images), crop_rule)
+        save_measurement(out, measure(found, network, crop_rule=rule, on_batch=lambda n: told(n, len(found))))
+    return BuiltReference(load_reference(out), found.size, odd)
 
 
 @contextmanager

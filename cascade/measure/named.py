@@ -11,7 +11,7 @@ import numpy as np
 from cascade.classes import EMOJI, Vocabulary, imagenet
 from cascade.data.drawings import DRAWINGS, cached_array
 from cascade.eval.features import FeatureExtractor
-from cascade.eval.images import Images, ImageSet, image_archive, image_array, image_folder
+from cascade.eval.images import Images, ImageSet, image_array, image_folder
 from cascade.eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
 from cascade.eval.statistics import Provenance, read_npz
 from cascade.files import Progress, cache_folder
@@ -51,8 +51,8 @@ def image_source(
         return image_array(pictures, name=text, minimum=minimum), labels
     path = Path(text).expanduser()
     if path.suffix == ".npz":
-        found = read_npz(path, {"arr_0"}).get("arr_1") if path.is_file() else None
-        return image_archive(path, size=size, minimum=minimum), found
+        arrays = read_npz(path, {"arr_0"})
+        return image_array(arrays["arr_0"], name=str(path), size=size, minimum=minimum), arrays.get("arr_1")
     if not path.exists():
         raise ValueError(f"there is no {text}; give a folder of images, an .npz, or {', '.join(DRAWINGS)}")
     return image_folder(path, size=size, minimum=minimum), None

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks import drawings_classifier
 from cascade.cli.main import main
 from cascade.eval.bootstrap import Interval
-from cascade.eval.classifier import class_agreement, class_probabilities, load_classifier
+from cascade.eval.classifier import class_probabilities, errors, load_classifier
 from cascade.eval.page import page
 from cascade.eval.paired import psnr
 from cascade.eval.report import Curve, Picture, Report, Row, contact_sheet, shown, table
@@ -115,7 +115,7 @@ def test_an_sr3_stage_stands_beside_regression_bicubic_and_originals(tmp_path, c
     made = np.stack([np.asarray(stage(image, [int(label)]).images[0]) for image, label in inputs])
     assert rows["regression"]["PSNR"]["estimate"] == pytest.approx(psnr(made, pictures).mean(), rel=1e-6)
     classifier, _ = load_classifier()
-    wrong = 1 - class_agreement(class_probabilities(classifier, pictures), labels).top1
+    wrong = errors(class_probabilities(classifier, pictures), labels)[0].mean()
     assert rows["originals"]["top-1 error"]["estimate"] == pytest.approx(wrong) and "PSNR" not in rows["originals"]
     assert len(list((tmp_path / "sr" / "outputs").iterdir())) == len(list((tmp_path / "sr" / "regression").iterdir())) == 3
     out = capsys.readouterr().out
@@ -235,10 +235,10 @@ def test_an_interval_stands_beside_its_value_in_the_table_and_as_numbers_in_json
 
 def test_a_contact_sheet_puts_every_picture_in_its_place():
     rows = [np.full((2, 4, 4, 3), 10, np.uint8), np.full((1, 2, 2, 3), 20, np.uint8)]
-    sheet = contact_sheet(rows, gap=1)
-    assert sheet.shape == (7, 9, 3)
-    assert (sheet[:4, :4] == 10).all() and (sheet[:4, 5:] == 10).all() and (sheet[5:, :2] == 20).all()
-    assert (sheet[4] == 255).all() and (sheet[:4, 4] == 255).all() and (sheet[5:, 2:] == 255).all()
+    sheet = contact_sheet(rows)
+    assert sheet.shape == (10, 12, 3)
+    assert (sheet[:4, :4] == 10).all() and (sheet[:4, 8:] == 10).all() and (sheet[8:, :2] == 20).all()
+    assert (sheet[4:8] == 255).all() and (sheet[:4, 4:8] == 255).all() and (sheet[8:, 2:] == 255).all()
 
 
 class Balance(HTMLParser):

@@ -7,7 +7,7 @@ import pytest
 from cascade.classes import EMOJI, Vocabulary, imagenet
 from cascade.eval.images import ImageSet
 from cascade.eval.references import ADM_CROP_RULE
-from cascade.measure.named import classifier_of, reference_source
+from cascade.measure.named import classifier_of, image_source, reference_source
 
 
 def test_the_kind_of_an_archive_is_seen_by_its_arrays(tmp_path):
@@ -31,3 +31,15 @@ def test_a_classifier_is_found_for_the_drawings_and_for_imagenet_and_named():
     pytest.importorskip("efficientnet_lite_pytorch")
     name, classify = classifier_of(imagenet())
     assert name == "EfficientNet-Lite0" and classify(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 1000)
+
+
+def test_an_archive_of_openais_kind_is_images_and_their_classes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", pixels, np.arange(5))
+    images, labels = image_source(str(tmp_path / "samples.npz"))
+    assert (images.array() == pixels).all() and labels.tolist() == [0, 1, 2, 3, 4]
+    np.savez(tmp_path / "named.npz", images=pixels)
+    with pytest.raises(ValueError, match=r"lacks the arrays \['arr_0'\]"):
+        image_source(str(tmp_path / "named.npz"))
+    with pytest.raises(ValueError, match="none.npz does not exist"):
+        image_source(str(tmp_path / "none.npz"))

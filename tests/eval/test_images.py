@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade.eval.images import area_downsample, image_archive, image_array, image_folder
+from cascade.eval.images import area_downsample, image_array, image_folder
 
 
 @pytest.fixture
@@ -28,11 +28,10 @@ def test_a_folder_is_read_in_the_order_of_its_paths(folder, pixels):
     np.testing.assert_array_equal(np.concatenate(batches), pixels[[0, 2, 4, 6, 1, 3, 5]])
 
 
-def test_an_archive_and_a_folder_of_the_same_images_have_the_same_hash(folder, pixels, tmp_path):
-    np.savez(tmp_path / "samples.npz", pixels[[0, 2, 4, 6, 1, 3, 5]])
-    archive = image_archive(tmp_path / "samples.npz")
-    assert archive.source_hash() == image_folder(folder).source_hash()
-    assert archive.source_hash() != image_array(pixels).source_hash()
+def test_an_array_and_a_folder_of_the_same_images_have_the_same_hash(folder, pixels):
+    array = image_array(pixels[[0, 2, 4, 6, 1, 3, 5]])
+    assert array.source_hash() == image_folder(folder).source_hash()
+    assert array.source_hash() != image_array(pixels).source_hash()
 
 
 def test_records_of_a_sampling_run_are_passed_over(folder):
@@ -83,11 +82,8 @@ def test_images_of_other_shapes_are_refused(folder):
     assert "wide.png is 8x4, expected 8x8" in refusal(lambda: list(image_folder(folder).batches()))
 
 
-def test_archives_of_something_else_are_refused(tmp_path, pixels):
-    np.savez(tmp_path / "floats.npz", pixels / 255.0)
-    assert "holds float64" in refusal(lambda: image_archive(tmp_path / "floats.npz"))
-    np.savez(tmp_path / "named.npz", images=pixels)
-    assert "lacks the arrays ['arr_0']" in refusal(lambda: image_archive(tmp_path / "named.npz"))
+def test_arrays_of_something_else_are_refused(pixels):
+    assert "holds float64" in refusal(lambda: image_array(pixels / 255.0))
     assert "is 8x8, expected 4x4" in refusal(lambda: image_array(pixels, size=4))
 
 

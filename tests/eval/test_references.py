@@ -10,7 +10,6 @@ from cascade.eval.frechet import frechet_distance
 from cascade.eval.images import image_array
 from cascade.eval.references import (
     ADM_CROP_RULE,
-    build_reference,
     check_comparable,
     distance_to,
     load_adm_reference,
@@ -19,7 +18,7 @@ from cascade.eval.references import (
     load_reference,
     measure,
 )
-from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance
+from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, save_measurement
 
 
 class BlockMeans:
@@ -37,13 +36,18 @@ def pictures(seed: int, count: int = 50, size: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
+def kept(path, images):
+    """Measured, kept in a file and read again."""
+    save_measurement(path, measure(images, BlockMeans(), crop_rule="centre"))
+    return load_reference(path)
+
+
 def test_a_reference_keeps_statistics_and_origin(tmp_path):
     images = image_array(pictures(0))
-    built = build_reference(tmp_path / "real.npz", images, BlockMeans(), crop_rule="centre")
+    loaded = kept(tmp_path / "real.npz", images)
     features = BlockMeans()(images.array()).astype(np.float64)
-    loaded = load_reference(tmp_path / "real.npz")
     np.testing.assert_allclose(loaded.cov, np.cov(features, rowvar=False), rtol=1e-10)
-    assert (loaded.name, loaded.count, loaded.file_hash) == ("real", 50, built.file_hash)
+    assert (loaded.name, loaded.count, loaded.file_hash) == ("real", 50, file_sha256(tmp_path / "real.npz"))
     assert loaded.provenance == Provenance(
         extractor="block-means",
         weights_hash="0" * 64,
@@ -56,7 +60,7 @@ def test_a_reference_keeps_statistics_and_origin(tmp_path):
 
 def test_a_result_carries_the_distance_and_what_it_depends_on(tmp_path):
     real, samples = image_array(pictures(0)), image_array(pictures(1, count=40))
-    reference = build_reference(tmp_path / "real.npz", real, BlockMeans(), crop_rule="centre")
+    reference = kept(tmp_path / "real.npz", real)
     result = distance_to(reference, measure(samples, BlockMeans(), crop_rule="centre"))
     x, y = (BlockMeans()(s.array()).astype(np.float64) for s in (samples, real))
     want = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
@@ -67,7 +71,7 @@ def test_a_result_carries_the_distance_and_what_it_depends_on(tmp_path):
 
 def test_real_images_are_at_distance_zero_from_their_own_reference(tmp_path):
     images = image_array(pictures(0, count=9))      # fewer images than features
-    reference = build_reference(tmp_path / "real.npz", images, BlockMeans(), crop_rule="centre")
+    reference = kept(tmp_path / "real.npz", images)
     result = distance_to(reference, measure(images, BlockMeans(), crop_rule="centre"))
     assert result.distance <= 1e-9 * np.trace(reference.cov)
 
