@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cascade.classes import EMOJI
 from cascade.data.crops import crop_rule
-from cascade.data.drawings import DRAWINGS, cached_array, may_flip
+from cascade.data.drawings import DRAWINGS, MAY_FLIP, cached_array
 from cascade.data.folder import Folder, Listing, Photos, class_folders
 from cascade.data.numbering import numbered
 from cascade.data.shards import HUB, ShardSet, shard_paths
@@ -46,7 +46,7 @@ def open_pictures(data: Data, size: int, progress: Progress = lambda done, total
     if data.source not in DRAWINGS:
         return Photos(listing(data, progress), size, rule.crop)
     pictures, labels = cached_array(size, DRAWINGS[data.source], progress=progress, every=data.every)
-    return PictureSet(pictures, labels, EMOJI.names, tuple(may_flip(name) for name in EMOJI.names))
+    return PictureSet(pictures, labels, EMOJI.names, MAY_FLIP)
 
 
 def open_held_out(
