@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade.classes import EMOJI
-from cascade.data.drawings import may_flip
+from cascade.data.drawings import MAY_FLIP
 from cascade.eval.classifier import (
     ClassifierConfig,
     DrawingClassifier,
@@ -210,7 +210,7 @@ def measure(
         images.array(),
         labels,
         config=config,
-        may_flip=np.array([may_flip(name) for name in EMOJI.names]),
+        may_flip=np.array(MAY_FLIP),
         settings=TrainingSettings(epochs=epochs, seed=seed),
         on_epoch=on_epoch,
     )

@@ -7,13 +7,10 @@ from pathlib import Path
 
 from cascade.classes import EMOJI
 from cascade.data.crops import crop_rule
-from cascade.data.drawings import DRAWINGS, cached_array, may_flip
+from cascade.data.drawings import DRAWINGS, MAY_FLIP, cached_array
 from cascade.data.folder import Folder, Listing, Photos, class_folders
-from cascade.data.hub import HUB, shard_files
 from cascade.data.numbering import numbered
-from cascade.data.parquet import ParquetShard
-from cascade.data.shards import Shard, ShardSet
-from cascade.data.tar import TarShard
+from cascade.data.shards import HUB, ShardSet, shard_paths
 from cascade.files import Progress
 from cascade.stages.training import Data, PictureSet
 from cascade.stages.training.examples import PictureSource
@@ -47,12 +44,9 @@ def open_pictures(data: Data, size: int, progress: Progress = lambda done, total
     """
     rule = crop_rule(data.crop)
     if data.source not in DRAWINGS:
-        found = listing(data, progress)
-        if data.balanced and isinstance(found, ShardSet):
-            raise ValueError(f"data.balanced is for drawings and folders, and {data.source!r} names shards; take it out")
-        return Photos(found, size, rule.crop)
+        return Photos(listing(data, progress), size, rule.crop)
     pictures, labels = cached_array(size, DRAWINGS[data.source], progress=progress, every=data.every)
-    return PictureSet(pictures, labels, EMOJI.names, tuple(may_flip(name) for name in EMOJI.names))
+    return PictureSet(pictures, labels, EMOJI.names, MAY_FLIP)
 
 
 def open_held_out(
@@ -85,15 +79,10 @@ def listing(data: Data, progress: Progress) -> Listing:
     folder = Path(data.source).expanduser()
     if folder.is_dir():
         return Folder(folder)
-    files = shard_files(data.source)
-    if not files:
+    paths = shard_paths(data.source, progress)
+    if not paths:
         raise ValueError(
             f"data.source is {data.source!r}, expected 'drawings', a folder with one folder of pictures for each class, or"
             f" shards, as 'set/train-*.tar', 'set/train-*.parquet' or '{HUB}owner/name/data/train-*.parquet'"
         )
-    shards: list[Shard] = []
-    for file in files:
-        if not file.name.endswith((".tar", ".parquet")):
-            raise ValueError(f"{file.name} is not a shard, expected files that end in .tar or .parquet")
-        shards.append(TarShard(file) if file.name.endswith(".tar") else ParquetShard(file, data.label))
-    return ShardSet(shards, data.source, progress)
+    return ShardSet(paths, data.source, data.label, progress)

@@ -38,14 +38,17 @@ RENDER_SIZE = 256  # pixels
 MAX_SIZE = 4096  # pixels; one picture of this size is 50 MB
 
 # Mirrored, these say something else: letters, digits, directions, flags.
-NEVER_FLIP = frozenset(
+_NEVER_FLIP = frozenset(
     {"arrow", "book-and-paper", "clock", "flag", "game", "globe-and-map", "money", "moon", "musical-instrument"}
     | {"office", "phone-and-computer", "play-button", "religion-sign", "warning-sign", "zodiac"}
 )
 
+MAY_FLIP = tuple(name not in _NEVER_FLIP for name in EMOJI.names)
+"""For each class of EMOJI, whether a drawing of it means the same when mirrored."""
+
 _ASSETS = Path(__file__).parents[1] / "assets"
 _PACK = _ASSETS / "drawings.tar.xz"
-_MEMBER = re.compile(r"(train|heldout)/([a-z-]+)/([a-z0-9-]+)__([0-9a-f-]+)__([a-z0-9-]+)\.svg")
+_MEMBER = re.compile(r"(train|heldout)/([a-z-]+)/([a-z0-9-]+__[0-9a-f-]+__[a-z0-9-]+)\.svg")
 _RULES = 1  # raise it when render() begins to give other pixels, so that old caches are not taken for new
 
 _Item = TypeVar("_Item")
@@ -58,24 +61,8 @@ class Drawing:
 
     split: str  # "train" or "heldout"; no concept is in both
     class_name: str  # one of cascade.classes.EMOJI
-    set_name: str  # the design team's set, as "noto-v1"
-    code_points: str  # hexadecimal, as "1f408-2b1b"
-    icon: str  # the set's own name for it, as "black-cat"
+    name: str  # unique in its class: design team's set, code points, and the set's own name, as noto-v1__1f408-2b1b__black-cat
     svg: str  # a complete SVG document
-
-    @property
-    def name(self) -> str:
-        """Name of its file without the ending; unique within (split, class_name)."""
-        return f"{self.set_name}__{self.code_points}__{self.icon}"
-
-
-def may_flip(class_name: str) -> bool:
-    """Whether a drawing of this class means the same when mirrored.
-
-    Raises:
-        ValueError: if there is no such class among the drawings.
-    """
-    return EMOJI.names[EMOJI.index(class_name)] not in NEVER_FLIP
 
 
 def drawings(split: str) -> list[Drawing]:
@@ -98,7 +85,7 @@ def drawings(split: str) -> list[Drawing]:
                 if match is None or content is None:
                     raise tarfile.ReadError(f"unexpected member {member.name!r}")
                 if match[1] == split:
-                    found.append(Drawing(match[1], match[2], match[3], match[4], match[5], content.read().decode()))
+                    found.append(Drawing(match[1], match[2], match[3], content.read().decode()))
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"the pack of drawings {_PACK} is damaged ({error}); install the package again") from error
     return sorted(found, key=lambda drawing: (drawing.class_name, f"{drawing.name}.svg"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,22 +65,6 @@ class Photos:
         return self.listing.order(seed, epoch)
 
 
-class Texts:
-    """Many texts in two arrays, so that a million of them are cheap to hold and to hand to data workers."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [os.fsencode(text) for text in texts]
-        self.bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        self.ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        begin = int(self.ends[index - 1]) if index else 0
-        return os.fsdecode(self.bytes[begin : int(self.ends[index])].tobytes())
-
-
 class Folder:
     """A folder of class folders, as ILSVRC's `train`; pictures may lie in folders within. Files whose ending is not a picture's,
     and names that begin with a dot, are passed over.
@@ -94,21 +77,22 @@ class Folder:
         self.root = root
         folders = class_folders(root)
         self.class_names, numbers = numbered(folders)
-        paths: list[str] = []
+        paths: list[bytes] = []
         counts = []
         for folder in folders:
             found = sorted(_pictures(root / folder, folder, set()))
-            paths += found
+            paths += map(os.fsencode, found)
             counts.append(len(found))
         if not paths:
             raise ValueError(f"the folders in {root} hold no pictures, expected files ending in {', '.join(ENDINGS)}")
-        self.paths, self.labels = Texts(paths), np.repeat(numbers, counts)
+        self.paths = np.array(paths)  # one array: a million of them are cheap to hold and to hand to data workers
+        self.labels = np.repeat(numbers, counts)
 
     def encoded(self, index: int) -> bytes:
-        return read_file(self.root / self.paths[index])
+        return read_file(Path(self.name(index)))
 
     def name(self, index: int) -> str:
-        return str(self.root / self.paths[index])
+        return str(self.root / os.fsdecode(self.paths[index]))
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         return epoch_order(seed, epoch, len(self.labels))

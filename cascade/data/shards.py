@@ -1,102 +1,162 @@
-"""Pictures in shards: tar files as WebDataset lays them out, and parquet files as on the Hub, beside the machine or on the Hub.
-
-What each shard holds is found out once and kept in the user's cache; pictures are then read by their place in the shard.
-"""
+"""Pictures in shards, here or on the Hub: parquet files, read by the library `datasets`, and tar files, read in place."""
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import hashlib
-import os
+import re
+import tarfile
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
+from cascade.data.decoding import ENDINGS
 from cascade.data.numbering import labelled
 from cascade.files import Progress, cache_folder, complete
 from cascade.stages.training.examples import epoch_order
 
+HUB = "hub:"
 WINDOW = 16
 """Shards that are mixed with one another at any moment of an epoch."""
 
+_SOURCE = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(/(?P<pattern>.+))?")
+_CLASS_COLUMNS = ("label", "labels", "class", "cls", "fine_label", "category")
 
-@dataclass(frozen=True)
-class Contents:
-    """What a shard holds, in its order.
 
-    classes: int64 or text, [N], as the shard writes them.
-    keys: text [N], by which a person finds each picture in the shard.
-    offsets, lengths: int64 [N], where the encoded pictures lie in the file; empty where they must be unpacked first.
-    class_names: What the shard calls its numbers; empty = it doesn't say.
+class TarShard:
+    """A tar file as WebDataset lays it out: `key.jpg`, or another picture, beside `key.cls`, its class.
+
+    Where its pictures lie is looked up once and kept in the user's cache.
+
+    Raises:
+        ValueError: if the file is damaged, or a sample in it lacks its picture or its class.
     """
 
-    classes: np.ndarray
-    keys: np.ndarray
-    offsets: np.ndarray
-    lengths: np.ndarray
-    class_names: np.ndarray
+    class_names: tuple[str, ...] = ()
 
-    FIELDS = ("classes", "keys", "offsets", "lengths", "class_names")
+    def __init__(self, path: Path) -> None:
+        self.path, status = path, path.stat()
+        identity = f"tar 2 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        kept = cache_folder() / "datasets" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
+        try:
+            with np.load(kept, allow_pickle=False) as arrays:
+                found = arrays["classes"], arrays["names"], arrays["places"]
+        except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile):  # none, or a damaged one
+            found = _members(path)
+            with complete(kept) as file:
+                np.savez(file, classes=found[0], names=found[1], places=found[2])
+        self.classes, self._names, self._places = found
+
+    def encoded(self, index: int) -> bytes:
+        offset, length = self._places[index].tolist()
+        with self.path.open("rb", buffering=0) as file:  # nothing stays open, so that data workers share nothing
+            file.seek(offset)
+            return file.read(length)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}: {self._names[index]}"
 
 
-class Shard(Protocol):
-    """One file of a set."""
+class ParquetShard:
+    """A parquet file with a column of encoded pictures and one of classes, as data sets on the Hub have them.
 
-    @property
-    def name(self) -> str: ...
+    Its classes are read now; its pictures are copied into the cache of `datasets` when the first is needed, as a row of a parquet
+    file can't be read alone. Nothing else of the file is used, and nothing in it is executed.
 
-    def identity(self) -> str:
-        """A text that changes when the file does."""
+    Args:
+        path: Of the file.
+        label: Column of the class; None = the only one that can be it.
 
-    def contents(self) -> Contents:
-        """Looked up in the file; slow. Raises ValueError if it is damaged or no such shard."""
+    Raises:
+        ValueError: if `datasets` is not installed, the file is damaged, or it lacks one of the columns.
+    """
 
-    def encoded(self, contents: Contents, index: int) -> bytes:
-        """The bytes of one picture; the file is fetched or unpacked first where it must be."""
+    def __init__(self, path: Path, label: str | None) -> None:
+        try:
+            from datasets import Features
+            from pyarrow.parquet import ParquetFile
+        except ModuleNotFoundError:
+            raise ValueError(
+                "reading parquet files needs the package datasets, which is not installed; pip install 'cascade-diffusion[data]'"
+            ) from None
+        self.path = path
+        with _told_in_a_sentence(path), ParquetFile(path) as file:
+            features = Features.from_arrow_schema(file.schema_arrow)
+            label = _label_column(features, label, path)
+            self._picture = _picture_column(file.schema_arrow, path)
+            values = file.read(columns=[label]).column(label)
+        if values.null_count:
+            raise ValueError(f"{path} has rows without a class in column {label!r}")
+        self.classes = np.array(values.to_pylist())
+        if len(self.classes) and self.classes.dtype.kind not in "iuU":
+            raise ValueError(f"column {label!r} of {path} holds {values.type}, expected whole numbers or names")
+        self.class_names = tuple(getattr(features[label], "names", None) or ())
+
+    @cached_property
+    def _rows(self) -> Any:
+        """The pictures in the library's copy on the disk, which one process makes where several need it."""
+        from datasets import Dataset, Features, Image
+
+        with _told_in_a_sentence(self.path):
+            features = Features({self._picture: Image(decode=False)})
+            rows = Dataset.from_parquet(glob.escape(str(self.path)), columns=[self._picture], features=features)
+        return rows.with_format("arrow")
+
+    def encoded(self, index: int) -> bytes:
+        picture = self._rows[index][self._picture][0].as_py()
+        return (picture or {}).get("bytes") or b""
+
+    def name(self, index: int) -> str:
+        return f"{self.path}: row {index}"
 
 
 class ShardSet:
     """All shards of a set as one listing (`cascade.data.folder.Listing`).
 
     Args:
-        shards: In their order.
-        name: Of the set, for errors.
+        paths: Of the shards, in their order.
+        source: Name of the set, for errors.
+        label: As in `ParquetShard`.
         progress: Called with (shards looked through, all).
 
     Raises:
         ValueError: if a shard is damaged, the set is empty, or the shards disagree on their classes.
     """
 
-    def __init__(self, shards: Sequence[Shard], name: str, progress: Progress) -> None:
-        self.shards, self.contents = tuple(shards), []
-        for done, shard in enumerate(shards, start=1):
-            self.contents.append(_kept_contents(shard))
-            progress(done, len(shards))
-        kinds = {c.classes.dtype.kind for c in self.contents if len(c.classes)}
-        if len(kinds) != 1 or len({tuple(c.class_names) for c in self.contents}) != 1:
-            problem = "no pictures" if not kinds else "shards that write their classes in different ways"
-            raise ValueError(f"{name} holds {problem}; expected shards of one labelled data set")
-        given = self.contents[0].class_names.tolist()
-        classes = np.concatenate([c.classes for c in self.contents if len(c.classes)])
-        self.class_names, self.labels = labelled(classes, given, name)
-        self.firsts = np.cumsum([0] + [len(c.classes) for c in self.contents])
+    def __init__(self, paths: list[Path], source: str, label: str | None, progress: Progress) -> None:
+        self.shards: list[TarShard | ParquetShard] = []
+        for done, path in enumerate(paths, start=1):
+            if path.suffix not in (".tar", ".parquet"):
+                raise ValueError(f"{path} is not a shard, expected files that end in .tar or .parquet")
+            self.shards.append(TarShard(path) if path.suffix == ".tar" else ParquetShard(path, label))
+            progress(done, len(paths))
+        full = [shard.classes for shard in self.shards if len(shard.classes)]
+        names = {shard.class_names for shard in self.shards}
+        if len({classes.dtype.kind == "U" for classes in full}) != 1 or len(names) != 1:
+            problem = "shards that write their classes in different ways" if full else "no pictures"
+            raise ValueError(f"{source} holds {problem}; expected shards of one labelled data set")
+        self.class_names, self.labels = labelled(np.concatenate(full), names.pop(), source)
+        self.firsts = np.cumsum([0] + [len(shard.classes) for shard in self.shards])
 
     def encoded(self, index: int) -> bytes:
         shard, place = self._place(index)
-        return self.shards[shard].encoded(self.contents[shard], place)
+        return shard.encoded(place)
 
     def name(self, index: int) -> str:
         shard, place = self._place(index)
-        return f"{self.shards[shard].name}: {self.contents[shard].keys[place]}"
+        return shard.name(place)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """A shuffle of all pictures, drawn towards a shuffle of the shards.
 
-        Pictures of at most WINDOW shards are mixed at any moment, and new shards are first needed one at a time, at an even pace,
-        so that an epoch begins while shards arrive. A single shard is shuffled as a folder is.
+        Pictures of at most WINDOW shards are mixed at any moment, and new shards are first needed one at a time, at an even pace.
+        A single shard is shuffled as a folder is.
         """
         shuffled = epoch_order(seed, epoch, len(self.labels))
         turns = np.random.default_rng([seed, 3, epoch]).permutation(len(self.shards))
@@ -104,30 +164,115 @@ class ShardSet:
         when = turns[shard] + np.arange(len(shuffled)) * (WINDOW / len(shuffled))
         return shuffled[np.argsort(when, kind="stable")]
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _place(self, index: int) -> tuple[TarShard | ParquetShard, int]:
         shard = int(np.searchsorted(self.firsts, index, side="right")) - 1
-        return shard, index - int(self.firsts[shard])
+        return self.shards[shard], index - int(self.firsts[shard])
 
 
-def kept(shard: Shard, ending: str) -> Path:
-    """The file in the user's cache for what is made from a shard."""
-    return cache_folder() / "datasets" / f"{hashlib.sha256(shard.identity().encode()).hexdigest()[:32]}{ending}"
+def shard_paths(source: str, progress: Progress) -> list[Path]:
+    """The files that a pattern means, sorted by name; those of a data set on the Hub are fetched into its cache.
 
+    Args:
+        source: A pattern of file names, as "set/train-*.tar", or "hub:owner/name[@revision]/pattern".
+        progress: Called with (files fetched, all).
 
-def read_at(path: Path, offset: int, length: int) -> bytes:
-    """A stretch of a file. Nothing stays open, so that data workers share nothing."""
-    with path.open("rb", buffering=0) as file:
-        return os.pread(file.fileno(), length, offset)
+    Raises:
+        ValueError: if the Hub has no such data set or files.
+        ConnectionError: if the Hub can't be reached.
+    """
+    if not source.startswith(HUB):
+        paths = sorted(Path(path) for path in glob.glob(str(Path(source).expanduser()), recursive=True))
+        return [path for path in paths if path.is_file()]
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        raise ValueError(f"data is {source!r}, expected {HUB}owner/name/pattern, such as {HUB}owner/name/data/train-*.parquet")
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-
-def _kept_contents(shard: Shard) -> Contents:
-    """What the shard holds, from the cache, or looked up and put there."""
-    path = kept(shard, ".npz")
+    repo, revision, pattern = match["repo"], match["revision"], match["pattern"] or ""
+    paths = []
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Contents(*(arrays[field] for field in Contents.FIELDS))
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none, or a damaged one
-        contents = shard.contents()
-    with complete(path) as file:
-        np.savez(file, **{field: getattr(contents, field) for field in Contents.FIELDS})
-    return contents
+        info = HfApi().dataset_info(repo, revision=revision)
+        files = [sibling.rfilename for sibling in info.siblings or ()]
+        found = sorted(fnmatch.filter(files, pattern))
+        for file in found:
+            paths.append(Path(hf_hub_download(repo, file, repo_type="dataset", revision=info.sha)))
+            progress(len(paths), len(found))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f"{repo}@{revision}" if revision else repo
+        raise ValueError(f"there is no data set {at} on the Hub, or it needs a login that has access") from error
+    except Exception as error:  # the Hub's own errors, those of the network library that it has, and OSError
+        raise ConnectionError(f"{HUB}{repo} can't be fetched from the Hub: {error}") from error
+    if not found:
+        some = [file for file in files if file.endswith((".parquet", ".tar"))][:3]
+        has = ", ".join([*some, "..."]) if some else "no parquet or tar files"
+        raise ValueError(f"no file of {HUB}{repo} matches {pattern or 'an empty pattern'!r}; it has {has}")
+    return paths
+
+
+def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Classes, names, and offset and length [N, 2] of a tar file's pictures. A sample is all members of one key, as `a/0001`."""
+    pictures: dict[str, tuple[str, int, int]] = {}
+    classes: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if not member.isreg() or member.issparse() or not stem:
+                    continue
+                if ending == "cls":
+                    content = tar.extractfile(member)
+                    classes[key] = content.read().decode().strip() if content else ""
+                elif PurePosixPath(f"x.{ending}").suffix.lower() in ENDINGS:
+                    pictures.setdefault(key, (member.name, member.offset_data, member.size))
+    except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged, or not a plain tar file ({error}); fetch it again") from error
+    for key in pictures.keys() ^ classes.keys():
+        raise ValueError(f"sample {key!r} of {path} lacks its {'class (.cls)' if key in pictures else 'picture'}")
+    values = [classes[key] for key in pictures]
+    return (
+        np.array([int(v) for v in values] if all(v.isdecimal() for v in values) else values),
+        np.array([name for name, _, _ in pictures.values()], str),
+        np.array([place for _, *place in pictures.values()], np.int64),
+    )
+
+
+def _label_column(features: Any, label: str | None, path: Path) -> str:
+    described = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    found = [label] if label else described or [column for column in features if column in _CLASS_COLUMNS]
+    if len(found) != 1 or found[0] not in features:
+        problem = f"no column {label!r}" if label else f"{len(found)} columns that may be the class"
+        raise ValueError(f"{path} has {problem}; name one of {', '.join(features)} as data.label")
+    return found[0]
+
+
+def _picture_column(schema: Any, path: Path) -> str:
+    described = [f.name for f in schema if str(f.type).startswith("struct") and f.type.get_field_index("bytes") >= 0]
+    found = described or [f.name for f in schema if str(f.type) in ("binary", "large_binary")]
+    if len(found) != 1:
+        raise ValueError(f"{path} has columns {', '.join(schema.names)}; expected one of encoded pictures, got {len(found)}")
+    return found[0]
+
+
+@contextmanager
+def _told_in_a_sentence(path: Path) -> Iterator[None]:
+    """`datasets` keeps silent; what it finds wrong with a file is a ValueError, or an OSError where the disk is at fault."""
+    import datasets
+    from pyarrow import ArrowInvalid
+
+    bars, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except (datasets.exceptions.DatasetGenerationError, ArrowInvalid, OSError) as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        if isinstance(cause, OSError) and cause.errno:
+            raise cause from None
+        raise ValueError(f"{path} is damaged, or not a parquet file ({cause}); fetch it again") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()

@@ -41,7 +41,7 @@ class Data:
         are not looked at, and the network gets none (SR3's stages).
     every: Only every n-th of the drawings, in the order of their classes; 1 = all. At 1024 px all of them fill 27 GB.
     flip: Mirror half of the images, where their class allows it.
-    balanced: Show every class equally often, however few pictures it has. Not for shards, which are read in their own order.
+    balanced: Show every class equally often, however few pictures it has.
     max_damaged: Largest share of the pictures met that may be unusable; above it the run stops.
     """
 

@@ -2,32 +2,39 @@
 
 import io
 import json
+import pickle
+import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets as hub_datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 import webdataset
+from huggingface_hub.errors import RepositoryNotFoundError
 from odd_files import photo, write_photos
 from torch.utils.data import DataLoader
 
 from cascade import data as datasets
 from cascade.classes import imagenet
 from cascade.data import class_names, open_held_out, open_pictures, shards
-from cascade.data import hub as files
-from cascade.data.folder import Photos, Texts
+from cascade.data.folder import Photos
 from cascade.stages.training import Data, Phase, Recipe, TrainingExamples
+from cascade.stages.training.odd_pictures import DamagedPicture, Oddity
 
 SIZE = 16
+IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A user's cache of our own."""
+    """A user's caches of our own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "copies")
     return tmp_path / "cache" / "cascade-diffusion" / "datasets"
 
 
@@ -53,13 +60,10 @@ def write_tars(folder: Path, out: Path, per_shard: int, label=str) -> str:
 
 
 def write_parquet(folder: Path, out: Path, per_shard: int, label=int, described=("ant", "bee", "cow"), rows: int = 4) -> str:
-    """Shards as `datasets` writes them, in row groups of a few rows."""
+    """Shards as the Hub has them, in row groups of a few rows."""
     out.mkdir()
     items = pictures_of(folder)
-    schema = pyarrow.schema(
-        [("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
-         ("label", pyarrow.int64() if label is int else pyarrow.string())]
-    )  # fmt: skip
+    schema = pyarrow.schema([("image", IMAGE), ("label", pyarrow.int64() if label is int else pyarrow.string())])
     if described:
         features = {"image": {"_type": "Image"}, "label": {"names": list(described), "_type": "ClassLabel"}}
         schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -186,65 +190,109 @@ def test_what_shards_hold_is_looked_up_once(folder, tmp_path, cache, monkeypatch
     tars, parquet = write_tars(folder, tmp_path / "t", 7), write_parquet(folder, tmp_path / "p", 7)
     before = [open_pictures(Data(source=source), SIZE) for source in (tars, parquet)]
     before[1].read(0)
-    assert len(list(cache.glob("*.npz"))) == 10 and len(list(cache.glob("*.pictures"))) == 1  # only the shard that was needed
+    copies = list((tmp_path / "copies").rglob("*.arrow"))
+    assert len(list(cache.glob("*.npz"))) == 5 and len(copies) == 1  # only the shard that was needed
+    made = copies[0].stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.setattr(tarfile, "open", None)
-        patch.setattr(pyarrow.parquet, "ParquetFile", None)
         after = [open_pictures(Data(source=source), SIZE) for source in (tars, parquet)]
         assert np.array_equal(after[0].read(29).pixels, before[0].read(29).pixels)
         assert np.array_equal(after[1].read(0).pixels, before[1].read(0).pixels)
+    assert list((tmp_path / "copies").rglob("*.arrow")) == copies and copies[0].stat().st_mtime_ns == made
     for path in cache.glob("*.npz"):
         path.write_bytes(path.read_bytes()[:100])  # a damaged cache is made anew
     assert open_pictures(Data(source=tars), SIZE).class_names == before[0].class_names
-    (tmp_path / "t" / "0000.tar").write_bytes((tmp_path / "t" / "0001.tar").read_bytes())  # so is that of another file
-    assert np.array_equal(open_pictures(Data(source=tars), SIZE).read(0).pixels, before[0].read(7).pixels)
+    for one, other in (("t/0000.tar", "t/0001.tar"), ("p/train-00000.parquet", "p/train-00001.parquet")):
+        (tmp_path / one).write_bytes((tmp_path / other).read_bytes())  # so is that of another file
+    for source in (tars, parquet):
+        assert np.array_equal(open_pictures(Data(source=source), SIZE).read(0).pixels, before[0].read(7).pixels)
 
 
-def test_shards_of_the_hub_are_fetched_when_they_are_needed(folder, tmp_path, cache, monkeypatch):
-    parquet, tars = tmp_path / "p", tmp_path / "t"
-    write_parquet(folder, parquet, 7)
-    write_tars(folder, tars, 7)
-    fetched = []
+def test_the_library_keeps_silent_and_is_left_as_it_was(folder, tmp_path, capfd):
+    pattern = write_parquet(folder, tmp_path / "p", 40)
+    verbosity = hub_datasets.logging.get_verbosity()
+    open_pictures(Data(source=pattern), SIZE).read(0)
+    (tmp_path / "text.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="is damaged"):
+        open_pictures(Data(source=str(tmp_path / "text.parquet")), SIZE)
+    assert capfd.readouterr() == ("", "")
+    assert hub_datasets.logging.get_verbosity() == verbosity and not hub_datasets.are_progress_bars_disabled()
 
-    class Hub(files.HubFile):
-        def open(self):
-            return (tmp_path / self.path).open("rb")
 
-    def download(repo, path, repo_type, revision, local_dir=None):
+def test_a_shard_whose_rows_are_damaged_is_told_in_a_sentence(folder, tmp_path):
+    path = Path(write_parquet(folder, tmp_path / "p", 40).replace("*", "00000"))
+    content = bytearray(path.read_bytes())
+    content[100:4000] = bytes(3900)
+    path.write_bytes(content)
+    found = open_pictures(Data(source=str(path)), SIZE)
+    with pytest.raises(ValueError, match="train-00000.parquet is damaged, or not a parquet file .*; fetch it again"):
+        found.read(0)
+
+
+def test_rows_and_shards_without_pictures(tmp_path):
+    """A path in a row isn't followed: it leads to somebody else's files, or to ours."""
+    secret = tmp_path / "secret.png"
+    photo(1).save(secret)
+    rows = {"bytes.parquet": [{"bytes": secret.read_bytes(), "path": None}], "none.parquet": [], "path.parquet": None}
+    (tmp_path / "[a]").mkdir()
+    for name, images in rows.items():
+        images = [{"bytes": None, "path": str(secret)}, None] if images is None else images
+        table = pyarrow.table({"image": pyarrow.array(images, IMAGE), "label": pyarrow.array([0] * len(images), pyarrow.int64())})
+        pyarrow.parquet.write_table(table, tmp_path / "[a]" / name)
+    found = open_pictures(Data(source=str(tmp_path / "[[]a]" / "*.parquet")), SIZE)
+    assert len(found) == 3 and found.read(0).pixels.shape == (SIZE, SIZE, 3)
+    for index in (1, 2):
+        with pytest.raises(DamagedPicture) as raised:
+            found.read(index)
+        assert raised.value.oddity == Oddity.EMPTY
+    assert found.name(2) == f"{tmp_path}/[a]/path.parquet: row 1"
+
+
+def test_shards_of_the_hub_are_fetched_at_one_commit(folder, tmp_path, monkeypatch):
+    write_parquet(folder, tmp_path / "p", 7)
+    write_tars(folder, tmp_path / "t", 7)
+    asked, fetched, steps = [], [], []
+
+    def dataset_info(self, repo, revision):
+        asked.append((repo, revision))
+        if repo == "no/set":
+            raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+        files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+        return SimpleNamespace(sha="c0ffee", siblings=[SimpleNamespace(rfilename=file) for file in files])
+
+    def download(repo, path, repo_type, revision):
         assert (repo, repo_type, revision) == ("me/set", "dataset", "c0ffee")
         fetched.append(path)
-        if local_dir is None:
-            return str(tmp_path / path)
-        copy = Path(local_dir) / Path(path).name
-        copy.write_bytes((tmp_path / path).read_bytes())
-        return str(copy)
+        return str(tmp_path / path)
 
-    asked = []
-
-    def listed(repo, revision):
-        asked.append((repo, revision))
-        return "c0ffee", sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
-
-    monkeypatch.setattr(files, "HubFile", Hub)
-    monkeypatch.setattr(files, "hub_listing", listed)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     whole = open_pictures(Data(source=str(folder)), SIZE)
-    found = open_pictures(Data(source="hub:me/set@v1/p/train-*.parquet"), SIZE)
-    assert asked == [("me/set", "v1")] and len(found) == 30 and not fetched
-    assert np.array_equal(found.read(9).pixels, whole.read(9).pixels) and fetched == ["p/train-00001.parquet"]
-    found.read(10)
-    assert len(fetched) == 1 and not list(cache.glob(".*"))  # and the file itself is gone: its pictures are kept once
+    found = open_pictures(Data(source="hub:me/set@v1/p/train-*.parquet"), SIZE, lambda done, total: steps.append((done, total)))
+    assert asked == [("me/set", "v1")] and len(found) == 30 and steps == 2 * [(n, 5) for n in range(1, 6)]
+    assert np.array_equal(found.read(9).pixels, whole.read(9).pixels)
+    assert fetched == [f"p/train-0000{n}.parquet" for n in range(5)]
     tarred = open_pictures(Data(source="hub:me/set/t/*.tar"), SIZE)
     assert asked[-1] == ("me/set", None) and np.array_equal(tarred.read(9).pixels, whole.read(9).pixels)
-    with pytest.raises(ValueError, match=r"no file of hub:me/set matches 'x/\*'; it has p/train-00000.parquet, "):
-        open_pictures(Data(source="hub:me/set/x/*"), SIZE)
-    with pytest.raises(ValueError, match="expected hub:owner/name/pattern"):
-        open_pictures(Data(source="hub:me"), SIZE)
+    for source, problem in {
+        "hub:me/set/x/*": r"no file of hub:me/set matches 'x/\*'; it has p/train-00000.parquet, ",
+        "hub:me": "expected hub:owner/name/pattern",
+        "hub:no/set@v1/*": "there is no data set no/set@v1 on the Hub, or it needs a login",
+    }.items():
+        with pytest.raises(ValueError, match=problem):
+            open_pictures(Data(source=source), SIZE)
 
 
 def test_the_hub_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="the Hub can't be asked for hub:me/set"):
+    with pytest.raises(ConnectionError, match="hub:me/set can't be fetched from the Hub: "):
+        open_pictures(Data(source="hub:me/set/*.tar"), SIZE)
+
+
+def test_without_a_network_the_hub_is_out_of_reach(monkeypatch):
+    """The network library has errors of its own, which are no OSError."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(ConnectionError, match="hub:me/set can't be fetched from the Hub: "):
         open_pictures(Data(source="hub:me/set/*.tar"), SIZE)
 
 
@@ -314,15 +362,20 @@ def test_pictures_are_read_from_folders_within_and_behind_links_once(tmp_path):
     assert len(names) == 9 and [found.label(i) for i in (4, 5)] == [0, 1]
 
 
-def test_a_set_is_small_to_hold_and_to_hand_over(folder):
-    import pickle
+@pytest.mark.parametrize("write", [None, write_tars, write_parquet])
+def test_a_set_is_small_to_hand_over_to_data_workers(folder, tmp_path, write):
+    found = open_pictures(Data(source=write(folder, tmp_path / "shards", 30) if write else str(folder)), SIZE)
+    pixels = found.read(7).pixels
+    handed = pickle.dumps(found)
+    assert isinstance(found, Photos) and len(handed) < 5_000  # no pictures in it
+    assert np.array_equal(pickle.loads(handed).read(7).pixels, pixels)
 
-    found = open_pictures(Data(source=str(folder)), SIZE)
-    assert isinstance(found, Photos) and len(pickle.dumps(found)) < 5_000  # no pictures in it
-    texts = [f"n01440764/n01440764_{i}.JPEG" for i in range(100_000)] + ["", "ä\udcff"]
-    packed = Texts(texts)
-    assert [packed[0], packed[99_999], packed[100_000], packed[100_001]] == [texts[0], texts[99_999], "", "ä\udcff"]
-    assert len(pickle.dumps(packed)) < 45 * len(packed)
+
+def test_names_of_files_need_not_be_text(tmp_path):
+    write_photos(tmp_path, 1, ("ä\udcff",))
+    found = open_pictures(Data(source=str(tmp_path)), SIZE)
+    assert found.name(0) == f"{tmp_path}/ä\udcff/00000.png" and found.class_names == ("ä\udcff",)
+    found.read(0)
 
 
 def test_held_out_pictures_have_the_classes_of_the_training(folder, tmp_path, monkeypatch):
@@ -347,15 +400,19 @@ def test_held_out_pictures_have_the_classes_of_the_training(folder, tmp_path, mo
     assert asked == ["train", "heldout", "train", "heldout"]
 
 
-def test_without_pyarrow_parquet_says_what_to_install(folder, tmp_path, monkeypatch):
+def test_without_the_library_parquet_says_what_to_install(folder, tmp_path, monkeypatch):
     pattern = write_parquet(folder, tmp_path / "p", 40)
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"needs the package pyarrow; install cascade-diffusion\[data\]"):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"needs the package datasets, .*; pip install 'cascade-diffusion\[data\]'"):
         open_pictures(Data(source=pattern), SIZE)
+    assert len(open_pictures(Data(source=write_tars(folder, tmp_path / "t", 40)), SIZE)) == 30
 
 
-def test_balanced_classes_are_for_what_can_be_read_in_any_order(folder, tmp_path):
-    assert len(open_pictures(Data(source=str(folder), balanced=True), SIZE)) == 30
-    pattern = write_tars(folder, tmp_path / "shards", 7)
-    with pytest.raises(ValueError, match="data.balanced is for drawings and folders"):
-        open_pictures(Data(source=pattern, balanced=True), SIZE)
+@pytest.mark.parametrize("write", [write_tars, write_parquet])
+def test_balanced_classes_of_shards_are_those_of_a_folder(tmp_path, write):
+    write_photos(tmp_path / "set", 7, ("ant", "bee", "ant"))
+    pattern = write(tmp_path / "set", tmp_path / "shards", 3)
+    from_folder, from_shards = (examples(source, balanced=True) for source in (str(tmp_path / "set"), pattern))
+    labels = [from_shards.pictures.label(from_shards.picture_index(number)) for number in range(14)]
+    assert labels.count(0) == labels.count(1) == 7
+    assert all(same(from_folder[number], from_shards[number]) for number in range(14))

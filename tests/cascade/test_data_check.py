@@ -139,7 +139,7 @@ def test_a_reference_of_photos_is_that_of_the_pictures_cut_by_the_rule(here, cap
     assert one.provenance == other.provenance and np.array_equal(one.mean, other.mean) and np.array_equal(one.cov, other.cov)
     assert not list(here.glob(".cutting*"))
     assert main(["evaluate", "reference", "set", "--crop", "adm", "--out", "c.npz"]) == 2
-    assert "--crop needs the --size" in capsys.readouterr().err
+    assert "crop needs the size" in capsys.readouterr().err
 
 
 @pytest.mark.slow
