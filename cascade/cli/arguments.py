@@ -144,12 +144,9 @@ def _number(kind: Callable[[str], _Value], text: str, fits: Callable[[_Value], b
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Options of every command that runs a model."""
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="M",
-        help="a shipped model, a folder, or an id on the Hugging Face Hub (default emoji)",
-    )
+    add = parser.add_argument
+    text = "a shipped model, a folder, or an id on the Hugging Face Hub (default emoji)"
+    add("--model", default=DEFAULT_MODEL, metavar="M", help=text)
     add_sampling_options(parser)
 
 
@@ -162,12 +159,8 @@ def add_sampling_options(parser: ArgumentParser) -> None:
         text = f"{option.help} (default: the model's own)"
         sampling.add_argument(option.flag, dest=name, metavar=option.metavar, help=text)
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--batch-size",
-        type=positive,
-        metavar="N",
-        help="images in the network at once (default: 1 on a CPU, where each picture then never depends on the others, else 8)",
-    )
+    text = "images in the network at once (default: 1 on a CPU, where each picture then never depends on the others, else 8)"
+    machine.add_argument("--batch-size", type=positive, metavar="N", help=text)
     machine.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
     machine.add_argument("--dtype", choices=DTYPES, help="number type of the networks (default float32)")
 
@@ -175,19 +168,10 @@ def add_sampling_options(parser: ArgumentParser) -> None:
 def add_process_options(parser: ArgumentParser) -> None:
     """How a sampling run is spread over a machine."""
     group = parser.add_argument_group("processes", "Under torchrun or accelerate, their processes share the run.")
-    group.add_argument(
-        "--processes",
-        type=positive,
-        metavar="N",
-        help=f"started by this command (default: one for each core and at most {MOST_PROCESSES} on a CPU, else one)",
-    )
-    group.add_argument(
-        "--threads",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="of each process on a CPU; images differ in their last bits with it, so a run keeps its own (default 1)",
-    )
+    text = f"started by this command (default: one for each core and at most {MOST_PROCESSES} on a CPU, else one)"
+    group.add_argument("--processes", type=positive, metavar="N", help=text)
+    text = "of each process on a CPU; images differ in their last bits with it, so a run keeps its own (default 1)"
+    group.add_argument("--threads", type=positive, default=1, metavar="N", help=text)
 
 
 def given(args: Namespace, *names: str) -> dict[str, Any]:
@@ -197,13 +181,9 @@ def given(args: Namespace, *names: str) -> dict[str, Any]:
 
 def add_resamples(parser: ArgumentParser) -> None:
     """How intervals are made, for commands that measure."""
-    parser.add_argument(
-        "--resamples",
-        type=natural,
-        default=RESAMPLES,
-        metavar="N",
-        help=f"bootstrap resamples behind each 95 %% interval; 0 = no intervals (default {RESAMPLES})",
-    )
+    add = parser.add_argument
+    text = f"bootstrap resamples behind each 95 %% interval; 0 = no intervals (default {RESAMPLES})"
+    add("--resamples", type=natural, default=RESAMPLES, metavar="N", help=text)
 
 
 def per_stage(

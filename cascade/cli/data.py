@@ -28,22 +28,18 @@ def run(args: Namespace) -> None:
 
 
 def _emoji_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="new folder; an interrupted run goes on in its own"
-    )
-    parser.add_argument("--size", type=positive, default=256, metavar="N", help="side of the pictures in pixels (default 256)")
-    parser.add_argument("--split", choices=("train", "heldout"), help="only this part (default: both)")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="new folder; an interrupted run goes on in its own")
+    add("--size", type=positive, default=256, metavar="N", help="side of the pictures in pixels (default 256)")
+    add("--split", choices=("train", "heldout"), help="only this part (default: both)")
 
 
 def _check_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a folder of class folders, shards as 'set/train-*.tar', or any other data.source"
-    )
-    parser.add_argument("--size", type=positive, default=256, metavar="N", help="size that training needs (default 256)")
-    parser.add_argument("--label", metavar="COLUMN", help="of the class in parquet shards, where several can be it")
-    parser.add_argument(
-        "--workers", type=positive, metavar="N", help="processes that read (default: one for each core that is free to use)"
-    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a folder of class folders, shards as 'set/train-*.tar', or any other data.source")
+    add("--size", type=positive, default=256, metavar="N", help="size that training needs (default 256)")
+    add("--label", metavar="COLUMN", help="of the class in parquet shards, where several can be it")
+    add("--workers", type=positive, metavar="N", help="processes that read (default: one for each core that is free to use)")
 
 
 def _emoji(args: Namespace) -> None:

@@ -54,26 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = _TEXT
-    parser.add_argument(
-        "--class",
-        dest="classes",
-        action="append",
-        metavar="C",
-        help="name, index or WordNet id; may be repeated; see `cascade classes`",
-    )
-    parser.add_argument("-n", dest="count", type=positive, default=1, metavar="N", help="pictures of each class (default 1)")
-    parser.add_argument(
-        "--seed", type=seed, default=0, metavar="S", help="of the first picture, the next have S+1, S+2, ... (default 0)"
-    )
-    parser.add_argument(
-        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture or a grid (default: the current folder)"
-    )
-    parser.add_argument("--grid", action="store_true", help="one sheet instead of single files: a row for each class")
-    parser.add_argument("--stages", action="store_true", help="also save the pictures of the stages before the last")
-    parser.add_argument("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
+    add = parser.add_argument
+    text = "name, index or WordNet id; may be repeated; see `cascade classes`"
+    add("--class", dest="classes", action="append", metavar="C", help=text)
+    add("-n", dest="count", type=positive, default=1, metavar="N", help="pictures of each class (default 1)")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first picture, the next have S+1, S+2, ... (default 0)")
+    add("--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)")
+    add("--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture or a grid (default: the current folder)")
+    add("--grid", action="store_true", help="one sheet instead of single files: a row for each class")
+    add("--stages", action="store_true", help="also save the pictures of the stages before the last")
+    add("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
     add_model_options(parser)
 
 

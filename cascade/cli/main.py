@@ -24,20 +24,7 @@ from cascade.cli import (
 from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
-COMMANDS = (
-    generate,
-    classes,
-    upscale,
-    inspect,
-    data,
-    train,
-    compose,
-    sample,
-    evaluate,
-    benchmark,
-    convert,
-    search_schedule,
-)
+COMMANDS = (generate, classes, upscale, inspect, data, train, compose, sample, evaluate, benchmark, convert, search_schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,31 +36,16 @@ when it is trained, or while it is:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = _EXAMPLES
-    parser.add_argument("config", metavar="CONFIG", help="recipe: a YAML file, or the name of a shipped one")
-    parser.add_argument(
-        "settings", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots"
-    )
-    parser.add_argument(
-        "--run", dest="folder", type=Path, metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)"
-    )
-    parser.add_argument(
-        "--export", type=Path, metavar="DIR", help="folder of the finished stage (default: stage in the run's folder)"
-    )
-    parser.add_argument(
-        "--track",
-        action="append",
-        metavar="NAME",
-        help="where to show the curves: tensorboard (default, if installed), wandb or another that accelerate knows; repeatable",
-    )
-    parser.add_argument(
-        "--workers",
-        type=natural,
-        metavar="N",
-        help="processes that prepare the data (default: 0 for drawings, else the free cores, at most 8)",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the whole recipe and what it costs on this machine, and train nothing"
-    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="recipe: a YAML file, or the name of a shipped one")
+    add("settings", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots")
+    add("--run", dest="folder", type=Path, metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)")
+    add("--export", type=Path, metavar="DIR", help="folder of the finished stage (default: stage in the run's folder)")
+    text = "where to show the curves: tensorboard (default, if installed), wandb or another that accelerate knows; repeatable"
+    add("--track", action="append", metavar="NAME", help=text)
+    text = "processes that prepare the data (default: 0 for drawings, else the free cores, at most 8)"
+    add("--workers", type=natural, metavar="N", help=text)
+    add("--dry-run", action="store_true", help="show the whole recipe and what it costs on this machine, and train nothing")
 
 
 def run(args: Namespace) -> None:

@@ -25,20 +25,13 @@ HELP = (
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="square pictures, smaller than what the model makes"
-    )
-    parser.add_argument(
-        "--class", dest="classes", action="append", metavar="C", help="what they show: one class for all, or one for each"
-    )
-    parser.add_argument(
-        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)"
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of every picture (default 0)")
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture (default: the current folder)"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
+    add = parser.add_argument
+    add("images", type=Path, nargs="+", metavar="IMAGE", help="square pictures, smaller than what the model makes")
+    add("--class", dest="classes", action="append", metavar="C", help="what they show: one class for all, or one for each")
+    add("--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)")
+    add("--seed", type=seed, default=0, metavar="S", help="of every picture (default 0)")
+    add("--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture (default: the current folder)")
+    add("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
     add_model_options(parser)
 
 
