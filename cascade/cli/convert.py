@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 NAME = "convert"
 HELP = "Turn a published checkpoint (ADM, consistency models, EDM, EDM2, unofficial SR3 ...) into a stage."
 
-_EPILOG = """
+EPILOG = """
 families:
   guided-diffusion, guided-diffusion-sr, improved-diffusion, improved-diffusion-sr, consistency, edm, edm2, sr3, sr3-ddpm
 
@@ -23,8 +23,6 @@ Nothing in the file is executed: .pt and .pth are read as tensors only, the pick
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.epilog = _EPILOG
     add = parser.add_argument
     add("family", metavar="FAMILY", help="which project's network it is, see below")
     add("weights", type=Path, metavar="FILE", help=".pt, .pth, .safetensors, or .pkl of EDM and EDM2")

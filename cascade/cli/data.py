@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cascade.cli.arguments import positive
+from cascade.cli.arguments import add_commands, positive
 from cascade.cli.progress import Progress
 
 NAME = "data"
@@ -13,14 +13,9 @@ HELP = "Check the pictures of a data set, or write the drawings as a folder of c
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    commands = parser.add_subparsers(metavar="WHAT", required=True)
-    for name, text, options, action in (
-        ("check", "Read every picture once by the rules of training, and count and name the odd ones.", _check_options, _check),
-        ("emoji", "Write the drawings that come with the package, 75 classes, as PNG files.", _emoji_options, _emoji),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        options(command)
-        command.set_defaults(action=action)
+    checks = "Read every picture once by the rules of training, and count and name the odd ones."
+    writes = "Write the drawings that come with the package, 75 classes, as PNG files."
+    add_commands(parser, ("check", checks, _check_options, _check), ("emoji", writes, _emoji_options, _emoji))
 
 
 def run(args: Namespace) -> None:

@@ -6,9 +6,8 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, given, positive, seed
-from cascade.cli.progress import Bars, say
-from cascade.cli.reports import show
+from cascade.cli.arguments import DEFAULT_MODEL, add_commands, add_resamples, add_sampling_options, given, positive, seed
+from cascade.cli.progress import Bars, say, show
 from cascade.cli.request import Request
 from cascade.runs.record import check_folder
 
@@ -21,15 +20,12 @@ _EXTRACTORS = ("efficientnet-lite0", "inception-clean", "inception-tensorflow", 
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    commands = parser.add_subparsers(metavar="WHAT", required=True)
-    for name, text, options, action in (
+    add_commands(
+        parser,
         ("reference", "Measure real pictures once and keep the statistics.", _reference_options, _reference),
         ("images", "Score pictures against real ones.", _images_options, _images),
         ("sr", "Enlarge real pictures made small, and compare with the originals.", _sr_options, _sr),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        options(command)
-        command.set_defaults(action=action)
+    )
 
 
 def run(args: Namespace) -> None:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen, program = inner or command, " ".join(["cascade", *names])
 
     def action() -> None:
-        parser = Parser(prog=program, description=chosen.HELP)
+        parser = Parser(prog=program, description=chosen.HELP, epilog=getattr(chosen, "EPILOG", None))
         chosen.add_arguments(parser)
         chosen.run(parsed(parser, words[len(names) :]))
 

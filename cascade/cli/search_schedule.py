@@ -8,18 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cascade.cli.arguments import (
-    DEFAULT_MODEL,
-    RUN_OPTIONS,
-    add_process_options,
-    add_sampling_options,
-    given,
-    positive,
-    scheduler,
-    seed,
-)
-from cascade.cli.progress import Bars
-from cascade.cli.reports import show
+from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_run_options, given, positive, scheduler, seed
+from cascade.cli.progress import Bars, show
 from cascade.cli.request import Request
 from cascade.folder import Manifest
 from cascade.measure.schedule_search import AIMS, search_schedule
@@ -47,8 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
     add("--max-steps", type=positive, metavar="N", help="most steps that the kept schedule may have")
     add("--save", type=Path, metavar="DIR", help="write the model with the chosen schedule as its default here")
-    add_sampling_options(parser)
-    add_process_options(parser)
+    add_run_options(parser)
 
 
 def run(args: Namespace) -> None:
