@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cascade import typed
 from cascade.classes import imagenet
 from cascade.files import CONFIGS, cache_folder, complete_folder
 from cascade.folder import CARD, MANIFEST, Manifest, StageEntry
@@ -81,6 +80,8 @@ def stages_of(name: str) -> dict[str, PresetStage]:
     Raises:
         ValueError: if its file says something that a preset doesn't; it names file and key.
     """
+    from cascade import typed  # here, as it brings yaml, which names and help need not
+
     path = CONFIGS / "presets" / f"{name}.yaml"
     values = typed.read(path)
     try:
