@@ -102,7 +102,7 @@ def _enlarged(
         labels = [] if label is None else [label]
         words = ["cascade", "upscale", str(source), *(word for one in labels for word in ("--class", request.query(one)))]
         settings = cascade.described(list(out.stages), sampling, args.batch_size)
-        origin = request.origin([*words, "--seed", str(args.seed)], labels, (args.seed,), settings)
+        origin = request.origin([*words, "--seed", str(args.seed)], labels, (args.seed,), settings, None)
         pictures.write(path, out.images[0], origin)
         made = {"path": str(path), "source": str(source), "class_index": label, "seed": args.seed, "size": request.size}
         yield made | {"command": origin.command}
