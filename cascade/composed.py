@@ -10,7 +10,6 @@ from cascade.classes import Vocabulary
 from cascade.folder import stage_folder
 from cascade.pipeline import CascadePipeline
 from cascade.stages import saved
-from cascade.stages.saved import ModelError
 
 
 def compose(
@@ -36,7 +35,7 @@ def compose(
     for given in stages:
         folder = stage_folder(given)
         if folder is None:
-            raise ModelError(f"{given} holds no stage; give the folder of a stage, or of the training run that made one")
+            raise saved.ModelError(f"{given} holds no stage; give the folder of a stage, or of the training run that made one")
         stage = saved.load_stage(folder, None)
         word = "base" if getattr(stage, "low_res_size", None) is None else f"sr{stage.size}"
         if word in loaded:

@@ -29,14 +29,9 @@ def cost_of(cascade: CascadePipeline, size: int, sampling: Sampling | None = Non
     One image is made in which every network is really run once only; further calls are counted and answered with zeros. So
     guidance, its interval, schedulers with two evaluations per step and autoguidance's second network are counted as they run.
 
-    Args:
-        cascade: Whose images.
-        size: Side of the images, of the last stage that runs.
-        sampling: How each stage is sampled.
-
-    Returns:
-        For each stage that runs `{"nfe": ..., "multiply_adds": ...}`. A guided step counts two evaluations. A foreign base
-        whose network can't be watched is left out. Multiply-adds are half of torch's count of floating-point operations.
+    For each stage that runs, up to the one that makes images of side `size`: `{"nfe": ..., "multiply_adds": ...}`. A guided step
+    counts two evaluations. A foreign base whose network can't be watched is left out. Multiply-adds are half of torch's count of
+    floating-point operations.
     """
     counts: dict[str, list[_Count]] = {}
     with ExitStack() as stack:
@@ -46,14 +41,11 @@ def cost_of(cascade: CascadePipeline, size: int, sampling: Sampling | None = Non
             counts[name] = [stack.enter_context(_counted(network)) for network in watched]
         label = None if cascade.num_classes is None else [0]
         cascade(class_labels=label, seeds=[0], size=size, sampling=sampling, batch_size=1, output_type="pt")
-    used = {name: found for name, found in counts.items() if any(count.evaluations for count in found)}
-    return {
-        name: {
-            "nfe": sum(count.evaluations for count in found),
-            "multiply_adds": sum(count.evaluations * count.multiply_adds for count in found),
-        }
-        for name, found in used.items()
-    }
+    costs = {}
+    for name, found in counts.items():
+        if nfe := sum(count.evaluations for count in found):
+            costs[name] = {"nfe": nfe, "multiply_adds": sum(count.evaluations * count.multiply_adds for count in found)}
+    return costs
 
 
 def operation_counter() -> FlopCounterMode:

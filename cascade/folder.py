@@ -34,7 +34,6 @@ _IMAGENET = {"vocabulary": "imagenet"}
 class StageEntry:
     """A stage in `cascade.json`.
 
-    name: What it is called.
     folder: Its folder beside `cascade.json`.
     pipeline: "BasePipeline", "SR3Pipeline", "RegressionPipeline", or the name of a diffusers pipeline.
     size: Side of the images that it makes.
@@ -57,7 +56,6 @@ class StageEntry:
 class Manifest:
     """The contents of `cascade.json`: what a cascade is, without its weights.
 
-    name: Name of the model.
     classes: What its classes are called; None where they have no names.
     stages: In the order in which they run.
     default_size: Side of the images that are made where nothing else is asked for; None = those of the last stage.
@@ -70,11 +68,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of the cascade in `folder`, or of a base stage that lies there alone.
-
-        Raises:
-            ModelError: if there is none, or it can't be understood.
-        """
+        """The manifest of the cascade in `folder`, or of a base stage alone there; ModelError if there is none or a wrong one."""
         path = folder / MANIFEST
         if not path.is_file() and (folder / saved.INDEX).is_file():
             return cls._of_one_stage(folder)
@@ -113,11 +107,7 @@ class Manifest:
             return cls(name, None if names is None else Vocabulary.from_names(names[str(i)] for i in range(len(names))), (entry,))
 
     def up_to(self, size: int | None) -> Manifest:
-        """The cascade that ends with the stage that makes images of side `size`; None = all of it.
-
-        Raises:
-            ValueError: if no stage does.
-        """
+        """The cascade that ends with the stage that makes images of side `size` (else ValueError); None = all of it."""
         if size is None:
             return self
         sizes = [stage.size for stage in self.stages]
@@ -139,15 +129,9 @@ class Manifest:
 
 
 def load_stage(folder: Path, entry: StageEntry, dtype: torch.dtype | str | None, variant: str | None = None) -> DiffusionPipeline:
-    """The pipeline of a stage, on the CPU.
+    """The pipeline of a stage of the cascade in `folder`, on the CPU; `dtype` and `variant` as `saved.load_stage` takes them.
 
-    Args:
-        folder: The cascade's.
-        entry: Which of its stages.
-        dtype, variant: As `saved.load_stage` takes them.
-
-    Raises:
-        ModelError: if the stage is incomplete, damaged, not what `cascade.json` says, or would execute or unpickle something.
+    Raises ModelError if it is incomplete, damaged, not what `cascade.json` says, or would execute or unpickle something.
     """
     home = folder / entry.folder
     saved.class_named(entry.pipeline, f"stage {entry.name!r} in {folder / MANIFEST}")

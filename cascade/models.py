@@ -39,9 +39,8 @@ def resolve(name_or_path: str | Path, **hub: Unpack[HubOptions]) -> Path:
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in SHIPPED:
         if not (SHIPPED[name] / MANIFEST).is_file():
-            raise ModelError(
-                f"the shipped model {name!r} is missing from this installation: there is no {SHIPPED[name] / MANIFEST}"
-            )
+            gone = SHIPPED[name] / MANIFEST
+            raise ModelError(f"the shipped model {name!r} is missing from this installation: there is no {gone}")
         return SHIPPED[name]
     if path.is_dir():
         return path if (path / MANIFEST).is_file() else stage_folder(path) or path
@@ -51,22 +50,15 @@ def resolve(name_or_path: str | Path, **hub: Unpack[HubOptions]) -> Path:
         return presets.assembled(name)
     if re.fullmatch(saved.HUB_ID, name) and not path.parent.is_dir():
         return saved.download(name, **hub)
-    raise ModelError(
-        f"there is no model {name!r}: it is not a folder, and the models known by name are"
-        f" {', '.join([*SHIPPED, *presets.names()])}"
-    )
+    known = ", ".join([*SHIPPED, *presets.names()])
+    raise ModelError(f"there is no model {name!r}: it is not a folder, and the models known by name are {known}")
 
 
 def upload(folder: Path, repo_id: str, **options: Any) -> str:
-    """Upload a model's folder to the Hugging Face Hub; returns its address there.
+    """Upload a model's folder to the Hugging Face Hub as "someone/something"; returns its address there.
 
-    Args:
-        folder: Of the model.
-        repo_id: "someone/something".
-        **options: `private` and `token` of the repository; `commit_message`, `revision`, `create_pr` of the upload.
-
-    Raises:
-        ConnectionError: if the Hub can't be reached or refuses.
+    `options` are `private` and `token` of the repository, and `commit_message`, `revision` and `create_pr` of the upload. Raises
+    ConnectionError if the Hub can't be reached or refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

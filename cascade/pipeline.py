@@ -143,7 +143,7 @@ class CascadePipeline:
         labels = None if given is None else [label for label in given for _ in range(num_images_per_class)]
         count = num_images_per_class if labels is None else len(labels)
         common = _common(callback_on_step_end, callback_on_step_end_tensor_inputs, batch_size)
-        names = self._names(next(iter(self.stages)), size or self.default_size)
+        names = self.stages_to(size)
         chosen = self.sampling(sampling, **settings)
         out = self._run(names, None, labels, seeds_of(seeds, generator, count), chosen, common, output_type)
         return out if return_dict else (out.images,)  # type: ignore[return-value]  # who asks for a tuple knows
@@ -336,13 +336,7 @@ class CascadePipeline:
     @property
     def components(self) -> dict[str, Any]:
         """Arguments that make this cascade again: `CascadePipeline(**cascade.components)`."""
-        return {
-            "stages": dict(self.stages),
-            "classes": self.classes,
-            "name": self.name,
-            "card": self.card,
-            "default_size": self.default_size,
-        }
+        return {"stages": dict(self.stages)} | {key: vars(self)[key] for key in ("classes", "name", "card", "default_size")}
 
     def __repr__(self) -> str:
         known = f"{self.num_classes} classes" if self.num_classes else "no classes"
@@ -437,11 +431,8 @@ class CascadePipeline:
 
 def _common(on_step_end: OnStepEnd | None, tensor_inputs: Sequence[str], batch_size: int | None) -> dict[str, Any]:
     """Arguments that every stage of a call gets."""
-    return {
-        "callback_on_step_end": on_step_end,
-        "callback_on_step_end_tensor_inputs": list(tensor_inputs),
-        "batch_size": batch_size,
-    }
+    callback = {"callback_on_step_end": on_step_end, "callback_on_step_end_tensor_inputs": list(tensor_inputs)}
+    return callback | {"batch_size": batch_size}
 
 
 def _one_of(name: str, first: Any, second: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import cascade
 from cascade.classes import Vocabulary
+from cascade.files import complete
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,11 +53,7 @@ class Origin:
 
 
 def read_chunks(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG file; empty where it has none or is no PNG.
-
-    Raises:
-        OSError: if it can't be read.
-    """
+    """The text chunks of a PNG file; empty where it has none or isn't a PNG. Raises OSError if it can't be read."""
     from PIL import PngImagePlugin, UnidentifiedImageError
 
     try:
@@ -92,12 +89,7 @@ def stem(classes: Vocabulary | None, label: int | None) -> str:
 
 
 def check_targets(paths: Sequence[Path]) -> None:
-    """Check that these files can be written without harm, before anything is computed.
-
-    Raises:
-        ValueError: if two are the same, or one exists and was not made by this program.
-        PermissionError: if their folder can't be written.
-    """
+    """Raise ValueError unless these files can be written without harm, PermissionError if their folder can't be written to."""
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise ValueError(f"two pictures would be written to {twice}; write them to different folders by --out")
@@ -113,25 +105,15 @@ def check_targets(paths: Sequence[Path]) -> None:
 
 
 def write(path: Path, image: Image, origin: Origin) -> None:
-    """Write a PNG file under another name and rename it when it is complete.
-
-    Raises:
-        OSError: if it can't be written; nothing of it is left then.
-    """
+    """Write a PNG file, whole or not at all; raises OSError if it can't be written."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     for key, text in origin.chunks().items():
         info.add_text(key, text)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                image.save(file, format="PNG", pnginfo=info)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with complete(path) as file:
+            image.save(file, format="PNG", pnginfo=info)
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror or error}; nothing half-written is left") from error
 

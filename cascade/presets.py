@@ -75,11 +75,7 @@ def names() -> list[str]:
 
 
 def stages_of(name: str) -> dict[str, PresetStage]:
-    """The stages of a preset by name, in the order in which they run.
-
-    Raises:
-        ValueError: if its file says something that a preset doesn't; it names file and key.
-    """
+    """The stages of a preset by name, in the order in which they run; ValueError, with file and key, for a file that is wrong."""
     from cascade import typed  # here, as it brings yaml, which names and help need not
 
     path = CONFIGS / "presets" / f"{name}.yaml"
@@ -93,8 +89,7 @@ def stages_of(name: str) -> dict[str, PresetStage]:
 def assembled(name: str) -> Path:
     """The folder of the cascade that a preset describes, made from its files at the first call.
 
-    Raises:
-        ValueError: if files are missing; it says which, where they are published, and where to put them.
+    Raises ValueError if files are missing; it says which, where they are published, and where to put them.
     """
     folder = cache_folder() / "presets" / name
     if (folder / MANIFEST).is_file():

@@ -87,16 +87,10 @@ Sampling = Mapping[str, StageSampling]
 def sampling_of(
     takes: Mapping[str, frozenset[str]], given: Sampling | None, settings: Mapping[str, Any]
 ) -> dict[str, StageSampling]:
-    """How every stage is sampled.
+    """How every stage is sampled: as `given` by stage, and by `settings` (as in `SamplingSettings`), which win.
 
-    Args:
-        takes: The settings that each stage has, by its name; see `settings_taken`.
-        given: By stage.
-        settings: By setting, as in `SamplingSettings`; these win.
-
-    Raises:
-        ValueError: for a stage that there is not, or a setting that it doesn't take.
-        TypeError: for a setting that no stage has.
+    `takes` names the settings that each stage has, see `settings_taken`. Raises ValueError for a stage that there is not, or a
+    setting that it doesn't take, and TypeError for a setting that no stage has.
     """
     found = {name: StageSampling() for name in takes}
     for name, one in (given or {}).items():

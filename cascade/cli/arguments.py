@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,8 +12,6 @@ from cascade.runs.plan import MOST_PROCESSES
 from cascade.schedulers import SCHEDULERS
 
 DEFAULT_MODEL = "emoji"
-RESAMPLES = 100
-DTYPES = ("float32", "bfloat16", "float16")
 RUN_OPTIONS = ("batch_size", "processes", "threads")
 """Of a sampling run, by the names of their arguments."""
 
@@ -21,49 +19,38 @@ _Value = TypeVar("_Value")
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one sentence, raised as ValueError."""
+    """A parser whose errors are one sentence, raised as ValueError; the `epilog` that it is made with keeps its lines."""
 
-    def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, allow_abbrev=False, **options)  # type: ignore[arg-type,misc]  # what argparse takes
+    def __init__(self, epilog: str | None = None, **options: Any) -> None:
+        formatter = HelpFormatter if epilog is None else RawDescriptionHelpFormatter
+        super().__init__(epilog=epilog, formatter_class=formatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
 
 def parsed(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
-    """The arguments, options and others in any order; None = those of the process.
-
-    `--help` and `--version` print and leave by SystemExit(0), mistakes raise ValueError. A parser with subcommands takes them in
-    argparse's own order, for it can't do otherwise.
-    """
-    if parser._subparsers is not None:
-        return parser.parse_args(argv)
-    return parser.parse_intermixed_args(argv)
+    """The arguments in any order, with subcommands in argparse's own; None = those of the process. Mistakes raise ValueError."""
+    return parser.parse_intermixed_args(argv) if parser._subparsers is None else parser.parse_args(argv)
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
+def _number(kind: Callable[[str], _Value], fits: Callable[[_Value], bool], expected: str) -> Callable[[str], _Value]:
+    """The type of an option whose value is such a number."""
+
+    def number(text: str) -> _Value:
+        with suppress(ValueError):
+            if fits(value := kind(text)):
+                return value
+        raise ArgumentTypeError(f"{text!r} is not {expected}")
+
+    return number
 
 
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    return _number(int, text, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def seed(text: str) -> int:
-    """A seed of torch's generators."""
-    return _number(int, text, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
-
-
-def scale(text: str) -> float:
-    """A guidance scale."""
-    return _number(float, text, lambda value: 0 <= value < float("inf"), "a number of at least 0, 1 = no guidance")
-
-
-def level(text: str) -> float:
-    """An augmentation level."""
-    return _number(float, text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+positive = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+natural = _number(int, lambda value: value >= 0, "a whole number of at least 0")
+seed = _number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+scale = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0, 1 = no guidance")
+level = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def switch(text: str) -> bool:
@@ -82,23 +69,16 @@ def scheduler(text: str) -> str:
 
 def interval(text: str) -> tuple[float, float]:
     """A range of noise, as "0.3:5": lowest and highest EDM sigma."""
-    low, colon, high = text.partition(":")
-    try:
-        if colon and 0 <= float(low) <= float(high):
+    low, _, high = text.partition(":")
+    with suppress(ValueError):
+        if 0 <= float(low) <= float(high):
             return float(low), float(high)
-    except ValueError:
-        pass
     raise ArgumentTypeError(f"{text!r} is not LOW:HIGH, two sigmas of which the first is not the larger, as 0.3:5")
 
 
 @dataclass(frozen=True)
-class SamplingOption:
-    """How a field of `StageSampling` is given on the command line.
-
-    flag, metavar, help: Of the option.
-    kind: Makes a value of its text.
-    refining: Whether only stages that refine pictures have it.
-    """
+class Option:
+    """How a field of `StageSampling` is given: `kind` makes a value of a text, `refining` if only refining stages have it."""
 
     flag: str
     kind: Callable[[str], Any]
@@ -108,86 +88,60 @@ class SamplingOption:
 
 
 SAMPLING_OPTIONS = {
-    "num_inference_steps": SamplingOption("--steps", positive, "N", "sampling steps"),
-    "guidance_scale": SamplingOption("--guidance-scale", scale, "S", "1 = no guidance, higher = more typical of the class"),
-    "guidance_interval": SamplingOption("--guidance-interval", interval, "LOW:HIGH", "EDM sigmas between which it is guided"),
-    "aug_level": SamplingOption(
-        "--aug-level", level, "A", "noise on the picture that a refining stage starts from, 0 to 1", refining=True
+    "num_inference_steps": Option("--steps", positive, "N", "sampling steps"),
+    "guidance_scale": Option("--guidance-scale", scale, "S", "1 = no guidance, higher = more typical of the class"),
+    "guidance_interval": Option("--guidance-interval", interval, "LOW:HIGH", "EDM sigmas between which it is guided"),
+    "aug_level": Option("--aug-level", level, "A", "noise on the picture that a refining stage starts from, 0 to 1", True),
+    "consistency": Option(
+        "--consistency", switch, "on|off", "whether a refining stage's picture must average to the one that it starts from", True
     ),
-    "consistency": SamplingOption(
-        "--consistency",
-        switch,
-        "on|off",
-        "whether a refining stage's picture must average to the one that it starts from",
-        refining=True,
+    "tile_size": Option(
+        "--tile-size", positive, "PX", "side of the tiles that a refining stage sees at once; smaller needs less memory", True
     ),
-    "tile_size": SamplingOption(
-        "--tile-size",
-        positive,
-        "PX",
-        "side of the tiles that a refining stage sees at once; smaller needs less memory",
-        refining=True,
-    ),
-    "scheduler": SamplingOption("--scheduler", scheduler, "NAME", ", ".join(SCHEDULERS)),
+    "scheduler": Option("--scheduler", scheduler, "NAME", ", ".join(SCHEDULERS)),
 }
 """By the names of the fields of `StageSampling`, in the order in which a command line is written."""
 
 
-def _number(kind: Callable[[str], _Value], text: str, fits: Callable[[_Value], bool], expected: str) -> _Value:
-    value: _Value | None = None
-    with suppress(ValueError):
-        value = kind(text)
-    if value is None or not fits(value):
-        raise ArgumentTypeError(f"{text!r} is not {expected}")
-    return value
+def add_commands(parser: ArgumentParser, *commands: tuple[str, str, Callable[[ArgumentParser], None], Any]) -> None:
+    """Commands within a command, each by its name, its help, what adds its options, and what runs it: `args.action(args)`."""
+    inner = parser.add_subparsers(metavar="WHAT", required=True)
+    for name, text, options, action in commands:
+        command = inner.add_parser(name, help=text, description=text)
+        options(command)
+        command.set_defaults(action=action)
 
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Options of every command that runs a model."""
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="M",
-        help="a shipped model, a folder, or an id on the Hugging Face Hub (default emoji)",
-    )
+    text = "a shipped model, a folder, or an id on the Hugging Face Hub (default emoji)"
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M", help=text)
     add_sampling_options(parser)
 
 
 def add_sampling_options(parser: ArgumentParser) -> None:
     """Options of sampling and of the machine, for commands that name their model otherwise."""
-    sampling = parser.add_argument_group(
-        "sampling", "Each takes one value (8), one per stage (20,8), or named ones (base=20,sr256=8)."
-    )
+    text = "Each takes one value (8), one per stage (20,8), or named ones (base=20,sr256=8)."
+    sampling = parser.add_argument_group("sampling", text)
     for name, option in SAMPLING_OPTIONS.items():
         text = f"{option.help} (default: the model's own)"
         sampling.add_argument(option.flag, dest=name, metavar=option.metavar, help=text)
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--batch-size",
-        type=positive,
-        metavar="N",
-        help="images in the network at once (default: 1 on a CPU, where each picture then never depends on the others, else 8)",
-    )
+    text = "images in the network at once (default: 1 on a CPU, where each picture then never depends on the others, else 8)"
+    machine.add_argument("--batch-size", type=positive, metavar="N", help=text)
     machine.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
-    machine.add_argument("--dtype", choices=DTYPES, help="number type of the networks (default float32)")
+    dtypes = ("float32", "bfloat16", "float16")
+    machine.add_argument("--dtype", choices=dtypes, help="number type of the networks (default float32)")
 
 
-def add_process_options(parser: ArgumentParser) -> None:
-    """How a sampling run is spread over a machine."""
+def add_run_options(parser: ArgumentParser) -> None:
+    """Options of sampling, of the machine, and of how a sampling run is spread over it."""
+    add_sampling_options(parser)
     group = parser.add_argument_group("processes", "Under torchrun or accelerate, their processes share the run.")
-    group.add_argument(
-        "--processes",
-        type=positive,
-        metavar="N",
-        help=f"started by this command (default: one for each core and at most {MOST_PROCESSES} on a CPU, else one)",
-    )
-    group.add_argument(
-        "--threads",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="of each process on a CPU; images differ in their last bits with it, so a run keeps its own (default 1)",
-    )
+    text = f"started by this command (default: one for each core and at most {MOST_PROCESSES} on a CPU, else one)"
+    group.add_argument("--processes", type=positive, metavar="N", help=text)
+    text = "of each process on a CPU; images differ in their last bits with it, so a run keeps its own (default 1)"
+    group.add_argument("--threads", type=positive, default=1, metavar="N", help=text)
 
 
 def given(args: Namespace, *names: str) -> dict[str, Any]:
@@ -197,29 +151,17 @@ def given(args: Namespace, *names: str) -> dict[str, Any]:
 
 def add_resamples(parser: ArgumentParser) -> None:
     """How intervals are made, for commands that measure."""
-    parser.add_argument(
-        "--resamples",
-        type=natural,
-        default=RESAMPLES,
-        metavar="N",
-        help=f"bootstrap resamples behind each 95 %% interval; 0 = no intervals (default {RESAMPLES})",
-    )
+    text = "bootstrap resamples behind each 95 %% interval; 0 = no intervals (default 100)"
+    parser.add_argument("--resamples", type=natural, default=100, metavar="N", help=text)
 
 
 def per_stage(
     option: str, text: str | None, kind: Callable[[str], _Value], stages: Sequence[str], running: Sequence[str]
 ) -> _Value | dict[str, _Value] | None:
-    """What an option says: one value for all stages, or a value for each stage that it names.
+    """What an option says: one value for all stages ("8"), or one for each that it names ("20,8" in order, "base=20,sr256=8").
 
-    Args:
-        option: Its name, for error messages.
-        text: "8", "20,8" (one per stage, in order), "base=20,sr256=8" (any of them); None = not given.
-        kind: Makes a value of a part of the text.
-        stages: Names of the stages that the option is about.
-        running: Those of them that run, the first ones. A list may leave out the others.
-
-    Raises:
-        ValueError: if a value, a name or the number of values is wrong.
+    `stages` are those that the option is about, `running` those of them that run, the first ones: a list may leave out the
+    others. Raises ValueError, which names the option, for a wrong value, name or number of values.
     """
     if text is None:
         return None

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cascade.cli.arguments import (
-    DEFAULT_MODEL,
-    RUN_OPTIONS,
-    add_process_options,
-    add_resamples,
-    add_sampling_options,
-    given,
-    positive,
-    seed,
-)
-from cascade.cli.progress import Bars, say
-from cascade.cli.reports import show
+from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_resamples, add_run_options, given, positive, seed
+from cascade.cli.progress import Bars, say, show
 from cascade.cli.request import Request
 from cascade.measure.protocols import load_protocol, protocol_names
 from cascade.runs.record import check_folder
@@ -24,7 +14,7 @@ from cascade.runs.record import check_folder
 NAME = "benchmark"
 HELP = "Sample a model by a protocol, score it, and print the table beside published figures."
 
-_TEXT = """
+EPILOG = """
 examples:
   cascade benchmark emoji --protocol emoji-256 --out bench/
   torchrun --nproc-per-node 8 -m cascade benchmark my-imagenet --protocol imagenet-256 \\
@@ -35,20 +25,16 @@ The same command goes on where a run was stopped. Report: report.md, report.json
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.epilog = _TEXT
-    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
-    parser.add_argument(
-        "--protocol", required=True, metavar="NAME", help=f"{', '.join(protocol_names())}; or a YAML file of your own"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
-    parser.add_argument("--num-images", type=positive, metavar="N", help="samples (default: the protocol's)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="added to the protocol's seeds (default 0)")
-    parser.add_argument("--reference", metavar="REFERENCE", help="real pictures or statistics, where a protocol needs them")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="of the feature network (default: downloaded once, checked)")
+    add = parser.add_argument
+    add("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
+    add("--protocol", required=True, metavar="NAME", help=f"{', '.join(protocol_names())}; or a YAML file of your own")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
+    add("--num-images", type=positive, metavar="N", help="samples (default: the protocol's)")
+    add("--seed", type=seed, default=0, metavar="S", help="added to the protocol's seeds (default 0)")
+    add("--reference", metavar="REFERENCE", help="real pictures or statistics, where a protocol needs them")
+    add("--weights", type=Path, metavar="FILE", help="of the feature network (default: downloaded once, checked)")
     add_resamples(parser)
-    add_sampling_options(parser)
-    add_process_options(parser)
+    add_run_options(parser)
 
 
 def run(args: Namespace) -> None:

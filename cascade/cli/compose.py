@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cascade.cli.arguments import positive
@@ -10,7 +10,7 @@ from cascade.cli.arguments import positive
 NAME = "compose"
 HELP = "Make a model of a base and the stages that refine its pictures."
 
-_TEXT = """
+EPILOG = """
 examples:
   cascade compose runs/base64 runs/sr256 --out mine/
   generate --model mine/ --class cat
@@ -20,14 +20,11 @@ The classes are called as in the pictures that the stages were trained on.
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.epilog = _TEXT
-    parser.add_argument("stages", nargs="+", metavar="STAGE", help="folders of stages or of training runs, the base first")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model; a model in it is replaced")
-    parser.add_argument("--name", metavar="TEXT", help="name of the model (default: that of its folder)")
-    parser.add_argument(
-        "--default-size", type=positive, metavar="PX", help="side of the pictures where none is asked for (default: the largest)"
-    )
+    add = parser.add_argument
+    add("stages", nargs="+", metavar="STAGE", help="folders of stages or of training runs, the base first")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the model; a model in it is replaced")
+    add("--name", metavar="TEXT", help="name of the model (default: that of its folder)")
+    add("--default-size", type=positive, metavar="PX", help="side of the pictures where none is asked for (default: the largest)")
 
 
 def run(args: Namespace) -> None:

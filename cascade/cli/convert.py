@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 NAME = "convert"
 HELP = "Turn a published checkpoint (ADM, consistency models, EDM, EDM2, unofficial SR3 ...) into a stage."
 
-_EPILOG = """
+EPILOG = """
 families:
   guided-diffusion, guided-diffusion-sr, improved-diffusion, improved-diffusion-sr, consistency, edm, edm2, sr3, sr3-ddpm
 
@@ -23,12 +23,11 @@ Nothing in the file is executed: .pt and .pth are read as tensors only, the pick
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.epilog = _EPILOG
-    parser.add_argument("family", metavar="FAMILY", help="which project's network it is, see below")
-    parser.add_argument("weights", type=Path, metavar="FILE", help=".pt, .pth, .safetensors, or .pkl of EDM and EDM2")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder of the stage")
-    parser.add_argument(
+    add = parser.add_argument
+    add("family", metavar="FAMILY", help="which project's network it is, see below")
+    add("weights", type=Path, metavar="FILE", help=".pt, .pth, .safetensors, or .pkl of EDM and EDM2")
+    add("--out", type=Path, required=True, metavar="DIR", help="new folder of the stage")
+    add(
         "--config", type=Path, metavar="JSON", help="the family's own options; not needed for a published file under its own name"
     )
 

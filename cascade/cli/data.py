@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cascade.cli.arguments import positive
+from cascade.cli.arguments import add_commands, positive
 from cascade.cli.progress import Progress
 
 NAME = "data"
@@ -13,14 +13,9 @@ HELP = "Check the pictures of a data set, or write the drawings as a folder of c
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    commands = parser.add_subparsers(metavar="WHAT", required=True)
-    for name, text, options, action in (
-        ("check", "Read every picture once by the rules of training, and count and name the odd ones.", _check_options, _check),
-        ("emoji", "Write the drawings that come with the package, 75 classes, as PNG files.", _emoji_options, _emoji),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        options(command)
-        command.set_defaults(action=action)
+    checks = "Read every picture once by the rules of training, and count and name the odd ones."
+    writes = "Write the drawings that come with the package, 75 classes, as PNG files."
+    add_commands(parser, ("check", checks, _check_options, _check), ("emoji", writes, _emoji_options, _emoji))
 
 
 def run(args: Namespace) -> None:
@@ -28,22 +23,18 @@ def run(args: Namespace) -> None:
 
 
 def _emoji_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="new folder; an interrupted run goes on in its own"
-    )
-    parser.add_argument("--size", type=positive, default=256, metavar="N", help="side of the pictures in pixels (default 256)")
-    parser.add_argument("--split", choices=("train", "heldout"), help="only this part (default: both)")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="new folder; an interrupted run goes on in its own")
+    add("--size", type=positive, default=256, metavar="N", help="side of the pictures in pixels (default 256)")
+    add("--split", choices=("train", "heldout"), help="only this part (default: both)")
 
 
 def _check_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a folder of class folders, shards as 'set/train-*.tar', or any other data.source"
-    )
-    parser.add_argument("--size", type=positive, default=256, metavar="N", help="size that training needs (default 256)")
-    parser.add_argument("--label", metavar="COLUMN", help="of the class in parquet shards, where several can be it")
-    parser.add_argument(
-        "--workers", type=positive, metavar="N", help="processes that read (default: one for each core that is free to use)"
-    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a folder of class folders, shards as 'set/train-*.tar', or any other data.source")
+    add("--size", type=positive, default=256, metavar="N", help="size that training needs (default 256)")
+    add("--label", metavar="COLUMN", help="of the class in parquet shards, where several can be it")
+    add("--workers", type=positive, metavar="N", help="processes that read (default: one for each core that is free to use)")
 
 
 def _emoji(args: Namespace) -> None:

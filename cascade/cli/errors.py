@@ -13,16 +13,8 @@ TRACEBACK = "CASCADE_TRACEBACK"
 """Environment variable for developers: set, errors show where they came from."""
 
 
-class Failure(Exception):
-    """What a command could not do though the request was right; its text is the sentence for the user."""
-
-
 def guarded(program: str, action: Callable[[], None]) -> int:
-    """Run a command; on an error, say in one sentence on stderr what went wrong.
-
-    Returns:
-        The exit code.
-    """
+    """Run a command, on an error say in one sentence on stderr what went wrong, and return the exit code."""
     try:
         action()
         sys.stdout.flush()
@@ -50,6 +42,6 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return FAILED, f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, ModuleNotFoundError):
         return FAILED, f"the package {error.name} is not installed; see README.md for what this command needs"
-    if isinstance(error, (Failure, OSError, RuntimeError, ArithmeticError)):
+    if isinstance(error, (OSError, RuntimeError, ArithmeticError)):
         return FAILED, str(error) or type(error).__name__
     return FAILED, f"internal error, {type(error).__name__}: {error}; please report it with what {TRACEBACK}=1 shows"

@@ -6,9 +6,8 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cascade.cli.arguments import DEFAULT_MODEL, add_resamples, add_sampling_options, given, positive, seed
-from cascade.cli.progress import Bars, say
-from cascade.cli.reports import show
+from cascade.cli.arguments import DEFAULT_MODEL, add_commands, add_resamples, add_sampling_options, given, positive, seed
+from cascade.cli.progress import Bars, say, show
 from cascade.cli.request import Request
 from cascade.measure.protocols import EXTRACTORS
 from cascade.runs.record import check_folder
@@ -21,15 +20,12 @@ _NETWORK = ("extractor", "weights", "crop_rule", "size", "device")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    commands = parser.add_subparsers(metavar="WHAT", required=True)
-    for name, text, options, action in (
+    add_commands(
+        parser,
         ("reference", "Measure real pictures once and keep the statistics.", _reference_options, _reference),
         ("images", "Score pictures against real ones.", _images_options, _images),
         ("sr", "Enlarge real pictures made small, and compare with the originals.", _sr_options, _sr),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        options(command)
-        command.set_defaults(action=action)
+    )
 
 
 def run(args: Namespace) -> None:
@@ -38,16 +34,11 @@ def run(args: Namespace) -> None:
 
 def _add_network(parser: ArgumentParser) -> None:
     """Which network describes pictures, and how they were cut."""
-    parser.add_argument(
-        "--extractor",
-        choices=EXTRACTORS,
-        default="efficientnet-lite0",
-        help="network that describes pictures (default efficientnet-lite0, which needs no download; its distance is not FID)",
-    )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="of the extractor (default: downloaded once, checked)")
-    parser.add_argument(
-        "--crop-rule", metavar="TEXT", help="how the pictures were cut from their originals; only equal ones are compared"
-    )
+    add = parser.add_argument
+    text = "network that describes pictures (default efficientnet-lite0, which needs no download; its distance is not FID)"
+    add("--extractor", choices=EXTRACTORS, default="efficientnet-lite0", help=text)
+    add("--weights", type=Path, metavar="FILE", help="of the extractor (default: downloaded once, checked)")
+    add("--crop-rule", metavar="TEXT", help="how the pictures were cut from their originals; only equal ones are compared")
 
 
 def _add_extractor(parser: ArgumentParser) -> None:
@@ -57,19 +48,18 @@ def _add_extractor(parser: ArgumentParser) -> None:
 
 
 def _reference_options(parser: ArgumentParser) -> None:
-    parser.add_argument("images", metavar="IMAGES", help=_IMAGES)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file of the reference")
-    parser.add_argument(
-        "--crop",
-        choices=("adm", "area"),
-        help="IMAGES are photos, named as data.source in a recipe: cut to --size by this rule, that of training",
-    )
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help=_IMAGES)
+    add("--out", type=Path, required=True, metavar="FILE.npz", help="file of the reference")
+    text = "IMAGES are photos, named as data.source in a recipe: cut to --size by this rule, that of training"
+    add("--crop", choices=("adm", "area"), help=text)
     _add_extractor(parser)
 
 
 def _images_options(parser: ArgumentParser) -> None:
-    parser.add_argument("images", metavar="IMAGES", help=_IMAGES)
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help=_IMAGES)
+    add(
         "--reference",
         required=True,
         metavar="REFERENCE",
@@ -77,24 +67,21 @@ def _images_options(parser: ArgumentParser) -> None:
         f" (statistics that clean-fid publishes), or real pictures: {_IMAGES}",
     )
     add_resamples(parser)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add("--json", action="store_true", help="print everything as JSON")
     _add_extractor(parser)
 
 
 def _sr_options(parser: ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
-    parser.add_argument(
-        "--images",
-        default="drawings:heldout",
-        metavar="IMAGES",
-        help=f"{_IMAGES}; a folder of class folders says what they show (default drawings:heldout)",
-    )
-    parser.add_argument("--stage", metavar="NAME", help="which SR3 stage (default: the last)")
-    parser.add_argument("-n", "--num-images", type=positive, default=100, metavar="N", help="the first N pictures (default 100)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the first picture (default 0)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures and the report")
-    parser.add_argument("--regression", type=Path, metavar="DIR", help="a regression stage of the same sizes, measured too")
-    parser.add_argument("--no-distance", action="store_true", help="leave the distance to the originals out")
+    add = parser.add_argument
+    add("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
+    text = f"{_IMAGES}; a folder of class folders says what they show (default drawings:heldout)"
+    add("--images", default="drawings:heldout", metavar="IMAGES", help=text)
+    add("--stage", metavar="NAME", help="which SR3 stage (default: the last)")
+    add("-n", "--num-images", type=positive, default=100, metavar="N", help="the first N pictures (default 100)")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first picture (default 0)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures and the report")
+    add("--regression", type=Path, metavar="DIR", help="a regression stage of the same sizes, measured too")
+    add("--no-distance", action="store_true", help="leave the distance to the originals out")
     _add_network(parser)
     add_resamples(parser)
     add_sampling_options(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAME = "generate"
 HELP = "Make pictures of classes."
 
-_TEXT = """
+EPILOG = """
 examples:
   generate --class cat
   generate --class cat --class 12 -n 4 --seed 1 --out pets/
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `generate` with these arguments, None = those of the process; returns the exit code."""
 
     def action() -> None:
-        parser = Parser(prog="generate", description=HELP)
+        parser = Parser(prog="generate", description=HELP, epilog=EPILOG)
         parser.add_argument("--version", action="version", version=f"cascade-diffusion {cascade.__version__}")
         add_arguments(parser)
         run(parsed(parser, argv))
@@ -52,28 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.epilog = _TEXT
-    parser.add_argument(
-        "--class",
-        dest="classes",
-        action="append",
-        metavar="C",
-        help="name, index or WordNet id; may be repeated; see `cascade classes`",
-    )
-    parser.add_argument("-n", dest="count", type=positive, default=1, metavar="N", help="pictures of each class (default 1)")
-    parser.add_argument(
-        "--seed", type=seed, default=0, metavar="S", help="of the first picture, the next have S+1, S+2, ... (default 0)"
-    )
-    parser.add_argument(
-        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture or a grid (default: the current folder)"
-    )
-    parser.add_argument("--grid", action="store_true", help="one sheet instead of single files: a row for each class")
-    parser.add_argument("--stages", action="store_true", help="also save the pictures of the stages before the last")
-    parser.add_argument("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
+    add = parser.add_argument
+    text = "name, index or WordNet id; may be repeated; see `cascade classes`"
+    add("--class", dest="classes", action="append", metavar="C", help=text)
+    add("-n", dest="count", type=positive, default=1, metavar="N", help="pictures of each class (default 1)")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first picture, the next have S+1, S+2, ... (default 0)")
+    add("--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)")
+    add("--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture or a grid (default: the current folder)")
+    add("--grid", action="store_true", help="one sheet instead of single files: a row for each class")
+    add("--stages", action="store_true", help="also save the pictures of the stages before the last")
+    add("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
     add_model_options(parser)
 
 
@@ -82,13 +70,13 @@ def run(args: Namespace) -> None:
     job = _Job.of(args)
     pictures.check_targets([path for plan in job.plans for path in job.paths(plan)])
     pipeline, sampling = job.request.load()
-    files: list[dict[str, Any]] = []
+    files = []
     for entry in _made(job, pipeline, sampling):
         files.append(entry)
         if not args.json:
             print(entry["path"], flush=True)
     if args.json:
-        settings = pipeline.described(job.request.stage_names, sampling, args.batch_size)
+        settings = pipeline.described(list(job.request.sizes), sampling, args.batch_size)
         made = {"model": pipeline.name, "version": cascade.__version__, "settings": settings, "files": files}
         print(json.dumps(made | {"seconds": round(time.monotonic() - begun, 3)}, indent=2))
 
@@ -124,19 +112,18 @@ class _Job:
         else:
             plans = [_Plan((label,), (s,), f"{stem}-seed{s}") for label, stem in zip(labels, stems, strict=True) for s in seeds]
         if pictures.is_png(args.out) and len(plans) > 1:
-            raise ValueError(
-                f"--out is {args.out}, but {len(plans)} pictures are asked for; give a folder, or --grid for one sheet"
-            )
+            asked = f"--out is {args.out}, but {len(plans)} pictures are asked for"
+            raise ValueError(f"{asked}; give a folder, or --grid for one sheet")
         return cls(request, args, labels, seeds, plans)
 
     @property
     def saved(self) -> list[str]:
         """Stages whose pictures are saved, the last one first."""
-        names = self.request.stage_names
+        names = list(self.request.sizes)
         return names[::-1] if self.args.stages else names[-1:]
 
     def path(self, plan: _Plan, stage: str) -> Path:
-        suffix = "" if stage == self.request.stage_names[-1] else f"-{stage}"
+        suffix = "" if stage == self.saved[0] else f"-{stage}"
         out = self.args.out
         if pictures.is_png(out):
             return out.with_name(f"{out.stem}{suffix}{out.suffix}")
@@ -151,20 +138,8 @@ class _Job:
         words = ["generate", *(word for label in labels for word in ("--class", self.request.query(label)))]
         words += ["-n", str(len(plan.seeds))] * (len(plan.seeds) > 1) + ["--seed", str(plan.seeds[0])]
         words += ["--grid"] * self.args.grid
-        earlier = (
-            next(s.size for s in self.request.manifest.stages if s.name == stage)
-            if stage != self.request.stage_names[-1]
-            else None
-        )
-        classes = self.request.classes
-        return pictures.Origin(
-            self.request.command(words, earlier),
-            self.request.manifest.name,
-            tuple(classes.names[label] for label in labels) if classes is not None else (),
-            tuple(labels),
-            plan.seeds,
-            settings,
-        )
+        earlier = None if stage == self.saved[0] else self.request.sizes[stage]
+        return self.request.origin(words, labels, plan.seeds, settings, earlier)
 
 
 def _labels(request: Request, queries: Sequence[str]) -> list[int | None]:
@@ -229,6 +204,6 @@ def _write(job: _Job, settings: Mapping[str, Any], plan: _Plan, stage: str, imag
         "class_indices": list(origin.class_indices),
         "seeds": list(plan.seeds),
         "stage": stage,
-        "size": next(s.size for s in job.request.manifest.stages if s.name == stage),
+        "size": job.request.sizes[stage],
         "command": origin.command,
     }

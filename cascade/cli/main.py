@@ -24,20 +24,7 @@ from cascade.cli import (
 from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
-COMMANDS = (
-    generate,
-    classes,
-    upscale,
-    inspect,
-    data,
-    train,
-    compose,
-    sample,
-    evaluate,
-    benchmark,
-    convert,
-    search_schedule,
-)
+COMMANDS = (generate, classes, upscale, inspect, data, train, compose, sample, evaluate, benchmark, convert, search_schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen, program = inner or command, " ".join(["cascade", *names])
 
     def action() -> None:
-        parser = Parser(prog=program, description=chosen.HELP)
+        parser = Parser(prog=program, description=chosen.HELP, epilog=getattr(chosen, "EPILOG", None))
         chosen.add_arguments(parser)
         chosen.run(parsed(parser, words[len(names) :]))
 

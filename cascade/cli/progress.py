@@ -1,12 +1,16 @@
-"""Progress of long work, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""What is seen of long work: its progress on stderr, a bar on a terminal and a plain line now and then elsewhere; its report."""
 
 from __future__ import annotations
 
 import sys
 import time
 import warnings
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cascade.eval.report import Report
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -32,16 +36,10 @@ def on_terminal() -> bool:
 
 
 class Progress:
-    """Shows how far something has come; for use in a `with` statement.
+    """Shows how far something called `title` has come; what is counted is the plural `unit`. For use in a `with` statement."""
 
-    Args:
-        title: What is done.
-        unit: What is counted, in the plural.
-        quiet: Whether to show nothing.
-    """
-
-    def __init__(self, title: str, unit: str = "pictures", quiet: bool = False) -> None:
-        self.title, self.unit, self.quiet = title, unit, quiet
+    def __init__(self, title: str, unit: str = "pictures") -> None:
+        self.title, self.unit = title, unit
         self._bar: Any = None
         self._begun: tuple[float, int] | None = None
         self._shown = 0.0
@@ -49,21 +47,19 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def update(self, done: int, total: int, note: str = "", rate: float | None = None) -> None:
-        """Show that `done` of `total` are done.
+        """Show that `done` of `total` are done, and a few words more, the `note`.
 
-        `note` is a few words more; `rate` how many are done a second, where the caller knows better than the clock here, which
-        counts every pause. What is left is told by the clock.
+        `rate` is how many are done per second where the caller knows better than the clock here, which counts every pause. What
+        is left is told by the clock.
         """
         now = time.monotonic()
         if self._begun is None:
             self._begun, self._shown = (now, done), now
-        if self.quiet:
-            return
         if on_terminal():
             self._update_bar(done, total, note, rate)
         elif done >= total or now - self._shown >= SECONDS_BETWEEN_LINES:
@@ -72,8 +68,6 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A remark that leaves the bar whole, if there is one."""
-        if self.quiet:
-            return
         if self._bar is None:
             say(message)
         else:
@@ -83,14 +77,9 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                desc=self.title,
-                total=total,
-                initial=done,
-                unit=f" {self.unit}",
-                dynamic_ncols=True,
-                smoothing=0,  # what is left is told by the whole way so far: a pause for a checkpoint says nothing of the rest
-            )
+            # no smoothing: what is left is told by the whole way so far, and a pause for a checkpoint says nothing of the rest
+            options: dict[str, Any] = {"dynamic_ncols": True, "smoothing": 0}
+            self._bar = tqdm(desc=self.title, total=total, initial=done, unit=f" {self.unit}", **options)
         if rate is not None:
             self._bar.bar_format = _BAR_WITHOUT_RATE
             note = f"{rate:.3g} {self.unit}/s" + f", {note}" * bool(note)
@@ -112,20 +101,23 @@ class Bars:
     """A progress for each part of some work, one after another; for use in a `with` statement, as `on_progress` of a function."""
 
     def __init__(self) -> None:
-        self._now: Progress | None = None
+        self.shown = Progress("")
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._now is not None:
-            self._now.__exit__(None, None, None)
+        self.shown.__exit__()
 
     def __call__(self, title: str, done: int, total: int) -> None:
-        if self._now is None or self._now.title != title:
-            self.__exit__()
-            self._now = Progress(title, "sets" if title.startswith("intervals") else "pictures")
-        self._now.update(done, total)
+        self.turn_to(title, "sets" if title.startswith("intervals") else "pictures")
+        self.shown.update(done, total)
+
+    def turn_to(self, title: str, unit: str) -> None:
+        """Begin with the part of this title, if it is not the one that is shown."""
+        if title != self.shown.title:
+            self.shown.__exit__()
+            self.shown = Progress(title, unit)
 
 
 def duration(seconds: float) -> str:
@@ -134,3 +126,10 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def show(report: Report, folder: Path) -> None:
+    """Print the table of a report that was written to `folder`, its notes, and where its page is."""
+    from cascade.eval.report import table
+
+    print(table(report), *(f"- {note}" for note in report.notes), folder / "report.html", sep="\n")

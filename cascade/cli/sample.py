@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_process_options, add_sampling_options, given, positive, seed
+from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_run_options, given, positive, seed
 from cascade.cli.progress import Bars
 from cascade.cli.request import Request
 from cascade.runs.record import check_folder
@@ -14,7 +14,7 @@ from cascade.runs.run import sample_run
 NAME = "sample"
 HELP = "Make many pictures for measuring; a stopped run goes on, and several processes share it."
 
-_TEXT = """
+EPILOG = """
 examples:
   cascade sample emoji --num-images 1000 --out samples/
   torchrun --nproc-per-node 8 -m cascade sample my-imagenet --num-images 50000 --labels random --format npz --out samples/
@@ -25,31 +25,17 @@ folder says what the pictures were made from and what one costs in evaluations o
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.epilog = _TEXT
-    parser.add_argument(
-        "model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a shipped model, a folder, or a Hub id (default emoji)"
-    )
-    parser.add_argument("--num-images", type=positive, required=True, metavar="N", help="pictures in all")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder, or that of a run to go on with")
-    parser.add_argument(
-        "--labels",
-        choices=("balanced", "random"),
-        default="balanced",
-        help="classes in turn, or drawn from the seed and the picture's number (default balanced)",
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the first picture (default 0)")
-    parser.add_argument(
-        "--format",
-        choices=("png", "shards", "npz"),
-        default="png",
-        help="PNG files, tar shards of 1,000 for WebDataset, or one .npz for OpenAI's evaluator (default png)",
-    )
-    parser.add_argument(
-        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)"
-    )
-    add_sampling_options(parser)
-    add_process_options(parser)
+    add = parser.add_argument
+    add("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a shipped model, a folder, or a Hub id (default emoji)")
+    add("--num-images", type=positive, required=True, metavar="N", help="pictures in all")
+    add("--out", type=Path, required=True, metavar="DIR", help="new folder, or that of a run to go on with")
+    text = "classes in turn, or drawn from the seed and the picture's number (default balanced)"
+    add("--labels", choices=("balanced", "random"), default="balanced", help=text)
+    add("--seed", type=seed, default=0, metavar="S", help="of the first picture (default 0)")
+    text = "PNG files, tar shards of 1,000 for WebDataset, or one .npz for OpenAI's evaluator (default png)"
+    add("--format", choices=("png", "shards", "npz"), default="png", help=text)
+    add("--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)")
+    add_run_options(parser)
 
 
 def run(args: Namespace) -> None:

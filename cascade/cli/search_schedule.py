@@ -8,18 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cascade.cli.arguments import (
-    DEFAULT_MODEL,
-    RUN_OPTIONS,
-    add_process_options,
-    add_sampling_options,
-    given,
-    positive,
-    scheduler,
-    seed,
-)
-from cascade.cli.progress import Bars
-from cascade.cli.reports import show
+from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_run_options, given, positive, scheduler, seed
+from cascade.cli.progress import Bars, show
 from cascade.cli.request import Request
 from cascade.folder import Manifest
 from cascade.measure.schedule_search import AIMS, search_schedule
@@ -30,32 +20,24 @@ HELP = "Search steps and scheduler of a stage by what its samples score; keep th
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
-    parser.add_argument("--stage", metavar="NAME", help="whose schedule is searched (default: the last)")
+    add = parser.add_argument
+    add("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
+    add("--stage", metavar="NAME", help="whose schedule is searched (default: the last)")
     for name, kind, default, metavar, text in (
         ("steps", positive, [4, 8, 16, 32], "N,N", "steps to try (default 4,8,16,32)"),
         ("schedulers", scheduler, None, "NAME,NAME", "schedulers to try (default: the model's own)"),
     ):
-        parser.add_argument(f"--try-{name}", dest=name, type=_several(kind), default=default, metavar=metavar, help=text)
-    parser.add_argument("--num-images", type=positive, default=100, metavar="N", help="samples of each (default 100)")
-    parser.add_argument(
-        "--reference",
-        default="drawings:heldout",
-        metavar="IMAGES",
-        help="real pictures that the model has not seen: a folder, an .npz, or drawings:heldout (default)",
-    )
-    parser.add_argument(
-        "--aim",
-        choices=list(AIMS),
-        default="distance",
-        help="what is best: the least EfficientNet-Lite Frechet distance (default) or kernel distance, or the most of another",
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the first sample (default 0)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
-    parser.add_argument("--max-steps", type=positive, metavar="N", help="most steps that the kept schedule may have")
-    parser.add_argument("--save", type=Path, metavar="DIR", help="write the model with the chosen schedule as its default here")
-    add_sampling_options(parser)
-    add_process_options(parser)
+        add(f"--try-{name}", dest=name, type=_several(kind), default=default, metavar=metavar, help=text)
+    add("--num-images", type=positive, default=100, metavar="N", help="samples of each (default 100)")
+    text = "real pictures that the model has not seen: a folder, an .npz, or drawings:heldout (default)"
+    add("--reference", default="drawings:heldout", metavar="IMAGES", help=text)
+    text = "what is best: the least EfficientNet-Lite Frechet distance (default) or kernel distance, or the most of another"
+    add("--aim", choices=list(AIMS), default="distance", help=text)
+    add("--seed", type=seed, default=0, metavar="S", help="of the first sample (default 0)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for samples and report")
+    add("--max-steps", type=positive, metavar="N", help="most steps that the kept schedule may have")
+    add("--save", type=Path, metavar="DIR", help="write the model with the chosen schedule as its default here")
+    add_run_options(parser)
 
 
 def run(args: Namespace) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade.cli import train_ema, train_plot
 from cascade.cli.arguments import natural
-from cascade.cli.progress import Progress, silence_libraries
+from cascade.cli.progress import Bars, silence_libraries
 
 if TYPE_CHECKING:
     from cascade.stages.training.meter import Report
@@ -19,7 +19,7 @@ HELP = "Train one stage from a recipe, or go on with a training run that was sto
 SUBCOMMANDS = (train_plot, train_ema)
 """`cascade train plot ...`; a recipe of such a name is given as ./plot."""
 
-_EXAMPLES = """
+EPILOG = """
 examples:
   cascade train emoji/base64
   cascade train emoji/base64 optimization.learning_rate=1e-4 phases.0.batch_size=32 --run runs/try
@@ -34,33 +34,16 @@ when it is trained, or while it is:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.formatter_class = RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
-    parser.add_argument("config", metavar="CONFIG", help="recipe: a YAML file, or the name of a shipped one")
-    parser.add_argument(
-        "settings", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots"
-    )
-    parser.add_argument(
-        "--run", dest="folder", type=Path, metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)"
-    )
-    parser.add_argument(
-        "--export", type=Path, metavar="DIR", help="folder of the finished stage (default: stage in the run's folder)"
-    )
-    parser.add_argument(
-        "--track",
-        action="append",
-        metavar="NAME",
-        help="where to show the curves: tensorboard (default, if installed), wandb or another that accelerate knows; repeatable",
-    )
-    parser.add_argument(
-        "--workers",
-        type=natural,
-        metavar="N",
-        help="processes that prepare the data (default: 0 for drawings, else the free cores, at most 8)",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the whole recipe and what it costs on this machine, and train nothing"
-    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="recipe: a YAML file, or the name of a shipped one")
+    add("settings", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots")
+    add("--run", dest="folder", type=Path, metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)")
+    add("--export", type=Path, metavar="DIR", help="folder of the finished stage (default: stage in the run's folder)")
+    text = "where to show the curves: tensorboard (default, if installed), wandb or another that accelerate knows; repeatable"
+    add("--track", action="append", metavar="NAME", help=text)
+    text = "processes that prepare the data (default: 0 for drawings, else the free cores, at most 8)"
+    add("--workers", type=natural, metavar="N", help=text)
+    add("--dry-run", action="store_true", help="show the whole recipe and what it costs on this machine, and train nothing")
 
 
 def run(args: Namespace) -> None:
@@ -81,44 +64,26 @@ def run(args: Namespace) -> None:
         return
     try:
         with _Watch() as watch:
-            made = train_stage(
-                recipe,
-                folder,
-                target,
-                trackers=args.track,
-                workers=args.workers,
-                on_progress=watch.progress,
-                on_report=watch.report,
-                on_validation=watch.validation,
-                on_message=watch.say,
-            )
+            told: dict[str, Any] = {"on_progress": watch, "on_report": watch.report, "on_validation": watch.validation}
+            told |= {"on_message": watch.say, "trackers": args.track, "workers": args.workers}
+            made = train_stage(recipe, folder, target, **told)
     except KeyboardInterrupt as stop:
         raise RuntimeError(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint in {folder}") from None
     if this_process().is_main_process:
         print(made.folder)
 
 
-class _Watch:
-    """Shows each task, and at every step of the training what was last measured; for use in a `with` statement."""
+class _Watch(Bars):
+    """Shows each task, and at every step of the training what was last measured."""
 
     def __init__(self) -> None:
-        self.shown = Progress("data")
+        super().__init__()
         self.last: Report | None = None
         self.validated = ""
 
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.shown.__exit__(*error)
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        training = task == "training"
-        if task != self.shown.title:
-            self.shown.__exit__(None, None, None)
-            self.shown = Progress(task, "images" if training else "pictures")
-        if not training:
-            self.shown.update(done, total)
+    def __call__(self, title: str, done: int, total: int) -> None:
+        if title != "training":
+            super().__call__(title, done, total)
         elif done < total:  # else a report follows, with the last figures
             self._step(done, total)
 
@@ -133,5 +98,6 @@ class _Watch:
         self.shown.say(message)
 
     def _step(self, images_seen: int, total: int) -> None:
+        self.turn_to("training", "images")
         note = "" if self.last is None else f"{self.last.size} px, loss {self.last.loss:.4f}{self.validated}"
         self.shown.update(images_seen, total, note, None if self.last is None else self.last.images_per_second)

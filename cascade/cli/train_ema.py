@@ -17,14 +17,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "The run's recipe has to have a section `snapshots`. A longer average (up to 0.2887, the mean of everything) is smoother,"
         " a shorter one follows the last weights; which one makes the best images is found by measuring a few."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, finished or not")
-    parser.add_argument(
-        "--std", type=float, required=True, metavar="S", help="length: the average's relative width, such as 0.05, 0.075 or 0.10"
-    )
-    parser.add_argument(
-        "--images", type=positive, metavar="N", help="training images at which the average ends (default: the last snapshot)"
-    )
-    parser.add_argument("--export", type=Path, metavar="DIR", help="folder of the stage (default: ema-S in the run's folder)")
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a run, finished or not")
+    add("--std", type=float, required=True, metavar="S", help="length: the average's relative width, such as 0.05, 0.075 or 0.10")
+    add("--images", type=positive, metavar="N", help="training images at which the average ends (default: the last snapshot)")
+    add("--export", type=Path, metavar="DIR", help="folder of the stage (default: ema-S in the run's folder)")
 
 
 def run(args: Namespace) -> None:

@@ -20,13 +20,10 @@ _SMOOTH = 100
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; several are compared")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the picture, a .png (default: curves.png in the run's folder, or here for several)",
-    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; several are compared")
+    text = "the picture, a .png (default: curves.png in the run's folder, or here for several)"
+    add("--out", type=Path, metavar="FILE", help=text)
 
 
 def run(args: Namespace) -> None:

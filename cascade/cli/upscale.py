@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,6 @@ from cascade.cli.request import Request, StageLines
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cascade.pipeline import CascadePipeline
-    from cascade.stage_sampling import Sampling
-
 NAME = "upscale"
 HELP = (
     "Enlarge square pictures by the refining stages of a model. Each file is called after its source and its size (cat-256.png)."
@@ -25,20 +22,13 @@ HELP = (
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="square pictures, smaller than what the model makes"
-    )
-    parser.add_argument(
-        "--class", dest="classes", action="append", metavar="C", help="what they show: one class for all, or one for each"
-    )
-    parser.add_argument(
-        "--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)"
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of every picture (default 0)")
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture (default: the current folder)"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
+    add = parser.add_argument
+    add("images", type=Path, nargs="+", metavar="IMAGE", help="square pictures, smaller than what the model makes")
+    add("--class", dest="classes", action="append", metavar="C", help="what they show: one class for all, or one for each")
+    add("--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)")
+    add("--seed", type=seed, default=0, metavar="S", help="of every picture (default 0)")
+    add("--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture (default: the current folder)")
+    add("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
     add_model_options(parser)
 
 
@@ -51,12 +41,11 @@ def run(args: Namespace) -> None:
     if clash is not None:
         raise ValueError(f"{clash} is one of the pictures to enlarge, so it is not replaced; choose another --out")
     pictures.check_targets(paths)
-    cascade, sampling = request.load()
     files = []
-    for source, image, label, path in zip(args.images, sources, labels, paths, strict=True):
-        files.append(_enlarge(request, args.seed, cascade, sampling, source, image, label, path))
+    for entry in _enlarged(args, request, zip(args.images, sources, labels, paths, strict=True)):
+        files.append(entry)
         if not args.json:
-            print(path, flush=True)
+            print(entry["path"], flush=True)
     if args.json:
         print(json.dumps({"model": request.manifest.name, "files": files}, indent=2))
 
@@ -92,56 +81,28 @@ def _read(path: Path, size: int) -> Image:
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
     except (UnidentifiedImageError, SyntaxError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} can't be read as a picture ({type(error).__name__}); expected a PNG, JPEG or the like"
-        ) from error
+        what = f"{path} can't be read as a picture ({type(error).__name__})"
+        raise ValueError(f"{what}; expected a PNG, JPEG or the like") from error
+    own = f"{path} is {image.width}x{image.height}"
     if image.width != image.height:
-        raise ValueError(f"{path} is {image.width}x{image.height}, expected a square picture; crop it first")
+        raise ValueError(f"{own}, expected a square picture; crop it first")
     if image.width >= size:
-        raise ValueError(
-            f"{path} is {image.width}x{image.height} already, and the model makes {size}x{size}; give a smaller picture"
-        )
+        raise ValueError(f"{own} already, and the model makes {size}x{size}; give a smaller picture")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _enlarge(
-    request: Request,
-    seed: int,
-    cascade: CascadePipeline,
-    sampling: Sampling,
-    source: Path,
-    image: Image,
-    label: int | None,
-    path: Path,
-) -> dict[str, Any]:
-    """Run the model on one picture and write it; gives what the JSON says of it."""
-    classes = request.classes
-    out: Any = cascade.upscale(
-        image,
-        class_labels=label,
-        seeds=seed,
-        size=request.size,
-        sampling=sampling,
-        callback_on_step_end=StageLines(cascade, str(source)),
-        batch_size=request.batch_size,
-    )
-    words = (
-        ["cascade", "upscale", str(source)] + ([] if label is None else ["--class", request.query(label)]) + ["--seed", str(seed)]
-    )
-    origin = pictures.Origin(
-        request.command(words),
-        request.manifest.name,
-        () if label is None or classes is None else (classes.names[label],),
-        () if label is None else (label,),
-        (seed,),
-        cascade.described(list(out.stages), sampling, request.batch_size),
-    )
-    pictures.write(path, out.images[0], origin)
-    return {
-        "path": str(path),
-        "source": str(source),
-        "class_index": label,
-        "seed": seed,
-        "size": request.size,
-        "command": origin.command,
-    }
+def _enlarged(
+    args: Namespace, request: Request, jobs: Iterable[tuple[Path, Image, int | None, Path]]
+) -> Iterator[dict[str, Any]]:
+    """Run the model on each picture, by source, class and target, and write it; gives what the JSON says of it."""
+    cascade, sampling = request.load()
+    call: dict[str, Any] = {"seeds": args.seed, "size": request.size, "sampling": sampling, "batch_size": args.batch_size}
+    for source, image, label, path in jobs:
+        out: Any = cascade.upscale(image, label, callback_on_step_end=StageLines(cascade, str(source)), **call)
+        labels = [] if label is None else [label]
+        words = ["cascade", "upscale", str(source), *(word for one in labels for word in ("--class", request.query(one)))]
+        settings = cascade.described(list(out.stages), sampling, args.batch_size)
+        origin = request.origin([*words, "--seed", str(args.seed)], labels, (args.seed,), settings, None)
+        pictures.write(path, out.images[0], origin)
+        made = {"path": str(path), "source": str(source), "class_index": label, "seed": args.seed, "size": request.size}
+        yield made | {"command": origin.command}

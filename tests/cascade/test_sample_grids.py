@@ -214,10 +214,3 @@ def test_a_bar_shows_the_given_rate_only_and_remarks_leave_it_whole(capsys, monk
     *frames, last = [frame for frame in capsys.readouterr().err.replace("\n", "\r").split("\r") if frame.strip()]
     assert "100/100 images" in last and "13.5 images/s, loss 0.25" in last and last.count("images/s") == 1
     assert "a remark" in frames
-
-
-def test_a_quiet_process_says_nothing(capsys):
-    with Progress("training", "images", quiet=True) as progress:
-        progress.update(100, 100, "loss 0.5", rate=12.5)
-        progress.say("a remark")
-    assert capsys.readouterr().err == ""
