@@ -4,8 +4,6 @@ Family `consistency`; configurations hold the flags of the project's scripts, an
 consistency training: the project's own EDM teachers have "edm". The networks know no null class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,14 +19,11 @@ from cascade.stages.noise import like_image
 from cascade.stages.published import edm, openai_flags
 from cascade.stages.published.denoisers import SigmaDenoiser
 from cascade.stages.published.edm import SIGMA_DATA
-from cascade.stages.published.family import Checkpoint, Config, Family, section
+from cascade.stages.published.family import Checkpoint, Config, section
 from cascade.stages.published.guided_diffusion import BY_SIZE
 from cascade.stages.published.openai_unet import Architecture, UNet
 
-_FLAGS = (
-    "image_size", "sigma_min", "sigma_max", "num_channels", "num_res_blocks", "num_heads", "num_head_channels",
-    "attention_resolutions", "class_cond", "use_scale_shift_norm", "resblock_updown", "learn_sigma",
-)  # fmt: skip
+_FLAGS = ("image_size", "sigma_min", "sigma_max", "num_head_channels", "resblock_updown", *openai_flags.NETWORK_FLAGS)
 _OPTIONAL = ("num_heads_upsample", "channel_mult", "use_new_attention_order", *openai_flags.WITHOUT_EFFECT)
 
 
@@ -56,8 +51,8 @@ class ConsistencyNetwork(UNet):
 def build(config: Config) -> ConsistencyNetwork:
     """The raw network of a configuration. Its attention order is always the new one, whatever the flag says."""
     flags = section(config, "flags", _FLAGS, _OPTIONAL)
-    differences = {"attention_order": "new", "attention_dims": 2}
-    arch = openai_flags.architecture(config, flags, BY_SIZE, flags["image_size"], **differences)
+    size = flags["image_size"]
+    arch = openai_flags.architecture(config, flags, BY_SIZE, size, attention_order="new", attention_dims=2)
     return ConsistencyNetwork(arch, flags["sigma_min"], is_distilled(config))
 
 
@@ -119,8 +114,7 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """The variance preserving image of `sample`, whose noise has std sigma."""
-        sigma = float(self.sigmas[self.step_index])
-        return sample / (sigma**2 + 1) ** 0.5
+        return sample / (float(self.sigmas[self.step_index]) ** 2 + 1) ** 0.5
 
     def step(
         self,
@@ -148,8 +142,8 @@ def sampler(config: Config) -> tuple[Any, dict[str, Any]]:
         return edm.sampler(config)
     flags = config["flags"]
     levels, second = (201, 106) if config.get("training_mode") == "consistency_training" else (40, 22)
-    sigmas = {"sigma_min": flags["sigma_min"], "sigma_max": flags["sigma_max"]}
-    return ConsistencyScheduler(num_levels=levels, steps=(0, second), **sigmas), {"num_inference_steps": 2}
+    scheduler = ConsistencyScheduler(flags["sigma_min"], flags["sigma_max"], num_levels=levels, steps=(0, second))
+    return scheduler, {"num_inference_steps": 2}
 
 
 _IMAGENET: dict[str, Any] = {
@@ -169,12 +163,10 @@ def _checkpoints(data: str, parameters: int, keys: int, flags: Config) -> list[C
     return [replace(file, config={**file.config, "training_mode": modes[file.file]}) for file in files]
 
 
-FAMILY = Family(
+FAMILY = openai_flags.family(
     name="consistency",
     project="https://github.com/openai/consistency_models",
-    licence="MIT",
     config_keys=(*openai_flags.CONFIG_KEYS, "training_mode"),
-    config_hint=openai_flags.CONFIG_HINT,
     build=build,
     denoiser=ConsistencyDenoiser,
     sampler=sampler,

@@ -1,9 +1,6 @@
 """Turning a published weight file into a stage folder once, for loading without it ever after."""
 
-from __future__ import annotations
-
 import hashlib
-import shutil
 import tempfile
 from os import PathLike
 from pathlib import Path
@@ -11,39 +8,28 @@ from typing import Any
 
 from cascade.stages.published.families import family_of
 from cascade.stages.published.family import NON_COMMERCIAL, Config
-from cascade.stages.published.loading import assembled
+from cascade.stages.published.loading import stage
 
 
 def convert(family: str, weights: str | PathLike[str], config: Config | None, out: str | PathLike[str]) -> Path:
     """Write a published file as a stage: a diffusers folder with safetensors, scheduler and model card.
 
     The folder appears only once it is complete. Weights keep the number type of the file, and are not held in memory beside it.
-
-    Args:
-        family: As for `cascade.stages.published.load`, and so are `weights` and `config`.
-        out: Folder to make; must not exist.
-
-    Returns:
-        `out`.
-
-    Raises:
-        ValueError: as `cascade.stages.published.stage`; and if `out` exists.
+    The first arguments and errors are those of `cascade.stages.published.stage`; `out` is the folder to make, and is returned.
+    ValueError too if it exists.
     """
     source, out = Path(weights), Path(out)
     if out.exists():
         raise ValueError(f"{out} exists already; give another folder, or remove it first")
-    pipeline = assembled(family, source, config, dtype=None)
+    pipeline = stage(family, source, config, dtype=None)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / "stage"
-        pipeline.save_config(folder)
-        pipeline.scheduler.save_pretrained(folder / "scheduler")
-        pipeline.unet.save_pretrained(folder / "unet")
+        pipeline.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(family, source, pipeline), encoding="utf-8")
-        folder.chmod(0o755)
         for file in folder.glob("unet/*.safetensors"):
             file.chmod(0o644)  # safetensors writes them for their owner only
-        shutil.move(folder, out)
+        folder.rename(out)
     return out
 
 
@@ -72,7 +58,6 @@ A stage converted from a published `{family}` checkpoint. It {task}, with {denoi
 {classes}
 
 ```python
-import cascade.stages.published  # so that diffusers finds the network's class
 from {kind.__module__} import {kind.__name__}
 
 stage = {kind.__name__}.from_pretrained("path/to/this/folder")

@@ -1,7 +1,5 @@
 """The common half of the denoisers of all families: log-SNR outside, what the network was trained to see as noise inside."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,12 +35,9 @@ class PublishedDenoiser(ModelMixin, ConfigMixin):
     the class's own module.
 
     Args:
-        published: The family's own configuration, shaped as `cascade.stages.published.load` takes it.
+        published: The family's own configuration, as `cascade.stages.published.load` takes it; ValueError if it is not one.
         sample_size: Side of the images that it makes; follows from `published`, written beside it for readers of the config.
         low_res_size: Side of the images that it refines, None for a base; follows from `published` too.
-
-    Raises:
-        ValueError: if the configuration does not describe a network of the family.
     """
 
     network: nn.Module
@@ -73,10 +68,9 @@ class PublishedDenoiser(ModelMixin, ConfigMixin):
         low_res: Tensor | None = None,
         aug_level: Tensor | None = None,
     ) -> Tensor:
-        """As `Denoiser.__call__`; no published network has an input for `aug_level`, and a base model ignores `low_res` too.
+        """As `Denoiser.__call__`; ValueError if a network that refines gets no `low_res`.
 
-        Raises:
-            ValueError: if a network that refines gets no `low_res`.
+        No published network has an input for `aug_level`, and a base model ignores `low_res` too.
         """
         low_res_size = self.config["low_res_size"]
         if low_res_size is not None and low_res is None:

@@ -4,9 +4,8 @@ Family `edm`; configurations hold the constructor arguments `init_kwargs` that a
 were trained without dropping labels: classifier-free guidance is impossible.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from cascade.stages.noise import like_image
 from cascade.stages.published.denoisers import SigmaDenoiser
 from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Config, Family, section
-from cascade.stages.published.openai_unet import attend, timestep_embedding, upsample
+from cascade.stages.published.openai_unet import attend, resample, timestep_embedding
 
 SIGMA_DATA = 0.5
 """Std of the training images, as all published EDM networks take it."""
@@ -36,23 +35,17 @@ def preconditioning(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> tuple[Tens
     return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt()
 
 
-def label_vectors(class_labels: Tensor | None, x: Tensor, label_dim: int) -> Tensor | None:
-    """Class vectors float32 [B, label_dim]: as given, one-hot for indices int64 [B] (`label_dim` = no class), zero for None.
-
-    Returns None for a network without classes. ValueError if the vectors have another length, or there are no classes.
-    """
-    if label_dim == 0:
-        if class_labels is not None:
-            raise ValueError("this network has no classes, leave class_labels out")
-        return None
+def label_vectors(class_labels: Tensor | None, x: Tensor, label_dim: int) -> Tensor:
+    """Class vectors float32 [B, label_dim]: as given, one-hot for indices int64 [B] (`label_dim` = no class), zero for None."""
+    if label_dim == 0 and class_labels is not None:
+        raise ValueError("this network has no classes, leave class_labels out")
     if class_labels is None:
         return torch.zeros(len(x), label_dim, device=x.device)
     if class_labels.ndim == 1:
         return F.one_hot(class_labels, label_dim + 1)[:, :label_dim].float()
     if class_labels.shape != (len(x), label_dim):
-        raise ValueError(
-            f"class_labels have shape {tuple(class_labels.shape)}, expected {(len(x), label_dim)} one-hot or ({len(x)},) indices"
-        )
+        got = tuple(class_labels.shape)
+        raise ValueError(f"class_labels have shape {got}, expected {(len(x), label_dim)} one-hot or ({len(x)},) indices")
     return class_labels.float()
 
 
@@ -61,16 +54,14 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class Block(nn.Module):
-    """Residual block with scale and shift by the embedding; attention, where it has heads, comes after it."""
+    """Residual block with scale and shift by the embedding of a `width`; attention, where it has heads, comes after it."""
 
-    def __init__(
-        self, channels: int, out_channels: int, embedding_width: int, *, heads: int, resample: str | None, dropout: float
-    ) -> None:
+    def __init__(self, channels: int, out_channels: int, width: int, *, heads: int, resample: str | None, dropout: float) -> None:
         super().__init__()
         self.heads, self.resample, self.dropout = heads, resample, dropout
         self.norm0 = norm(channels)
         self.conv0 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.affine = nn.Linear(embedding_width, 2 * out_channels)
+        self.affine = nn.Linear(width, 2 * out_channels)
         self.norm1 = norm(out_channels)
         self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -80,13 +71,10 @@ class Block(nn.Module):
             self.proj = nn.Conv2d(out_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = F.silu(self.norm0(x))
-        if self.resample is not None:
-            h, x = (upsample(a) if self.resample == "up" else F.avg_pool2d(a, 2) for a in (h, x))
-        h = self.conv0(h)
+        h = self.conv0(resample(F.silu(self.norm0(x)), self.resample))
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
-        x = self.skip(x) + self.conv1(F.dropout(h, self.dropout, self.training))
+        x = self.skip(resample(x, self.resample)) + self.conv1(F.dropout(h, self.dropout, self.training))
         if not self.heads:
             return x
         h = attend(self.qkv(self.norm2(x)).flatten(2), self.heads, "innermost")
@@ -96,11 +84,7 @@ class Block(nn.Module):
 class EncoderDecoder(nn.Module):
     """The layers of EDM's and EDM2's networks under the names of their files, and the way through them.
 
-    Args:
-        options: Have `img_resolution`, `num_blocks` and `attn_resolutions`.
-        widths: Of the levels.
-        first: The first convolution, to `widths[0]` channels.
-        block: `block(channels, out_channels, attends=, resample=, decodes=)` makes a residual block.
+    `first` is the first convolution; `block(channels, out_channels, attends=, resample=, decodes=)` makes a residual block.
     """
 
     def __init__(self, options: Config, widths: Sequence[int], first: nn.Module, block: Callable[..., nn.Module]) -> None:
@@ -110,10 +94,8 @@ class EncoderDecoder(nn.Module):
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         current, skips = widths[0], list[int]()
         for side, width in zip(sides, widths, strict=True):
-            if not skips:
-                self.enc[f"{side}x{side}_conv"] = first
-            else:
-                self.enc[f"{side}x{side}_down"] = block(current, current, resample="down")
+            name, layer = ("down", block(current, current, resample="down")) if skips else ("conv", first)
+            self.enc[f"{side}x{side}_{name}"] = layer
             skips.append(current)
             for i in range(blocks):
                 self.enc[f"{side}x{side}_block{i}"] = block(current, width, attends=side in attending)
@@ -126,8 +108,8 @@ class EncoderDecoder(nn.Module):
             else:
                 self.dec[f"{side}x{side}_up"] = block(current, current, resample="up", decodes=True)
             for i in range(blocks + 1):
-                name = f"{side}x{side}_block{i}"
-                self.dec[name] = block(current + skips.pop(), width, attends=side in attending, decodes=True)
+                layer = block(current + skips.pop(), width, attends=side in attending, decodes=True)
+                self.dec[f"{side}x{side}_block{i}"] = layer
                 current = width
 
     def through(self, h: Tensor, embedding: Tensor) -> Tensor:
@@ -164,11 +146,10 @@ class UNet(EncoderDecoder):
         self.out_norm = norm(widths[0])
         self.out_conv = nn.Conv2d(widths[0], options["img_channels"], 3, padding=1)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor) -> Tensor:
         dtype = self.out_conv.weight.dtype
-        embedding = F.silu(self.map_layer0(timestep_embedding(c_noise, self.width).to(dtype)))
-        embedding = self.map_layer1(embedding)
-        if self.map_label is not None and label_vectors is not None:
+        embedding = self.map_layer1(F.silu(self.map_layer0(timestep_embedding(c_noise, self.width).to(dtype))))
+        if self.map_label is not None:
             embedding = embedding + self.map_label(label_vectors.to(dtype))
         h = self.through(x.to(dtype), F.silu(embedding))
         return self.out_conv(F.silu(self.out_norm(h)))
@@ -185,8 +166,8 @@ class Preconditioned(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Denoised images, shape and number type of `x`: noisy images `x0 + sigma eps`, unscaled, [B, C, H, W], with sigma [B].
 
-        `class_labels` are one-hot [B, label_dim], or indices int64 [B]; None = a zero vector, which these networks were not
-        trained for.
+        `class_labels` are one-hot [B, label_dim], or indices int64 [B], ValueError otherwise; None = a zero vector, which these
+        networks were not trained for.
         """
         c_skip, c_out, c_in = preconditioning(sigma, self.sigma_data)
         labels = label_vectors(class_labels, x, self.label_dim)
@@ -202,7 +183,7 @@ def build(config: Config) -> Preconditioned:
     given = section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))
     if given["model_type"] != "DhariwalUNet":
         raise ValueError(
-            f"model_type is {given['model_type']!r}, but of EDM's networks only 'DhariwalUNet' (ImageNet-64) is supported"
+            f"model_type is {given['model_type']!r}; of EDM's networks only 'DhariwalUNet' (ImageNet-64) is supported"
         )
     options = {**_DEFAULTS, **given}
     return Preconditioned(options, "model", UNet(options, config.get("channels_per_head", 64)))
@@ -237,34 +218,32 @@ def sampler(config: Config) -> tuple[EDMDPMSolverMultistepScheduler, dict[str, A
     return scheduler, {"num_inference_steps": 32}
 
 
+def checkpoint(folder: str, file: str, parameters: int, keys: int, options: Config, pattern: str | None = None) -> Checkpoint:
+    """A file in a folder of NVIDIA's store."""
+    url, config = f"https://nvlabs-fi-cdn.nvidia.com/{folder}/{file}", {"init_kwargs": options}
+    return Checkpoint(file=file, config=config, url=url, parameters=parameters, keys=keys, pattern=pattern)
+
+
+family = partial(
+    Family, licence=NON_COMMERCIAL, config_hint="'init_kwargs', the arguments of the network's constructor", sampler=sampler
+)
+"""The record of a family of NVIDIA's, from what is its own."""
+
 _IMAGENET_64 = {
     "img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_type": "DhariwalUNet", "model_channels": 192,
     "channel_mult": [1, 2, 3, 4], "sigma_data": SIGMA_DATA,
 }  # fmt: skip
 """EDM's ImageNet-64 network; its other arguments are the defaults of its class."""
 
-CONFIG_HINT = "'init_kwargs', the arguments of the network's constructor"
-
-FAMILY = Family(
+FAMILY = family(
     name="edm",
     project="https://github.com/NVlabs/edm",
-    licence=NON_COMMERCIAL,
     config_keys=("init_kwargs", "channels_per_head"),
-    config_hint=CONFIG_HINT,
     build=build,
     denoiser=EDMDenoiser,
-    sampler=sampler,
     own_tensors=drop_constants,
     pickled_classes=frozenset(
         {"EDMPrecond", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "ModuleDict"}
     ),
-    checkpoints=(
-        Checkpoint(
-            file="edm-imagenet-64x64-cond-adm.pkl",
-            config={"init_kwargs": _IMAGENET_64},
-            url="https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-imagenet-64x64-cond-adm.pkl",
-            parameters=295_899_267,
-            keys=541,
-        ),
-    ),
+    checkpoints=(checkpoint("edm/pretrained", "edm-imagenet-64x64-cond-adm.pkl", 295_899_267, 541, _IMAGENET_64),),
 )

@@ -5,8 +5,6 @@ models were trained without dropping labels: no classifier-free guidance, but au
 (arXiv:2406.02507).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -16,8 +14,8 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from cascade.stages.published import edm
-from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Config, Family, section
-from cascade.stages.published.openai_unet import attend, upsample
+from cascade.stages.published.family import Checkpoint, Config, section
+from cascade.stages.published.openai_unet import attend, resample
 
 _NEEDED = ("img_resolution", "img_channels", "label_dim", "model_channels")
 _DEFAULTS: dict[str, Any] = {
@@ -98,8 +96,7 @@ class Block(nn.Module):
             self.attn_proj = MPConv(out_channels, out_channels, 1, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        if self.resample is not None:
-            x = upsample(x) if self.resample == "up" else F.avg_pool2d(x, 2)
+        x = resample(x, self.resample)
         if not self.decodes:
             x = normalize(self.conv_skip(x), dim=1)
         h = self.conv_res0(mp_silu(x))
@@ -140,10 +137,10 @@ class UNet(edm.EncoderDecoder):
         self.emb_label = MPConv(options["label_dim"], embedding_width) if options["label_dim"] else None
         self.out_conv = MPConv(widths[0], options["img_channels"], 3, 3)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label_vectors: Tensor) -> Tensor:
         dtype = self.out_conv.weight.dtype
         embedding = self.emb_noise(self.emb_fourier(c_noise).to(dtype))
-        if self.emb_label is not None and label_vectors is not None:
+        if self.emb_label is not None:
             labels = self.emb_label(label_vectors.to(dtype) * math.sqrt(label_vectors.shape[1]))
             embedding = mp_sum(embedding, labels, self.options["label_balance"])
         h = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).to(dtype)
@@ -169,39 +166,25 @@ class EDM2Denoiser(edm.EDMDenoiser, ModelMixin):
     build = staticmethod(build)
 
 
-_PARAMETERS = {"xs": 124_710_949, "s": 280_209_381, "m": 497_803_173, "l": 777_492_325, "xl": 1_119_276_837}
-_WIDTHS = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384}
-
-
-def _checkpoint(size: str, training: str) -> Checkpoint:
+def _checkpoint(size: str, training: str, parameters: int, width: int) -> Checkpoint:
     """A network by size; files are named by size, training length in thousands of images, and EMA length."""
-    file = f"edm2-img64-{size}-{training}.pkl"
-    options = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_channels": _WIDTHS[size]}
-    return Checkpoint(
-        file=file,
-        others=rf"edm2-img64-{size}-\d{{7}}-\d\.\d{{3}}\.pkl",
-        config={"init_kwargs": options},
-        url=f"https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/{file}",
-        parameters=_PARAMETERS[size],
-        keys=203,
-    )
+    folder, file = "edm2/posthoc-reconstructions", f"edm2-img64-{size}-{training}.pkl"
+    options = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_channels": width}
+    return edm.checkpoint(folder, file, parameters, 203, options, rf"edm2-img64-{size}-\d{{7}}-\d\.\d{{3}}\.pkl")
 
 
-FAMILY = Family(
+FAMILY = edm.family(
     name="edm2",
     project="https://github.com/NVlabs/edm2",
-    licence=NON_COMMERCIAL,
     config_keys=("init_kwargs",),
-    config_hint=edm.CONFIG_HINT,
     build=build,
     denoiser=EDM2Denoiser,
-    sampler=edm.sampler,
     pickled_classes=frozenset({"Precond", "UNet", "Block", "MPConv", "MPFourier", "ModuleDict"}),
     checkpoints=(
-        _checkpoint("xs", "0134217-0.110"),
-        _checkpoint("s", "1073741-0.075"),
-        _checkpoint("m", "2147483-0.060"),
-        _checkpoint("l", "1073741-0.040"),
-        _checkpoint("xl", "0671088-0.040"),
+        _checkpoint("xs", "0134217-0.110", 124_710_949, 128),
+        _checkpoint("s", "1073741-0.075", 280_209_381, 192),
+        _checkpoint("m", "2147483-0.060", 497_803_173, 256),
+        _checkpoint("l", "1073741-0.040", 777_492_325, 320),
+        _checkpoint("xl", "0671088-0.040", 1_119_276_837, 384),
     ),
 )

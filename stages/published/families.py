@@ -1,7 +1,5 @@
 """All families of published checkpoints. A further one is a module with its record, and its line here."""
 
-from __future__ import annotations
-
 from cascade.stages.published import consistency, edm, edm2, guided_diffusion, improved_diffusion, janspiry
 from cascade.stages.published.family import Checkpoint, Family
 
@@ -21,10 +19,10 @@ FAMILIES: tuple[Family, ...] = (
 
 def family_of(name: str) -> Family:
     """The family of a name; ValueError if there is none."""
-    by_name = {family.name: family for family in FAMILIES}
-    if name not in by_name:
-        raise ValueError(f"family is {name!r}, expected one of {', '.join(by_name)}")
-    return by_name[name]
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise ValueError(f"family is {name!r}, expected one of {', '.join(family.name for family in FAMILIES)}")
 
 
 def known(file: str) -> tuple[Family, Checkpoint] | None:

@@ -1,7 +1,5 @@
 """What is known of a family of published checkpoints, as one record; and its configurations, checked, never guessed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +19,9 @@ NON_COMMERCIAL = "CC BY-NC-SA 4.0, non-commercial use only"
 class Checkpoint:
     """A published file.
 
-    file: Its name.
     config: The configuration of its network, with the flags of the project's own instructions for it.
-    url: Where it is published.
-    parameters: Learned numbers of the network.
-    keys: Tensors of the network; some files hold constants beside them.
-    others: Regular expression of the names of further files of the same network, published beside it; None = there are none.
+    parameters, keys: Learned numbers and tensors of the network; some files hold constants beside them.
+    pattern: Regular expression of the names of all files of the same network, published beside each other; None = this one only.
     """
 
     file: str
@@ -34,7 +29,7 @@ class Checkpoint:
     url: str
     parameters: int
     keys: int
-    others: str | None = None
+    pattern: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +37,10 @@ class Family:
     """Networks of one kind that a project published.
 
     name: As `cascade.stages.published.load` takes it, and as converted stages record it.
-    project: Address of its repository.
-    licence: Of the published weights, as that repository states it.
+    licence: Of the published weights, as the project's repository states it.
     config_keys: Parts of a configuration that say something about the network or its sampling; what else one holds is commentary.
     config_hint: What a configuration has to hold, in words that follow "with".
     build: The raw network of a configuration; ValueError if an option is missing, unknown or impossible.
-    checkpoints: The published files that are known by name.
     denoiser: The network as a `Denoiser`, and so as a stage; None for networks that make no images. Its module path is written in
         converted stages: it never moves.
     sampler: By configuration, the scheduler that a stage comes with, and the pipeline's settings; None without a `denoiser`.
@@ -71,9 +64,7 @@ class Family:
     def known(self, file: str) -> Checkpoint | None:
         """The published checkpoint of a file name; None for another name."""
         for checkpoint in self.checkpoints:
-            if file == checkpoint.file:
-                return checkpoint
-            if checkpoint.others is not None and re.fullmatch(checkpoint.others, file):
+            if re.fullmatch(checkpoint.pattern or re.escape(checkpoint.file), file):
                 return replace(checkpoint, file=file, url=checkpoint.url.replace(checkpoint.file, file))
         return None
 
@@ -85,20 +76,13 @@ class Family:
 
 
 def section(config: Config, name: str, needed: Sequence[str], known: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping `name` of a configuration with all `needed` options and no unknown ones.
-
-    Raises:
-        ValueError: if it is missing, lacks an option, or holds one that is neither `needed` nor `known`.
-    """
+    """The mapping `name` of a configuration; ValueError unless it has all `needed` options, and no others but `known` ones."""
     values = config.get(name)
     if not isinstance(values, Mapping):
         raise ValueError(f"the configuration has no {name!r} with the options of the {config.get('family', 'network')} family")
     if missing := sorted(set(needed) - set(values)):
-        raise ValueError(
-            f"the configuration's {name!r} lacks {', '.join(missing)}: the weights can't tell them, so they have to be given"
-        )
+        raise ValueError(f"the configuration's {name!r} lacks {', '.join(missing)}: the weights can't tell them, so give them")
     if unknown := sorted(set(values) - set(needed) - set(known)):
-        raise ValueError(
-            f"the configuration's {name!r} has unknown options {', '.join(unknown)}; known are {', '.join([*needed, *known])}"
-        )
+        options = ", ".join([*needed, *known])
+        raise ValueError(f"the configuration's {name!r} has unknown options {', '.join(unknown)}; known are {options}")
     return dict(values)

@@ -4,8 +4,6 @@ Families `guided-diffusion`, `guided-diffusion-sr` and `guided-diffusion-classif
 project's scripts. The base models know no null class: guidance is by a classifier (`ClassifierGuidance`), not classifier-free.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from cascade.stages.noise import like_image, signal_and_noise
 from cascade.stages.published import openai_flags, openai_unet
-from cascade.stages.published.family import Config, Family, section
+from cascade.stages.published.family import Config, section
 from cascade.stages.published.openai_flags import FLAGS, WITHOUT_EFFECT, OpenAIDenoiser, architecture
 
 BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
@@ -25,31 +23,25 @@ BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)
 
 _FLAGS = ("num_head_channels", "resblock_updown", *FLAGS)
 _OPTIONAL = ("num_heads_upsample", "channel_mult", *WITHOUT_EFFECT)
-_CLASSIFIER_FLAGS = {
-    "width": "num_channels", "depth": "num_res_blocks", "attention_resolutions": "attention_resolutions",
-    "use_scale_shift_norm": "use_scale_shift_norm", "resblock_updown": "resblock_updown",
-}  # fmt: skip
-"""What the classifier's flags are called where the same is said of a U-Net."""
 
 
-def build(config: Config) -> openai_unet.UNet:
-    """The raw base network of a configuration, `network(x, timesteps, y)`."""
+def build(config: Config, refines: bool) -> openai_unet.UNet:
+    """The raw network of a configuration, `network(x, timesteps, y)`; of an upsampler, `network(x, timesteps, low_res, y)`.
+
+    An upsampler's attention order is always the legacy one.
+    """
+    if refines:
+        flags = section(config, "flags", ("large_size", "small_size", *_FLAGS), _OPTIONAL)
+        return openai_unet.SuperResUNet(architecture(config, flags, BY_SIZE_SR, flags["large_size"], in_channels=6))
     flags = section(config, "flags", ("image_size", "use_new_attention_order", *_FLAGS), _OPTIONAL)
     order = "new" if flags["use_new_attention_order"] else "legacy"
     return openai_unet.UNet(architecture(config, flags, BY_SIZE, flags["image_size"], attention_order=order))
 
 
-def build_sr(config: Config) -> openai_unet.SuperResUNet:
-    """The raw upsampler of a configuration, `network(x, timesteps, low_res, y)`. Its attention order is always the legacy one."""
-    flags = section(config, "flags", ("large_size", "small_size", *_FLAGS), _OPTIONAL)
-    return openai_unet.SuperResUNet(architecture(config, flags, BY_SIZE_SR, flags["large_size"], in_channels=6))
-
-
 class GuidedDiffusionDenoiser(OpenAIDenoiser, ModelMixin):
     """An ADM base model or upsampler as a denoiser."""
 
-    def build(self, published: Config) -> openai_unet.UNet:
-        return build_sr(published) if "large_size" in published["flags"] else build(published)
+    build = staticmethod(build)
 
 
 class AttentionPool(nn.Module):
@@ -85,17 +77,17 @@ class Classifier(openai_unet.ContractingHalf):
 
 def build_classifier(config: Config) -> Classifier:
     """The raw classifier of a configuration. Only the published pooling, "attention", is known."""
-    names = [f"classifier_{name}" for name in (*_CLASSIFIER_FLAGS, "pool")]
-    flags = section(config, "flags", ("image_size", *names), ("classifier_use_fp16",))
+    flags = section(config, "flags", ("image_size", *_CLASSIFIER), ("classifier_use_fp16",))
     if flags["classifier_pool"] != "attention":
         raise ValueError(
-            f"classifier_pool is {flags['classifier_pool']!r}, but only the published pooling 'attention' is supported"
+            f"classifier_pool is {flags['classifier_pool']!r}; only the published pooling, 'attention', is supported"
         )
-    as_unet = {name: flags[f"classifier_{own}"] for own, name in _CLASSIFIER_FLAGS.items()}
+    as_unet = {name.removeprefix("classifier_"): value for name, value in flags.items()}
+    as_unet |= {"num_channels": as_unet["width"], "num_res_blocks": as_unet["depth"]}
     as_unet |= {"learn_sigma": False, "num_heads": 1, "class_cond": False}
     out = {"head_channels": 64, "out_channels": config.get("num_classes", openai_flags.IMAGENET_CLASSES)}
     arch = architecture(config, as_unet, BY_SIZE, flags["image_size"], **out)
-    return Classifier(arch, side=flags["image_size"] // 2 ** (len(arch.channel_mult) - 1))
+    return Classifier(arch, side=flags["image_size"] // 2 ** (len(arch.widths) - 1))
 
 
 class ClassifierGuidance:
@@ -111,15 +103,12 @@ class ClassifierGuidance:
         scale: Strength of the guidance; 0 = none. Published: 1.0 at 64 px, 0.5 at 128, 1.0 at 256 (10.0 without classes), 4.0
             at 512.
 
-    Raises:
-        ValueError: if the denoiser predicts anything but the noise.
+    ValueError if the denoiser predicts anything but the noise.
     """
 
     def __init__(self, denoiser: GuidedDiffusionDenoiser, classifier: Classifier, scale: float) -> None:
         if denoiser.prediction_type != "epsilon":
-            raise ValueError(
-                f"classifier guidance needs a model that predicts epsilon, this one predicts {denoiser.prediction_type!r}"
-            )
+            raise ValueError(f"classifier guidance needs a model that predicts epsilon, not {denoiser.prediction_type!r}")
         self.denoiser: Any = denoiser
         self.classifier, self.scale = classifier, scale
         self.prediction_type = denoiser.prediction_type
@@ -142,17 +131,14 @@ class ClassifierGuidance:
         prediction = self.denoiser(x_t, log_snr, own_labels, low_res, aug_level)
         if self.scale == 0:
             return prediction
-        _, sigma_vp = signal_and_noise(log_snr)
-        push = like_image(sigma_vp, prediction) * self.scale * self.gradient(x_t, log_snr, class_labels).to(prediction)
-        channels = x_t.shape[1]
-        return torch.cat([prediction[:, :channels] - push, prediction[:, channels:]], dim=1)
-
-    def gradient(self, x_t: Tensor, log_snr: Tensor, class_labels: Tensor) -> Tensor:
-        """Gradient of log p(class | x_t) with respect to the noisy images, [B, 3, H, W]."""
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             log_p = self.classifier(x, self.denoiser.timesteps(log_snr)).log_softmax(dim=1)
-            return torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
+            gradient = torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
+        _, sigma_vp = signal_and_noise(log_snr)
+        push = like_image(sigma_vp, prediction) * self.scale * gradient.to(prediction)
+        channels = x_t.shape[1]
+        return torch.cat([prediction[:, :channels] - push, prediction[:, channels:]], dim=1)
 
 
 _ADM: dict[str, Any] = {
@@ -173,15 +159,11 @@ _CLASSIFIER: dict[str, Any] = {
 }  # fmt: skip
 _checkpoint = partial(openai_flags.checkpoint, "diffusion/jul-2021")
 
-BASE = Family(
+BASE = openai_flags.family(
     name="guided-diffusion",
     project="https://github.com/openai/guided-diffusion",
-    licence="MIT",
-    config_keys=openai_flags.CONFIG_KEYS,
-    config_hint=openai_flags.CONFIG_HINT,
-    build=build,
+    build=partial(build, refines=False),
     denoiser=GuidedDiffusionDenoiser,
-    sampler=openai_flags.sampler,
     checkpoints=(
         _checkpoint("64x64_diffusion.pt", 295_904_454, 541, _ADM_64),
         _checkpoint("128x128_diffusion.pt", 421_529_606, 493, _ADM_BASE, image_size=128, num_head_channels=-1),
@@ -197,7 +179,7 @@ BASE = Family(
 UPSAMPLER = replace(
     BASE,
     name="guided-diffusion-sr",
-    build=build_sr,
+    build=partial(build, refines=True),
     checkpoints=(
         _checkpoint("64_256_upsampler.pt", 311_795_910, 567, _ADM_U, large_size=256, small_size=64, num_head_channels=-1),
         _checkpoint(

@@ -4,8 +4,6 @@ Families `improved-diffusion` and `improved-diffusion-sr`; configurations hold t
 know no null class: classifier-free guidance is impossible.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from diffusers import ModelMixin
 
 from cascade.stages.published import openai_flags
-from cascade.stages.published.family import Config, Family, section
+from cascade.stages.published.family import Config, section
 from cascade.stages.published.openai_flags import FLAGS, WITHOUT_EFFECT, OpenAIDenoiser, architecture
 from cascade.stages.published.openai_unet import SuperResUNet, UNet
 
@@ -24,24 +22,22 @@ BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 _OPTIONAL = ("num_heads_upsample", "sigma_small", *WITHOUT_EFFECT)
 
 
-def build(config: Config) -> UNet:
-    """The raw base network of a configuration, `network(x, timesteps, y)`. Its first convolution has the plain base width."""
-    flags = section(config, "flags", ("image_size", *FLAGS), _OPTIONAL)
-    return UNet(architecture(config, flags, BY_SIZE, flags["image_size"], first_width=flags["num_channels"]))
+def build(config: Config, refines: bool) -> UNet:
+    """The raw network of a configuration, `network(x, timesteps, y)`; of an upsampler, `network(x, timesteps, low_res, y)`.
 
-
-def build_sr(config: Config) -> SuperResUNet:
-    """The raw upsampler of a configuration, `network(x, timesteps, low_res, y)`."""
-    flags = section(config, "flags", ("large_size", "small_size", *FLAGS), _OPTIONAL)
-    differences = {"in_channels": 6, "first_width": flags["num_channels"]}
-    return SuperResUNet(architecture(config, flags, BY_SIZE_SR, flags["large_size"], **differences))
+    Its first convolution has the plain base width.
+    """
+    sizes = ("large_size", "small_size") if refines else ("image_size",)
+    flags = section(config, "flags", (*sizes, *FLAGS), _OPTIONAL)
+    differences = {"in_channels": 6 if refines else 3, "first_width": flags["num_channels"]}
+    arch = architecture(config, flags, BY_SIZE_SR if refines else BY_SIZE, flags[sizes[0]], **differences)
+    return SuperResUNet(arch) if refines else UNet(arch)
 
 
 class ImprovedDiffusionDenoiser(OpenAIDenoiser, ModelMixin):
     """An improved-diffusion base model or upsampler as a denoiser."""
 
-    def build(self, published: Config) -> UNet:
-        return build_sr(published) if "large_size" in published["flags"] else build(published)
+    build = staticmethod(build)
 
 
 _UNCONDITIONAL: dict[str, Any] = {
@@ -57,15 +53,11 @@ _LSUN = {
 }  # fmt: skip
 _checkpoint = partial(openai_flags.checkpoint, "diffusion/march-2021")
 
-BASE = Family(
+BASE = openai_flags.family(
     name="improved-diffusion",
     project="https://github.com/openai/improved-diffusion",
-    licence="MIT",
-    config_keys=openai_flags.CONFIG_KEYS,
-    config_hint=openai_flags.CONFIG_HINT,
-    build=build,
+    build=partial(build, refines=False),
     denoiser=ImprovedDiffusionDenoiser,
-    sampler=openai_flags.sampler,
     checkpoints=(
         _checkpoint("imagenet64_cond_270M_250K.pt", 273_049_350, 451, _CONDITIONAL, image_size=64),
         _checkpoint("imagenet64_uncond_100M_1500K.pt", 121_063_942, 450, _UNCONDITIONAL, image_size=64),
@@ -79,6 +71,6 @@ BASE = Family(
 UPSAMPLER = replace(
     BASE,
     name="improved-diffusion-sr",
-    build=build_sr,
+    build=partial(build, refines=True),
     checkpoints=(_checkpoint("upsample_cond_500K.pt", 279_792_390, 457, _UPSAMPLER),),
 )

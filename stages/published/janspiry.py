@@ -4,8 +4,6 @@ Families `sr3` (Saharia et al. 2021, arXiv:2104.07636, as that project reads it)
 project's own `unet`, `diffusion` and `beta_schedule` sections. Published weights make faces, without classes.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -115,24 +113,22 @@ class SR3Network(nn.Module):
         mlp = nn.Sequential(Features(width, stepped), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.add_module("time_mlp" if stepped else "noise_level_mlp", mlp)
 
-        def block(channels: int, out_channels: int, attends: bool) -> AttendingBlock:
-            return AttendingBlock(channels, out_channels, unet, stepped, attends)
-
+        block = partial(AttendingBlock, unet=unet, stepped=stepped)
         self.downs = nn.ModuleList([nn.Conv2d(unet["in_channel"], width, 3, padding=1)])
         current, skips = width, [width]
         for level, out in enumerate(widths):
             for _ in range(blocks):
-                self.downs.append(block(current, out, size >> level in unet["attn_res"]))
+                self.downs.append(block(current, out, attends=size >> level in unet["attn_res"]))
                 current = out
                 skips.append(current)
             if level < len(widths) - 1:
                 self.downs.append(resampling(current, up=False))
                 skips.append(current)
-        self.mid = nn.ModuleList([block(current, current, True), block(current, current, False)])
+        self.mid = nn.ModuleList([block(current, current, attends=attends) for attends in (True, False)])
         self.ups = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
-                self.ups.append(block(current + skips.pop(), out, size >> level in unet["attn_res"]))
+                self.ups.append(block(current + skips.pop(), out, attends=size >> level in unet["attn_res"]))
                 current = out
             if level:
                 self.ups.append(resampling(current, up=True))
@@ -143,10 +139,8 @@ class SR3Network(nn.Module):
     ) -> Tensor:
         """Predicted noise in noisy images `x`, [B, 3, H, W] in the number type of the weights.
 
-        Args:
-            cond: Images to refine, in [-1, 1], already upsampled to the size of `x`; None for an unconditional network.
-            noise_level: sqrt(alpha_bar) in [0, 1], [B] or [B, 1]; for `sr3` only.
-            t: Step, [B]; for `sr3-ddpm` only. ValueError if the one that this network sees is missing.
+        `cond` are images to refine, in [-1, 1], already upsampled to the size of `x`; None for an unconditional network. `sr3`
+        sees `noise_level`, sqrt(alpha_bar) in [0, 1], [B] or [B, 1]; `sr3-ddpm` the step `t`, [B]. ValueError if it is missing.
         """
         noise = t if self.stepped else noise_level
         if noise is None:
@@ -172,17 +166,13 @@ def build(config: Config, stepped: bool) -> SR3Network:
     return SR3Network(unet, diffusion["image_size"], stepped)
 
 
-def schedule(config: Config, name: str = "beta_schedule") -> LinearSchedule:
-    """A noise schedule of a configuration; ValueError if it is not linear, or an option is missing or unknown."""
+def schedule(config: Config, sampling: bool = False) -> LinearSchedule:
+    """The noise schedule of training, or the one that the project samples by, if there is another; ValueError unless linear."""
+    name = "sampling_beta_schedule" if sampling and "sampling_beta_schedule" in config else "beta_schedule"
     options = section(config, name, ("schedule", "n_timestep", "linear_start", "linear_end"))
     if options["schedule"] != "linear":
         raise ValueError(f"the {name} is {options['schedule']!r}, but only 'linear', that of the published weights, is supported")
     return LinearSchedule(beta_start=options["linear_start"], beta_end=options["linear_end"], num_steps=options["n_timestep"])
-
-
-def sampling_schedule(config: Config) -> LinearSchedule:
-    """The schedule that the project samples by: the one of training, if there is no other."""
-    return schedule(config, "sampling_beta_schedule" if "sampling_beta_schedule" in config else "beta_schedule")
 
 
 def network_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -210,7 +200,7 @@ class JanspirySR3Denoiser(PublishedDenoiser, ModelMixin):
     stepped = False
 
     def setup(self, published: Config) -> tuple[int, int | None]:
-        self.network, self.table = build(published, self.stepped), sampling_schedule(published).table()
+        self.network, self.table = build(published, self.stepped), schedule(published, sampling=True).table()
         size = published["diffusion"]["image_size"]
         return size, published.get("low_res_size", size) if published["diffusion"].get("conditional", True) else None
 
@@ -229,10 +219,10 @@ class JanspiryDDPMDenoiser(JanspirySR3Denoiser, ModelMixin):
 
 def sampler(config: Config) -> tuple[DDPMScheduler, dict[str, Any]]:
     """Ancestral sampling over all steps of the schedule that the project samples by, exactly the original."""
-    schedule = sampling_schedule(config)
-    betas = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end, "num_train_timesteps": schedule.num_steps}
+    linear = schedule(config, sampling=True)
+    betas = {"beta_start": linear.beta_start, "beta_end": linear.beta_end, "num_train_timesteps": linear.num_steps}
     scheduler = DDPMScheduler(beta_schedule="linear", variance_type="fixed_small", clip_sample=True, **betas)
-    return scheduler, {"num_inference_steps": schedule.num_steps}
+    return scheduler, {"num_inference_steps": linear.num_steps}
 
 
 _PROJECT = "https://github.com/Janspiry/Image-Super-Resolution-via-Iterative-Refinement"

@@ -1,7 +1,8 @@
 """From a published weight file to the raw network, or to a stage of ours."""
 
-from __future__ import annotations
-
+import json
+import math
+import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from cascade.stages.base import BasePipeline
-from cascade.stages.published import weights as files
+from cascade.stages.published import pickles
 from cascade.stages.published.families import family_of, known
 from cascade.stages.published.family import Config, Family
 from cascade.stages.sr3 import SR3Pipeline
@@ -31,29 +34,21 @@ def load(family: str, weights: str | PathLike[str], config: Config | None = None
         ValueError: if the family or an option is unknown, the file can't be read or asks for code, no configuration is known,
             or the tensors are not exactly those of the network.
     """
-    network, _ = read(family_of(family), Path(weights), config, torch.float32)
-    return network
+    return _read(family_of(family), Path(weights), config, torch.float32)[0]
 
 
-def stage(family: str, weights: str | PathLike[str], config: Config | None = None) -> BasePipeline | SR3Pipeline:
+def stage(
+    family: str, weights: str | PathLike[str], config: Config | None = None, dtype: torch.dtype | None = torch.float32
+) -> BasePipeline | SR3Pipeline:
     """A published file as a stage: its denoiser with the scheduler and settings that it was published with.
 
-    Arguments as for `load`.
-
-    Raises:
-        ValueError: as `load`; and for a classifier, which is not a stage.
+    The first arguments as for `load`; `dtype` is the number type of the weights, None = as stored in the file, which then stays
+    memory-mapped. ValueError as for `load`, and for a classifier, which is not a stage.
     """
-    return assembled(family, Path(weights), config, torch.float32)
-
-
-def assembled(family: str, path: Path, config: Config | None, dtype: torch.dtype | None) -> BasePipeline | SR3Pipeline:
-    """As `stage`, with weights of number type `dtype`; None = as stored in the file, which stays memory-mapped."""
     record = family_of(family)
     if record.denoiser is None or record.sampler is None:
-        raise ValueError(
-            f"a {family} network makes no images: load it with cascade.stages.published.load and give it to ClassifierGuidance"
-        )
-    network, kept = read(record, path, config, dtype)
+        raise ValueError(f"a {family} network makes no images: load it with published.load, and give it to ClassifierGuidance")
+    network, kept = _read(record, Path(weights), config, dtype)
     with init_empty_weights():  # leaves the tables of noise levels alone, as torch.device("meta") would not
         denoiser = record.denoiser(published=kept).eval()
     denoiser.network = network
@@ -62,17 +57,14 @@ def assembled(family: str, path: Path, config: Config | None, dtype: torch.dtype
     return pipeline(denoiser, scheduler, **settings)
 
 
-def read(family: Family, path: Path, config: Config | None, dtype: torch.dtype | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The raw network of a file, for evaluation, and the configuration that it was built by.
-
-    Arguments as for `load` and `assembled`.
-    """
+def _read(family: Family, path: Path, config: Config | None, dtype: torch.dtype | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The raw network of a file, for evaluation, and the configuration that it was built by."""
     if config is not None and not isinstance(config, Mapping):
         raise ValueError(f"config is a {type(config).__name__}, expected a mapping with the options of the {family.name} family")
     found = known(path.name) if config is None else None
     if found and found[0] is not family:
         raise ValueError(f"{path.name} is a {found[0].name} checkpoint, but the family asked for is {family.name}")
-    tensors, recorded = files.read(path, family)
+    tensors, recorded = _tensors_of(path, family)
     config = config or (found[1].config if found else recorded)
     if not config:
         raise ValueError(
@@ -82,5 +74,82 @@ def read(family: Family, path: Path, config: Config | None, dtype: torch.dtype |
     kept = family.kept(config)
     with torch.device("meta"):
         network = family.build(kept)
-    files.fill(network, family.own_tensors(tensors, kept), path.name, dtype)
+    _fill(network, family.own_tensors(tensors, kept), path.name, dtype)
     return network.eval().requires_grad_(False), kept
+
+
+def _tensors_of(path: Path, family: Family) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors of a weight file by name, memory-mapped where the format allows; and the configuration that a pickle records.
+
+    ValueError unless it is a .pt or .pth file that holds a dict of tensors, a .safetensors file, or the family's .pkl file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path), None
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} can't be read as safetensors ({error}); was its download cut off?") from error
+    if path.suffix in (".pt", ".pth"):
+        return _read_torch(path), None
+    if path.suffix == ".pkl" and family.pickled_classes:
+        network = pickles.read(path)
+        return pickles.tensors_of(network, family.pickled_classes), _recorded(network, path)
+    kinds = ".pt, .pth or .safetensors" + (" or .pkl" if family.pickled_classes else "")
+    raise ValueError(f"{path.name} is not a weight file of {family.name}: expected {kinds}")
+
+
+def _recorded(network: pickles.Module, path: Path) -> dict[str, Any] | None:
+    """The constructor's arguments that a pickle keeps, as a configuration; an infinite bound is no bound."""
+    options = network.state.get("_init_kwargs")
+    if not isinstance(options, dict):
+        return None
+    options = {name: value for name, value in options.items() if value != math.inf}
+    try:
+        return {"init_kwargs": json.loads(json.dumps(options))}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} records arguments of its network that are not plain values ({error})") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch raises whatever its many readers do
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path.name} was refused: it is damaged, or holds more than tensors ({reason})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(key, str) and isinstance(tensors[key], Tensor) for key in tensors):
+        raise ValueError(
+            f"{path.name} is not a plain dict of tensors; reduce a training checkpoint to the network's weights first"
+        )
+    return dict(tensors)
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None) -> None:
+    """Give a network, which may be on the meta device, the tensors of a file, which errors call `source`.
+
+    With `dtype` None they stay as stored and where they are, memory-mapped. ValueError if one is missing, left over, of another
+    shape, or not of floating-point numbers.
+    """
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    problems = []
+    if missing := [key for key in expected if key not in tensors]:
+        problems.append(f"{len(missing)} of {len(expected)} tensors are missing ({_some(missing)})")
+    if left_over := [key for key in tensors if key not in expected]:
+        problems.append(f"{len(left_over)} are left over ({_some(left_over)})")
+    shared = [key for key in expected if key in tensors]
+    if wrong := [key for key in shared if tensors[key].shape != expected[key]]:
+        shapes = f"{wrong[0]} is {list(tensors[wrong[0]].shape)} instead of {list(expected[wrong[0]])}"
+        problems.append(f"{len(wrong)} have another shape ({shapes})")
+    if problems:
+        raise ValueError(
+            f"{source} does not fit this network: {', and '.join(problems)}; is it of another family, or the configuration"
+            " of another file?"
+        )
+    if wrong_type := [key for key in shared if not tensors[key].is_floating_point()]:
+        raise ValueError(f"{source} holds {wrong_type[0]} as {tensors[wrong_type[0]].dtype}, expected floating-point numbers")
+    values = tensors if dtype is None else {key: value.to(dtype) for key, value in tensors.items()}
+    network.load_state_dict(values, assign=True)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:2]) + (", ..." if len(keys) > 2 else "")

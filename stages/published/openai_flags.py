@@ -1,9 +1,8 @@
 """What the flags of OpenAI's scripts mean, in all of its diffusion projects: architecture, noise schedule, denoiser, sampler."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +11,13 @@ from torch import Tensor
 
 from cascade.stages.noise import LinearSchedule, log_snr_of_alpha_bar
 from cascade.stages.published.denoisers import PublishedDenoiser, steps_of
-from cascade.stages.published.family import Checkpoint, Config
+from cascade.stages.published.family import Checkpoint, Config, Family
 from cascade.stages.published.openai_unet import Architecture, UNet
 
-FLAGS = (
+NETWORK_FLAGS = (
     "num_channels", "num_res_blocks", "num_heads", "attention_resolutions", "class_cond", "use_scale_shift_norm", "learn_sigma",
-    "diffusion_steps", "noise_schedule", "predict_xstart", "rescale_timesteps",
 )  # fmt: skip
+FLAGS = (*NETWORK_FLAGS, "diffusion_steps", "noise_schedule", "predict_xstart", "rescale_timesteps")
 """Flags that improved- and guided-diffusion need."""
 
 WITHOUT_EFFECT = (
@@ -33,35 +32,31 @@ STEPS = 250
 """Sampling steps that the papers' figures were measured with."""
 
 
-def levels(config: Config, flags: Config, by_size: Mapping[int, Sequence[float]], size: int) -> tuple[float, ...]:
-    """Width multipliers of the levels: given, or those that the family's scripts choose for an image size.
+Sizes = Mapping[int, Sequence[float]]
+"""Width multipliers of the levels that a project's scripts choose by image size."""
 
-    ValueError if none is given for a size that the scripts don't know, or two that disagree.
-    """
-    text = flags.get("channel_mult") or ""
+
+def levels(config: Config, flags: Config, by_size: Sizes, size: int) -> tuple[float, ...]:
+    """Width multipliers of the levels: given, or those that the family's scripts choose for an image size."""
     given = [tuple(config["channel_mult"])] if config.get("channel_mult") else []
-    given += [tuple(float(part) for part in str(text).split(","))] if text else []
+    given += [tuple(float(part) for part in str(text).split(","))] if (text := flags.get("channel_mult")) else []
     if not given and size not in by_size:
-        raise ValueError(
-            f"image size {size} has no usual channel_mult (known: {sorted(by_size)}); give channel_mult in the configuration"
-        )
+        raise ValueError(f"image size {size} has no usual channel_mult, as {sorted(by_size)} have; give it in the configuration")
     if len(given) == 2 and given[0] != given[1]:
         raise ValueError(f"channel_mult is {given[0]} in the configuration and {given[1]} in its flags; give one of them")
     return given[0] if given else tuple(by_size[size])
 
 
-def architecture(
-    config: Config, flags: Config, by_size: Mapping[int, Sequence[float]], size: int, **differences: Any
-) -> Architecture:
-    """The architecture that the flags mean; `differences` are what sets a project apart."""
-    mult = levels(config, flags, by_size, size)
+def architecture(config: Config, flags: Config, by_size: Sizes, size: int, **differences: Any) -> Architecture:
+    """The architecture that the flags mean; `differences` are what sets a project apart. ValueError if they fit none."""
+    widths = tuple(int(factor * flags["num_channels"]) for factor in levels(config, flags, by_size, size))
     head_channels, decoder_heads = flags.get("num_head_channels", -1), flags.get("num_heads_upsample", -1)
     settings = {
         "in_channels": 3,
         "out_channels": 6 if flags["learn_sigma"] else 3,
         "width": flags["num_channels"],
-        "first_width": int(mult[0] * flags["num_channels"]),
-        "channel_mult": mult,
+        "first_width": widths[0],
+        "widths": widths,
         "blocks": flags["num_res_blocks"],
         "attention_factors": frozenset(size // int(side) for side in str(flags["attention_resolutions"]).split(",")),
         "heads": flags["num_heads"],
@@ -75,10 +70,8 @@ def architecture(
 
 
 def noise_table(noise_schedule: str, num_steps: int) -> Tensor:
-    """Log-SNR of every step of a named schedule, float64 [num_steps].
-
-    "linear" keeps its total noise whatever the number of steps. "cosine" is Eq. 17 of Nichol & Dhariwal 2021 (arXiv:2102.09672)
-    with each beta at most 0.999. ValueError for another name.
+    """Log-SNR of every step of a schedule, float64 [num_steps]: "linear", which keeps its total noise whatever their number, or
+    "cosine", Eq. 17 of Nichol & Dhariwal 2021 (arXiv:2102.09672) with each beta at most 0.999. ValueError for another name.
     """
     if noise_schedule == "cosine":
         u = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
@@ -93,7 +86,9 @@ def noise_table(noise_schedule: str, num_steps: int) -> Tensor:
 def sampler(config: Config) -> tuple[DDPMScheduler, dict[str, Any]]:
     """Ancestral sampling as the scripts do it, with the learned variance where there is one; "linspace" is their respacing."""
     flags, steps = config["flags"], config["flags"]["diffusion_steps"]
-    linear = {"beta_schedule": "linear", "beta_start": 0.1 / steps, "beta_end": 20 / steps}
+    betas: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
+    if flags["noise_schedule"] == "linear":
+        betas = {"beta_schedule": "linear", "beta_start": 0.1 / steps, "beta_end": 20 / steps}
     fixed = "fixed_small" if flags.get("sigma_small") else "fixed_large"
     scheduler = DDPMScheduler(
         num_train_timesteps=steps,
@@ -101,7 +96,7 @@ def sampler(config: Config) -> tuple[DDPMScheduler, dict[str, Any]]:
         clip_sample=True,
         prediction_type="sample" if flags["predict_xstart"] else "epsilon",
         timestep_spacing="linspace",
-        **(linear if flags["noise_schedule"] == "linear" else {"beta_schedule": "squaredcos_cap_v2"}),
+        **betas,
     )
     return scheduler, {"num_inference_steps": STEPS}
 
@@ -112,6 +107,10 @@ def checkpoint(folder: str, file: str, parameters: int, keys: int, flags: Config
     return Checkpoint(file=file, config={"flags": {**flags, **further}}, url=url, parameters=parameters, keys=keys)
 
 
+family = partial(Family, licence="MIT", config_keys=CONFIG_KEYS, config_hint=CONFIG_HINT, sampler=sampler)
+"""The record of a family of OpenAI's, from what is its own."""
+
+
 class OpenAIDenoiser(PublishedDenoiser):
     """A network of improved- or guided-diffusion; with `learn_sigma` it returns 2C channels, prediction first.
 
@@ -119,20 +118,17 @@ class OpenAIDenoiser(PublishedDenoiser):
     """
 
     network: UNet
+    build: Callable[[Config, bool], UNet]
 
     def setup(self, published: Config) -> tuple[int, int | None]:
-        self.network = self.build(published)
         flags = published["flags"]
+        self.network = self.build(published, "large_size" in flags)
         self.table = noise_table(flags["noise_schedule"], flags["diffusion_steps"])
         self.scale = 1000 / flags["diffusion_steps"] if flags["rescale_timesteps"] else 1.0
         self.prediction_type = "sample" if flags["predict_xstart"] else "epsilon"
         self.learned_variance = flags["learn_sigma"]
         self.num_classes = self.network.arch.num_classes
         return flags.get("large_size") or flags["image_size"], flags.get("small_size")
-
-    def build(self, published: Config) -> UNet:
-        """The raw network of a configuration."""
-        raise NotImplementedError
 
     def timesteps(self, log_snr: Tensor) -> Tensor:
         """What the network sees as time, [B], for log-SNRs [B]: a step of its schedule, or thousandths of the schedule."""

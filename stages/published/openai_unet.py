@@ -4,8 +4,6 @@ Written from Nichol & Dhariwal 2021 (arXiv:2102.09672), Dhariwal & Nichol 2021 (
 the published files. The projects differ in `Architecture` only.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,16 +22,12 @@ Order = Literal["legacy", "new", "innermost"]
 class Architecture:
     """What a published file can't tell by itself.
 
-    in_channels, out_channels: Of the network; 6 inputs for a super-resolution network, 6 outputs with a learned variance.
-    width: Base width; level i is `width * channel_mult[i]` wide.
-    first_width: Output channels of the first convolution.
+    in_channels, out_channels: 6 inputs for a super-resolution network, 6 outputs with a learned variance.
+    width: Base width, that of the features of time; `first_width` is that of the first convolution, `widths` those of the levels.
     blocks: Residual blocks of a level.
     attention_factors: Downsampling factors at which blocks attend.
-    heads: Number of heads in encoder and middle, used where `head_channels` is None; `decoder_heads` is that of the decoder.
-    head_channels: Width of a head, where it is fixed instead of their number.
-    attention_order: Of the joint qkv projection.
+    heads, decoder_heads: Number of heads in encoder and middle, and in the decoder, unless `head_channels` fixes their width.
     attention_dims: Dimensions of the attention's 1x1 convolutions, 1 or 2; their weights are stored as 3-D or 4-D.
-    num_classes: Number of classes; None for an unconditional network.
     scale_shift: Whether the embedding scales and shifts the second norm; otherwise it is added before it.
     resblock_updown: Resample inside residual blocks; otherwise by convolutions of their own.
     """
@@ -42,7 +36,7 @@ class Architecture:
     out_channels: int
     width: int
     first_width: int
-    channel_mult: Sequence[float]
+    widths: Sequence[int]
     blocks: int
     attention_factors: frozenset[int]
     heads: int
@@ -58,9 +52,6 @@ class Architecture:
     def embedding_width(self) -> int:
         return 4 * self.width
 
-    def level_width(self, level: int) -> int:
-        return int(self.width * self.channel_mult[level])
-
 
 def frequencies(width: int, device: torch.device | None = None) -> Tensor:
     """`width / 2` frequencies from 1 down to nearly 1 / 10000; float32."""
@@ -74,9 +65,9 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def upsample(x: Tensor) -> Tensor:
-    """Twice the size by nearest neighbours."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+def resample(x: Tensor, way: str | None) -> Tensor:
+    """Twice the size by nearest neighbours ("up"), half by means ("down"), or `x` itself (None)."""
+    return x if way is None else F.interpolate(x, scale_factor=2.0, mode="nearest") if way == "up" else F.avg_pool2d(x, 2)
 
 
 def resampling(channels: int, up: bool, name: str = "conv") -> nn.Sequential:
@@ -89,9 +80,7 @@ def resampling(channels: int, up: bool, name: str = "conv") -> nn.Sequential:
 class ResBlock(nn.Module):
     """Residual block with an embedding; `resample` comes before the first convolution, and on the skip."""
 
-    def __init__(
-        self, arch: Architecture, channels: int, out_channels: int, resample: Literal["up", "down"] | None = None
-    ) -> None:
+    def __init__(self, arch: Architecture, channels: int, out_channels: int, resample: str | None = None) -> None:
         super().__init__()
         self.scale_shift, self.resample = arch.scale_shift, resample
         self.in_layers = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
@@ -102,10 +91,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         norm, activation, convolution = self.in_layers
-        h = activation(norm(x))
-        if self.resample is not None:
-            h, x = (upsample(a) if self.resample == "up" else F.avg_pool2d(a, 2) for a in (h, x))
-        h = convolution(h)
+        h = convolution(resample(activation(norm(x)), self.resample))
         norm, activation, _, convolution = self.out_layers  # the files count dropout as a layer
         shift = self.emb_layers(embedding)[:, :, None, None]
         if self.scale_shift:
@@ -113,7 +99,7 @@ class ResBlock(nn.Module):
             h = torch.addcmul(shift, norm(h), 1 + scale)
         else:
             h = norm(h + shift)
-        return self.skip_connection(x) + convolution(activation(h))
+        return self.skip_connection(resample(x, self.resample)) + convolution(activation(h))
 
 
 def resampled(arch: Architecture, channels: int, way: Literal["up", "down"]) -> nn.Module:
@@ -178,15 +164,15 @@ class ContractingHalf(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(arch.width, time), nn.SiLU(), nn.Linear(time, time))
         self.input_blocks = nn.ModuleList([Stack([nn.Conv2d(arch.in_channels, current, 3, padding=1)])])
         self.widths = [current]  # of the outputs of `input_blocks`
-        for level in range(len(arch.channel_mult)):
+        for level, width in enumerate(arch.widths):
             for _ in range(arch.blocks):
-                layers: list[nn.Module] = [ResBlock(arch, current, arch.level_width(level))]
-                current = arch.level_width(level)
+                layers: list[nn.Module] = [ResBlock(arch, current, width)]
+                current = width
                 if 2**level in arch.attention_factors:
                     layers.append(AttentionBlock(arch, current, arch.heads))
                 self.input_blocks.append(Stack(layers))
                 self.widths.append(current)
-            if level < len(arch.channel_mult) - 1:
+            if level < len(arch.widths) - 1:
                 self.input_blocks.append(Stack([resampled(arch, current, "down")]))
                 self.widths.append(current)
         attention = AttentionBlock(arch, current, arch.heads)
@@ -212,10 +198,10 @@ class UNet(ContractingHalf):
         self.label_emb = nn.Embedding(arch.num_classes, arch.embedding_width) if arch.num_classes is not None else None
         self.output_blocks = nn.ModuleList()
         current, skips = self.widths[-1], list(self.widths)
-        for level in reversed(range(len(arch.channel_mult))):
+        for level, width in reversed(list(enumerate(arch.widths))):
             for i in range(arch.blocks + 1):
-                layers: list[nn.Module] = [ResBlock(arch, current + skips.pop(), arch.level_width(level))]
-                current = arch.level_width(level)
+                layers: list[nn.Module] = [ResBlock(arch, current + skips.pop(), width)]
+                current = width
                 if 2**level in arch.attention_factors:
                     layers.append(AttentionBlock(arch, current, arch.decoder_heads))
                 if level and i == arch.blocks:
@@ -226,11 +212,8 @@ class UNet(ContractingHalf):
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Output for noisy images `x` [B, in_channels, H, W]: [B, out_channels, H, W] in the number type of the weights.
 
-        A learned variance comes after the prediction.
-
-        Args:
-            timesteps: What the network was trained to see as time, [B], may be fractional.
-            y: Class indices, int64 [B]; None exactly for an unconditional network, ValueError otherwise.
+        A learned variance comes after the prediction. `timesteps` [B] are what the network was trained to see as time, and may be
+        fractional; `y` are class indices, int64 [B], None exactly for an unconditional network, ValueError otherwise.
         """
         embedding = self.embed(timesteps)
         if self.label_emb is None and y is not None:

@@ -5,14 +5,13 @@ an inert stand-in that keeps plain values and tensors, and every other name is r
 this file defines.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import struct
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,10 +34,10 @@ class Module:
     """Stand-in for a pickled object: its class name, and its attributes as plain values."""
 
     class_name = "ModuleDict"
-    state: Any = None
+    state: Mapping[str, Any] = MappingProxyType({})
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state
+        self.state = state if isinstance(state, dict) else {}
 
 
 def _persistent(meta: Any) -> Module:
@@ -46,7 +45,8 @@ def _persistent(meta: Any) -> Module:
     if not isinstance(meta, dict) or meta.get("type") != "class":
         raise pickle.UnpicklingError("it holds a persistent object that is not a class")
     module = Module()
-    module.class_name, module.state = str(meta.get("class_name")), meta.get("state")
+    module.class_name = str(meta.get("class_name"))
+    module.__setstate__(meta.get("state"))
     return module
 
 
@@ -64,22 +64,11 @@ def _numpy_scalar(kind: Any, data: Any) -> float | int | bool:
     return struct.unpack("<" + _NUMPY_FORMATS[kind.name], data)[0]
 
 
-class _Storage:
-    """The numbers of a tensor, shared with the bytes of the file."""
+def _storage(data: Any) -> Tensor:
+    """The numbers in a file of torch's legacy format, 1-D, shared with its bytes.
 
-    def __init__(self, dtype: torch.dtype, count: int, data: bytes, offset: int) -> None:
-        left = len(data) - offset
-        if count < 0 or left < count * dtype.itemsize:
-            raise pickle.UnpicklingError(f"a tensor of {count} numbers has {max(0, left)} bytes of data, the file is damaged")
-        self.values = torch.empty(0, dtype=dtype)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the bytes are read-only; nothing here writes to tensors of a file
-            if count:
-                self.values = torch.frombuffer(data, dtype=dtype, count=count, offset=offset)
-
-
-def _storage(data: Any) -> _Storage:
-    """The storage in a file of torch's legacy format: four pickles of plain values, a list of keys, a count, and the numbers."""
+    It is four pickles of plain values, a list of keys, a count, and the numbers.
+    """
     if not isinstance(data, bytes):
         raise pickle.UnpicklingError("it holds a tensor without data")
     file = io.BytesIO(data)
@@ -91,24 +80,26 @@ def _storage(data: Any) -> _Storage:
         raise pickle.UnpicklingError("its tensors are big-endian")
     name, count = _Reader(file, _STORAGE_NAMES).load()
     _Reader(file, _STORAGE_NAMES).load()
-    return _Storage(_NUMBER_TYPES[name], count, data, file.tell() + 8)
+    dtype, offset = _NUMBER_TYPES[name], file.tell() + 8
+    left = len(data) - offset
+    if count < 0 or left < count * dtype.itemsize:
+        raise pickle.UnpicklingError(f"a tensor of {count} numbers has {max(0, left)} bytes of data, the file is damaged")
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the bytes are read-only; nothing here writes to tensors of a file
+        return torch.frombuffer(data, dtype=dtype, count=count, offset=offset)
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if not isinstance(storage, _Storage):
+    if not isinstance(storage, Tensor):
         raise pickle.UnpicklingError("it holds a tensor without storage")
-    return torch.as_strided(storage.values, size, stride, offset)
-
-
-def _parameter(tensor: Any, *_: Any) -> Tensor:
-    if not isinstance(tensor, Tensor):
-        raise pickle.UnpicklingError("it holds a parameter that is not a tensor")
-    return tensor
+    return torch.as_strided(storage, size, stride, offset)
 
 
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("collections", "OrderedDict"): dict,
@@ -140,11 +131,9 @@ class _Reader(pickle.Unpickler):
 
 
 def read(path: Path) -> Module:
-    """The network `ema` of a pickle as an inert record.
+    """The network `ema` of a pickle as an inert record; nothing of the file is run.
 
-    Raises:
-        ValueError: if the file is damaged, holds no network, or asks for anything that a network doesn't need. Nothing of it is
-            run.
+    ValueError if it is damaged, holds no network, or asks for anything that a network doesn't need.
     """
     try:
         with path.open("rb") as file:
@@ -162,22 +151,16 @@ def read(path: Path) -> Module:
 def tensors_of(module: Module, known: frozenset[str], prefix: str = "") -> dict[str, Tensor]:
     """Every tensor of a record under its flat name; ValueError if it holds an object of a class that is not `known`."""
     if module.class_name not in known:
-        raise ValueError(
-            f"the network holds a {module.class_name!r}, expected one of {', '.join(sorted(known))}; it is of another type"
-        )
-    state = module.state if isinstance(module.state, dict) else {}
-    own = {**_mapping(state, "_parameters"), **_mapping(state, "_buffers")}
-    tensors = {prefix + name: value for name, value in own.items() if value is not None}
+        raise ValueError(f"the network holds a {module.class_name!r}, expected {', '.join(sorted(known))}; it is of another type")
+    parameters, buffers, children = (
+        values if isinstance(values := module.state.get(name), dict) else {} for name in ("_parameters", "_buffers", "_modules")
+    )
+    tensors = {prefix + name: value for name, value in {**parameters, **buffers}.items() if value is not None}
     if strange := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"the network's {strange[0]} is not a tensor")
-    for name, child in _mapping(state, "_modules").items():
+    for name, child in children.items():
         if child is not None:
             if not isinstance(child, Module):
                 raise ValueError(f"the network's {prefix}{name} is not a module")
             tensors.update(tensors_of(child, known, f"{prefix}{name}."))
     return tensors
-
-
-def _mapping(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    values = state.get(name, {})
-    return values if isinstance(values, dict) else {}
