@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cascade import typed
 from cascade.classes import imagenet
 from cascade.files import CONFIGS, cache_folder, complete_folder
 from cascade.folder import CARD, MANIFEST, Manifest, StageEntry
@@ -76,8 +77,6 @@ def names() -> list[str]:
 
 def stages_of(name: str) -> dict[str, PresetStage]:
     """The stages of a preset by name, in the order in which they run; ValueError, with file and key, for a file that is wrong."""
-    from cascade import typed  # here, as it brings yaml, which names and help need not
-
     path = CONFIGS / "presets" / f"{name}.yaml"
     values = typed.read(path)
     try:
