@@ -2,8 +2,8 @@
 
     python examples/benchmark_your_model.py MODEL REAL_PICTURES OUT [SAMPLES]
 
-REAL_PICTURES is a folder, an .npz, drawings:train or drawings:heldout. The distance is EfficientNet-Lite's, which needs
-no download; it is not FID.
+REAL_PICTURES, as large as what the base makes, is a folder, an .npz, drawings:train or drawings:heldout. The distance is
+EfficientNet-Lite's, which needs no download; it is not FID.
 """
 
 import sys

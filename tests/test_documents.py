@@ -36,14 +36,17 @@ def test_links_between_documents_lead_somewhere():
 def test_examples_run(tmp_path):
     """One after the other: what the second trains, on pictures that the first made, the third measures."""
     run(ROOT / "examples" / "compose_stages.py", tmp_path / "composed", cwd=tmp_path)
-    pictures = tmp_path / "pictures"
+    pictures, small = tmp_path / "pictures", tmp_path / "small"
+    small.mkdir()
     for number, name in enumerate(("cat", "dog")):
         (pictures / name).mkdir(parents=True)
         for copy in range(4):
             with Image.open(tmp_path / "composed" / f"{name}.png") as image:
-                image.rotate(90 * copy + number).save(pictures / name / f"{copy}.png")
+                turned = image.rotate(90 * copy + number)
+                turned.save(pictures / name / f"{copy}.png")
+                turned.resize((64, 64)).save(small / f"{name}-{copy}.png")
     printed = run(ROOT / "examples" / "train_on_a_folder.py", pictures, tmp_path / "trained", 32, cwd=tmp_path)
     assert "generate --model" in printed
     script = ROOT / "examples" / "benchmark_your_model.py"
-    printed = run(script, tmp_path / "trained" / "model", pictures, tmp_path / "measured", 4, cwd=tmp_path)
+    printed = run(script, tmp_path / "trained" / "model", small, tmp_path / "measured", 4, cwd=tmp_path)
     assert "Candidate(steps=" in printed
