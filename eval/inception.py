@@ -48,8 +48,7 @@ class Inception:
     def __init__(self, mode: Mode, weights: Path | None = None, sha256: str | None = None, device: str = "cpu"):
         """The network on `device`, as torch names it; `weights`, `sha256` and errors as of `PublishedWeights.locate`.
 
-        Raises:
-            ValueError: too if the mode is unknown or a package is missing.
+        ValueError too if the mode is unknown or a package is missing.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}")
@@ -128,10 +127,7 @@ def import_torchvision() -> ModuleType:
 
     Such a wheel can't load its compiled operators, and its import fails while describing two of them. They are declared before
     it, without an implementation; networks and transforms then work, also for whoever imports torchvision later, and `ops.nms`
-    raises when it is called.
-
-    Raises:
-        ValueError: if torchvision is not installed.
+    raises when it is called. Raises ValueError if torchvision is not installed.
     """
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:

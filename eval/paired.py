@@ -1,7 +1,7 @@
 """Metrics of an image against its own original: PSNR, SSIM, and SR3's consistency with the low-resolution input.
 
 All take uint8 RGB images, [N, height, width, 3], and return one float64 value per image, [N], so that a mean, an interval or a
-worst case can be taken afterwards. The papers print means over images. ValueError: if counts, types or sizes don't fit.
+worst case can be taken afterwards. The papers print means over images. All raise ValueError if the two sets don't fit.
 """
 
 import numpy as np

@@ -39,15 +39,9 @@ class PublishedWeights:
 
 
 def cached_download(url: str, sha256: str | None = None) -> Path:
-    """A file in the cache, fetched once; a download is checked before it gets its name, so a bad one never stays.
+    """A file in the cache by the last part of its URL, fetched once and checked on arrival (`sha256` None = nobody publishes one).
 
-    Args:
-        url: Where it is published; its last part names it in the cache.
-        sha256: Of its bytes, checked when it is downloaded; None = nobody publishes one.
-
-    Raises:
-        ValueError: if what was downloaded has another hash.
-        ConnectionError: if it must be downloaded and can't be.
+    Raises ValueError if what was downloaded has another hash, and doesn't keep it; ConnectionError if it can't be downloaded.
     """
     target = cache_folder() / Path(url).name
     if target.is_file():

@@ -14,11 +14,7 @@ from cascade.eval.report import Report, contact_sheet, table
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write report.md, report.json and report.html, each whole or not at all; the Markdown names pictures in `pictures/`.
-
-    Raises:
-        OSError: if the folder can't be written.
-    """
+    """Write report.md, report.json and report.html, each whole or not at all; the Markdown names pictures in `pictures/`."""
     names = [f"pictures/{number:02d}.png" for number in range(1, len(report.pictures) + 1)]
     sheets = [png(contact_sheet([images for _, images in picture.rows])) for picture in report.pictures]
     texts = {"report.md": markdown(report, names), "report.json": as_json(report), "report.html": page(report)}
