@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cascade import CascadePipeline
 from cascade.stages.cpu_convolutions import packed_convolutions
-from cascade.stages.denoiser import ClassifierFreeGuidance
+from cascade.stages.denoiser import ClassifierFreeGuidance, Wrapper
 from cascade.training.forecast import convolution_rate, median_seconds
 
 
@@ -54,11 +54,11 @@ def step_of(stage: Any, dtype: torch.dtype, compiled: bool, log_snr: float) -> t
     return step, counter.get_total_flops() / 1e9
 
 
-class _Joint:
+class _Joint(Wrapper):
     """A compiled network with the facts of the plain one."""
 
     def __init__(self, network: Any, unet: Any) -> None:
-        self.prediction_type, self.num_classes, self.null_label = unet.prediction_type, unet.num_classes, unet.null_label
+        super().__init__(unet)
         self.network = network
 
     def __call__(self, *args: torch.Tensor | None) -> torch.Tensor:

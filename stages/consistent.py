@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cascade.stages.conditioning import resize
-from cascade.stages.denoiser import Denoiser, from_x0, to_x0
+from cascade.stages.denoiser import Denoiser, Wrapper, from_x0, to_x0
 
 TOLERANCE = 1e-6
 """Largest error of an average that is left, in the units of images in [-1, 1]: a few roundings of float32."""
@@ -50,7 +50,7 @@ def project(images: Tensor, low_res: Tensor) -> Tensor:
     return placed
 
 
-class Consistent:
+class Consistent(Wrapper):
     """A denoiser whose denoised images are consistent with a small image, at every step. Itself a `Denoiser`; guidance and tiles
     go inside.
 
@@ -60,11 +60,8 @@ class Consistent:
     """
 
     def __init__(self, denoiser: Denoiser, low_res: Tensor) -> None:
-        self.denoiser, self.low_res = denoiser, low_res
-        self.prediction_type = denoiser.prediction_type
-        self.num_classes = denoiser.num_classes
-        self.null_label = denoiser.null_label
-        self.learned_variance = getattr(denoiser, "learned_variance", False)
+        super().__init__(denoiser)
+        self.low_res = low_res
 
     def __call__(
         self,

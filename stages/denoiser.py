@@ -19,14 +19,14 @@ class Denoiser(Protocol):
     prediction_type: What it predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction" (alpha * eps - sigma * x0).
     num_classes: Number of classes; None where it takes no class.
     null_label: The label that means "no class", from training with label dropout; None = no classifier-free guidance.
-
-    One that also predicts the variance of the reverse step has a true attribute `learned_variance` and returns 2C channels:
-    the prediction, then the variance.
+    learned_variance: Whether it also predicts the variance of the reverse step, and returns 2C channels: the prediction, then the
+        variance.
     """
 
     prediction_type: str
     num_classes: int | None
     null_label: int | None
+    learned_variance: bool
 
     def __call__(
         self,
@@ -49,6 +49,15 @@ class Denoiser(Protocol):
             The prediction, shape and number type of `x_t`, whatever the number type of the weights.
         """
         ...
+
+
+class Wrapper:
+    """What a denoiser around another one has of it: how that was trained. Guidance, tiles and consistency are such."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self.prediction_type, self.num_classes = denoiser.prediction_type, denoiser.num_classes
+        self.null_label, self.learned_variance = denoiser.null_label, denoiser.learned_variance
 
 
 def to_x0(prediction: Tensor, prediction_type: str, x_t: Tensor, log_snr: Tensor) -> Tensor:
@@ -89,17 +98,14 @@ def convert(prediction: Tensor, source: str, target: str, x_t: Tensor, log_snr: 
     return from_x0(to_x0(prediction, source, x_t, log_snr), target, x_t, log_snr)
 
 
-class _Guidance:
-    """What both guidances share: the facts of the guided denoiser, and the range of noise in which they act."""
+class _Guidance(Wrapper):
+    """What both guidances share: their strength, and the range of noise in which they act."""
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None) -> None:
         if interval is not None and interval[0] > interval[1]:
             raise ValueError(f"guidance interval {interval} is empty: give (lowest sigma, highest sigma)")
-        self.denoiser, self.scale, self.interval = denoiser, scale, interval
-        self.prediction_type = denoiser.prediction_type
-        self.num_classes = denoiser.num_classes
-        self.null_label = denoiser.null_label
-        self.learned_variance = getattr(denoiser, "learned_variance", False)
+        super().__init__(denoiser)
+        self.scale, self.interval = scale, interval
 
     def guide(self, away: Tensor, towards: Tensor) -> Tensor:
         """`away + scale * (towards - away)` on the channels of `away`; a learned variance behind them stays that of `towards`."""

@@ -38,11 +38,6 @@ def sigma_of(log_snr: Tensor) -> Tensor:
     return torch.exp(-log_snr / 2)
 
 
-def log_snr_of_sigma(sigma: Tensor) -> Tensor:
-    """Log-SNR at noise-to-signal std `sigma` >= 0; infinite at 0."""
-    return -2 * torch.log(sigma)
-
-
 def like_image(values: Tensor, image: Tensor) -> Tensor:
     """Per-image values [B] as [B, 1, 1, 1] in the number type of `image`, ready to multiply it."""
     return values.to(image).view(-1, *[1] * (image.ndim - 1))
@@ -217,8 +212,8 @@ class LogNormalLaw:
 
 NoiseLaw = SR3Law | CosineLaw | LogNormalLaw
 
-LAWS: dict[str, type[NoiseLaw]] = {law.kind: law for law in (CosineLaw, SR3Law, LogNormalLaw)} | {"logit_normal": LogNormalLaw}
-"""Laws by the `kind` that a recipe names; two names of one law are the same numbers."""
+LAWS: dict[str, type[NoiseLaw]] = {law.kind: law for law in (CosineLaw, SR3Law, LogNormalLaw)}
+"""Laws by the `kind` that a recipe names."""
 
 
 def law_to_dict(law: NoiseLaw) -> dict[str, Any]:

@@ -183,8 +183,8 @@ def sample(
     """Turn noise into images.
 
     Args:
-        denoiser: Guidance is one too. With a true attribute `learned_variance` it returns 2C channels; the second half goes to a
-            scheduler with a learned `variance_type`, and nowhere otherwise.
+        denoiser: Guidance is one too. A learned variance goes to a scheduler with a learned `variance_type`, and nowhere
+            otherwise.
         scheduler: Any diffusers scheduler from noise to image; stays as it is. Thresholding and clipping of x0 are its matter.
         noise: Unit Gaussian noise, [B, C, H, W], float32 or float64; the whole run keeps its number type.
         num_inference_steps: Number of the scheduler's steps, or the steps.
@@ -300,7 +300,7 @@ def check_compatible(run: Run, denoiser: Denoiser) -> None:
             f"{name} starts from pure noise, where {who}'s prediction_type 'epsilon' says nothing of the image; use a schedule"
             " without rescale_betas_zero_snr, or prediction_type 'v_prediction'"
         )
-    if _wants_variance(run.scheduler) and not getattr(denoiser, "learned_variance", False):
+    if _wants_variance(run.scheduler) and not denoiser.learned_variance:
         raise ValueError(
             f"{name} has variance_type={run.scheduler.variance_type!r}, but the model predicts no variance; set variance_type to"
             " 'fixed_small' or 'fixed_large'"
@@ -314,7 +314,7 @@ def _wants_variance(scheduler: Any) -> bool:
 def _output(run: Run, i: int, denoiser: Denoiser, prediction: Tensor, x: Tensor, x_t: Tensor) -> Tensor:
     """What the scheduler's step i expects, from the denoiser's prediction."""
     variance = None
-    if getattr(denoiser, "learned_variance", False):
+    if denoiser.learned_variance:
         prediction, variance = prediction.chunk(2, dim=1)
     source, log_snr = denoiser.prediction_type, run.log_snr[i : i + 1]
     if run.target == "edm":  # the scheduler's denoised image is affine in what it is given

@@ -8,13 +8,13 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from cascade.stages.denoiser import Denoiser
+from cascade.stages.denoiser import Denoiser, Wrapper
 
 OVERLAP = 0.25
 """Share of a tile's side that it has in common with the next one, at the least."""
 
 
-class Tiled:
+class Tiled(Wrapper):
     """A denoiser evaluated on overlapping square tiles, whose predictions are blended. Itself a `Denoiser`; guidance goes inside.
 
     The noisy image stays whole between evaluations, so neighbouring tiles agree at every step: MultiDiffusion (Bar-Tal et al.
@@ -34,11 +34,8 @@ class Tiled:
     def __init__(self, denoiser: Denoiser, size: int, batch_size: int = 1) -> None:
         if size < 1 or batch_size < 1:
             raise ValueError(f"size of a tile and batch_size must be at least 1, got {size} and {batch_size}")
-        self.denoiser, self.size, self.batch_size = denoiser, size, batch_size
-        self.prediction_type = denoiser.prediction_type
-        self.num_classes = denoiser.num_classes
-        self.null_label = denoiser.null_label
-        self.learned_variance = getattr(denoiser, "learned_variance", False)
+        super().__init__(denoiser)
+        self.size, self.batch_size = size, batch_size
 
     def __call__(
         self,
@@ -51,7 +48,7 @@ class Tiled:
         """As `Denoiser.__call__`; tiles begin at whole pixels of `low_res`.
 
         Raises:
-            ValueError: if a tile is no whole number of pixels in `low_res`.
+            ValueError: if a tile is not a whole number of pixels in `low_res`.
         """
         side = x_t.shape[-1]
         if side <= self.size:
@@ -81,7 +78,7 @@ def tile_starts(side: int, size: int, factor: int = 1) -> list[int]:
     """Where tiles of `size` begin that cover `side` pixels: multiples of `factor`, evenly spread, overlapping by `OVERLAP`.
 
     Raises:
-        ValueError: if `side` or `size` is no multiple of `factor`, or such tiles can't overlap.
+        ValueError: if `side` or `size` is not a multiple of `factor`, or such tiles can't overlap.
     """
     if side % factor or size % factor or size < 2 * factor:
         raise ValueError(

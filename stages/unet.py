@@ -203,6 +203,8 @@ class UNet(ModelMixin, ConfigMixin):
         self.norm_out = _norm(norm, channels[0])
         self.conv_out = _zero(nn.Conv2d(channels[0], 3 * patch_size**2, 3, padding=1))
 
+    learned_variance = False
+
     @property
     def prediction_type(self) -> str:
         return str(self.config.prediction_type)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cascade.stages.denoiser import Wrapper
 from cascade.stages.training.objective import denoising_loss
 from cascade.stages.training.state import TrainingState
 from cascade.stages.unet import UNet
@@ -109,11 +110,11 @@ def _note_bad_step(
         )
 
 
-class Running:
+class Running(Wrapper):
     """The way a network is run, as a `Denoiser` with the facts of the bare network."""
 
     def __init__(self, bare: UNet, run: Any) -> None:
-        self.prediction_type, self.num_classes, self.null_label = bare.prediction_type, bare.num_classes, bare.null_label
+        super().__init__(bare)  # type: ignore[arg-type]  # its facts are properties, and a protocol's may be set
         self.run = run
 
     def __call__(self, *inputs: Any, **named: Any) -> Tensor:

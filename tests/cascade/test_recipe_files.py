@@ -122,7 +122,7 @@ def test_without_a_name_it_is_dpm_solver(minimal):
         ("network.chanels=[8]", "did you mean 'channels'?"),
         ("network.num_classes=3", "unknown key 'network.num_classes'"),
         ("phases.0.iamges=3", "unknown key 'phases.0.iamges'; did you mean 'images'?"),
-        ("objective.law={kind: cosin}", "objective.law.kind is 'cosin', expected one of cosine, sr3, log_normal, logit_normal"),
+        ("objective.law={kind: cosin}", "objective.law.kind is 'cosin', expected one of cosine, sr3, log_normal"),
         ("objective.law=cosine", "objective.law.kind is 'cosine'"),
         ("objective.law={kind: cosine, mean: 1}", "unknown key 'objective.law.mean'"),
         ("sampling.aug_level=0.1", "unknown key 'sampling.aug_level'"),

@@ -82,7 +82,7 @@ EVERY_SCHEDULER = [
 class IdealDenoiser:
     """E[x0 | x_t], expressed as the prediction type asked for."""
 
-    num_classes = null_label = None
+    num_classes, null_label, learned_variance = None, None, False
 
     def __init__(self, prediction_type="v_prediction"):
         self.prediction_type = prediction_type

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.stages.denoiser import Denoiser, to_x0
-from cascade.stages.noise import add_noise, log_snr_of_alpha_bar, log_snr_of_sigma
+from cascade.stages.noise import add_noise, log_snr_of_alpha_bar
 from cascade.stages.published import consistency, families, guided_diffusion, janspiry
 from cascade.stages.published.denoisers import STEP_TOLERANCE, steps_of
 from cascade.stages.published.openai_flags import noise_table
@@ -97,7 +97,7 @@ def test_sigma_denoisers_see_the_same_image_in_another_scale(family: str) -> Non
     for case in range(3):
         sigma = io["sigma"][case].double()
         x_t = io["x"][case] / (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
-        got = denoiser(x_t.float(), log_snr_of_sigma(sigma), io["y"][case])
+        got = denoiser(x_t.float(), -2 * sigma.log(), io["y"][case])
         assert denoiser.prediction_type == "sample"
         expected = io["denoised_boundary" if family == "consistency" else "denoised"][case]
         assert relative_error(got, expected) < 1e-5
@@ -191,7 +191,7 @@ def test_consistency_scheduler_alternates_denoising_and_noise() -> None:
     kept = {"sigmas": [], "inputs": []}
 
     class Ideal:
-        prediction_type, num_classes, null_label = "sample", None, None
+        prediction_type, num_classes, null_label, learned_variance = "sample", None, None, False
 
         def __call__(self, x_t: Tensor, log_snr: Tensor, *_: Any) -> Tensor:
             sigma = math.exp(-float(log_snr[0]) / 2)

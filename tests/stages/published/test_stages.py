@@ -155,7 +155,7 @@ def test_every_family_runs_with_other_schedulers(family: str, scheduler: Any) ->
     own = pipeline.scheduler
     try:
         pipeline.scheduler = scheduler(prediction_type=pipeline.unet.prediction_type)
-        assert call(pipeline).isfinite().all()
+        assert call(pipeline, num_inference_steps=8).isfinite().all()  # Heun's method refuses wider steps
     finally:
         pipeline.scheduler = own
 

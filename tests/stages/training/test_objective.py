@@ -33,7 +33,7 @@ def batch(examples: TrainingExamples, numbers: range) -> dict[str, torch.Tensor]
 class Zero:
     """Predicts zero, so the loss is the size of the target."""
 
-    num_classes = null_label = None
+    num_classes, null_label, learned_variance = None, None, False
 
     def __init__(self, prediction_type: str) -> None:
         self.prediction_type = prediction_type
