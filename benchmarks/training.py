@@ -34,8 +34,9 @@ from diffusers.training_utils import EMAModel
 from cascade.costs import operation_counter
 from cascade.files import CONFIGS
 from cascade.stages.training import Recipe
-from cascade.stages.training.loop import MIXED_PRECISION
-from cascade.training.forecast import DTYPES, FORWARDS, convolution_rate, real_step, synchronize, this_device, training_cost
+from cascade.stages.training.processes import this_process
+from cascade.stages.training.recipe import PRECISIONS
+from cascade.training.forecast import DTYPES, FORWARDS, convolution_rate, real_step, synchronize, training_cost
 from cascade.training.recipes import load_recipe
 
 RECIPES = ("emoji/base64", "emoji/sr256")
@@ -64,7 +65,7 @@ def peer(recipe: Recipe) -> Side:
     torch.manual_seed(recipe.seed)
     phase, o = recipe.phases[-1], recipe.optimization
     network = peer_network(recipe, training_cost(recipe, NUM_CLASSES).parameters)
-    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[o.precision])
+    accelerator = Accelerator(mixed_precision=PRECISIONS[o.precision])
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     rates = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10_000)
     ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
@@ -152,7 +153,7 @@ def _multiply_adds(network: UNet2DModel, size: int) -> float:
 
 def clock() -> float:
     """Seconds: of this process's work where it has one thread on a CPU, else of the wall clock."""
-    alone = this_device().type == "cpu" and torch.get_num_threads() == 1
+    alone = this_process().device.type == "cpu" and torch.get_num_threads() == 1
     return time.process_time() if alone else time.perf_counter()
 
 
@@ -165,7 +166,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 def compare(name: str, rounds: int, precision: str) -> None:
     """Rows of the table for one recipe."""
     recipe = _recipe(name, precision)
-    images, device = recipe.phases[-1].batch_size, this_device()
+    images, device = recipe.phases[-1].batch_size, this_process().device
     sides = {"cascade": ours(recipe), "diffusers": peer(recipe)}
     seconds: dict[str, list[float]] = {key: [] for key in sides}
     rates = []
@@ -210,7 +211,7 @@ def print_peak(name: str, key: str, precision: str) -> None:
     side = (ours if key == "cascade" else peer)(recipe)
     side.step()
     side.step()
-    if this_device().type == "cuda":
+    if this_process().device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 1e6)
     else:
         print((peak_of_process() - before) / 1e6)
@@ -236,7 +237,7 @@ def main() -> None:
     if options.peak:
         print_peak(*options.peak, options.precision)
         return
-    print(f"{this_device().type}, {torch.get_num_threads()} threads, {options.precision}, torch {torch.__version__}\n")
+    print(f"{this_process().device.type}, {torch.get_num_threads()} threads, {options.precision}, torch {torch.__version__}\n")
     print(
         "| recipe | training with | parameters | GMAC per evaluation | images/s (range) | convolution, GFLOP/s | share | memory |"
     )

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import default_collate
@@ -23,7 +24,11 @@ from torch.utils.data import default_collate
 from cascade.costs import operation_counter
 from cascade.data import class_names
 from cascade.stages.training import Phase, PictureSet, Recipe, TrainingExamples
-from cascade.stages.unet import ResidualBlock, UNet
+from cascade.stages.training.processes import this_process
+from cascade.stages.training.recipe import PRECISIONS
+from cascade.stages.training.state import TrainingState
+from cascade.stages.training.step import step
+from cascade.stages.unet import UNet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,11 +36,10 @@ FORWARDS = 3
 """Multiply-adds of a training step in forward passes: the backward pass takes two, for the gradients of features and weights."""
 
 WORKING_MAPS = 10
-"""Feature maps of the largest size that a step needs beside what is kept for the backward pass: our measurement on a CPU
-(docs/benchmarks.md)."""
+"""Feature maps of the largest size that the backward pass needs beside what is kept for it: measured (docs/benchmarks.md)."""
 
 TYPICAL_SHARE = 0.5
-"""Of the machine's convolution rate that training reaches: our measurement, rounded (docs/benchmarks.md)."""
+"""Of the machine's convolution rate that training reaches: measured, rounded (docs/benchmarks.md)."""
 
 STEP_SECONDS = 2.0
 CPU_BYTES = 2**30
@@ -45,12 +49,11 @@ RATE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ImageCost:
-    """What one image costs.
+    """What one image costs: multiply-adds of one evaluation, and bytes.
 
-    multiply_adds: Of one evaluation.
-    activations: Bytes that are kept for the backward pass.
+    activations: What is kept for the backward pass.
     checkpointed: The same with gradient checkpointing: inputs of all blocks, and what one block keeps while it is run again.
-    working: Bytes that the backward pass needs beside them.
+    working: What the backward pass needs beside them.
     """
 
     multiply_adds: float
@@ -94,19 +97,12 @@ class TrainingCost:
 
 
 def training_cost(recipe: Recipe, num_classes: int | None) -> TrainingCost:
-    """Count what the recipe's costliest phase needs, without running or allocating anything.
+    """Count what the recipe's costliest phase needs, without running or allocating anything; None = its data has no classes.
 
     Multiply-adds and activations are those of torch's own operators for a CPU at the recipe's precision, run on tensors that
-    have no content; accelerators keep nearly the same.
-
-    Args:
-        recipe: What is to be trained.
-        num_classes: Number of classes in its data; None = none.
-
-    Raises:
-        ValueError: if the network's settings don't describe one.
+    have no content; accelerators keep nearly the same. Raises ValueError if the network's settings don't describe one.
     """
-    precision = recipe.optimization.precision
+    dtype = DTYPES[recipe.optimization.precision]
     phase = max(recipe.phases, key=lambda phase: (phase.size, phase.batch_size))
     share = coarse_share(recipe, phase)
     with FakeTensorMode():
@@ -115,15 +111,18 @@ def training_cost(recipe: Recipe, num_classes: int | None) -> TrainingCost:
             if weight.ndim == 4:  # as it is trained; the layout decides between kernels
                 weight.data = weight.data.to(memory_format=torch.channels_last)
         size = network.config.sample_size
-        whole = _image_cost(network, size, precision)
-        image = whole if phase.size == size else _image_cost(network, phase.size, precision)
+        whole = _image_cost(network, size, dtype)
+        image = whole if phase.size == size else _image_cost(network, phase.size, dtype)
         if share:
-            image = image.mixed(_image_cost(network, phase.size // 2, precision), share)
-        parameters, cast = network.num_parameters(), _cast_weights(network, precision)
+            image = image.mixed(_image_cost(network, phase.size // 2, dtype), share)
+        layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+        parameters, cast = network.num_parameters(), sum(layer.weight.numel() for layer in layers) * dtype.itemsize
     averages = 1 + (0 if recipe.snapshots is None else len(recipe.snapshots.stds))
-    fixed = {"weights": 4, "gradients": 4, "optimizer": 8, "averages": 4 * averages}
-    bytes_of = {name: float(each * parameters) for name, each in fixed.items()}
-    return TrainingCost(parameters, whole.multiply_adds, phase, image, bytes_of | ({"casts": cast} if cast else {}))
+    fixed = {"weights": 4.0, "gradients": 4.0, "optimizer": 8.0, "averages": 4.0 * averages}
+    fixed = {name: each * parameters for name, each in fixed.items()}
+    if dtype is not torch.float32:
+        fixed["casts"] = float(cast)  # copies of weights, which autocast keeps during a step
+    return TrainingCost(parameters, whole.multiply_adds, phase, image, fixed)
 
 
 def coarse_share(recipe: Recipe, phase: Phase) -> float:
@@ -135,67 +134,57 @@ def coarse_share(recipe: Recipe, phase: Phase) -> float:
     return (recipe.objective.law.log_snr(u) < below).double().mean().item()
 
 
-def _cast_weights(network: nn.Module, precision: str) -> float:
-    """Bytes of the weights' copies in the narrower number type, which autocast keeps during a step."""
-    if precision == "float32":
-        return 0.0
-    layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    return float(sum(layer.weight.numel() for layer in layers) * DTYPES[precision].itemsize)
-
-
-def _image_cost(network: Any, size: int, precision: str) -> ImageCost:
+def _image_cost(network: Any, size: int, dtype: torch.dtype) -> ImageCost:
     """One image of this size through a network of fake tensors."""
-    low_res_size, dtype = network.config.low_res_size, DTYPES[precision]
+    low_res_size = network.config.low_res_size
     low_res = None if low_res_size is None else torch.empty(1, 3, *[size * low_res_size // network.config.sample_size] * 2)
     labels = None if network.num_classes is None else torch.zeros(1, dtype=torch.long)
     inputs = (torch.empty(1, 3, size, size), torch.empty(1), labels, low_res)
     with operation_counter() as counter, torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
-        kept, checkpointed, largest = _kept(network, lambda: network(*inputs))
+        kept, checkpointed, largest = _kept(network, inputs)
     return ImageCost(counter.get_total_flops() / 2, kept, checkpointed, WORKING_MAPS * largest)
 
 
-def _kept(network: UNet, forward: Callable[[], object]) -> tuple[int, int, int]:
+def _kept(network: Any, inputs: tuple[Tensor | None, ...]) -> tuple[int, int, int]:
     """Bytes that autograd keeps of a forward pass; the same with gradient checkpointing; and those of the largest storage.
 
     With checkpointing, blocks keep their inputs only, and each in turn the rest.
     """
-    weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
-    weight_shapes = {weight.shape for weight in network.parameters()}
-    alive: list[Tensor] = []  # a storage's address names it only as long as it lives
-    sizes: dict[int, int] = {}
-    block_of: dict[int, nn.Module | None] = {}
-    inputs: set[int] = set()
-    running: list[nn.Module] = []
-
-    def note(tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()
-        alive.append(tensor)
-        sizes[storage._cdata] = storage.nbytes()
-        return int(storage._cdata)
+    weights, shapes = {_storage(weight) for weight in network.parameters()}, {weight.shape for weight in network.parameters()}
+    kept: dict[int, tuple[Tensor, nn.Module | None]] = {}  # a storage's address names it only as long as a tensor has it
+    given: dict[int, Tensor] = {}
+    running: nn.Module | None = None
 
     def pack(tensor: Tensor) -> Tensor:
-        key = note(tensor)
-        if key not in weights and tensor.shape not in weight_shapes:  # nor a weight in a narrower number type
-            block_of.setdefault(key, running[-1] if running else None)
+        if _storage(tensor) not in weights and tensor.shape not in shapes:  # nor a weight in a narrower number type
+            kept.setdefault(_storage(tensor), (tensor, running))
         return tensor
 
-    def enter(block: nn.Module, given: tuple[Tensor, ...]) -> None:
-        running.append(block)
-        inputs.update(note(tensor) for tensor in given)
+    def run(block: nn.Module, *tensors: Tensor) -> Any:
+        nonlocal running
+        given.update((_storage(tensor), tensor) for tensor in tensors)
+        running = block
+        output = block(*tensors)
+        running = None
+        return output
 
-    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
-    hooks = [block.register_forward_pre_hook(enter) for block in blocks]
-    hooks += [block.register_forward_hook(lambda *_: running.clear()) for block in blocks]
+    network.enable_gradient_checkpointing(run)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    for hook in hooks:
-        hook.remove()
-    between = {key for key, block in block_of.items() if block is None} | inputs
+        network(*inputs)
     within: Counter[nn.Module | None] = Counter()
-    for key in block_of.keys() - between:
-        within[block_of[key]] += sizes[key]
-    checkpointed = sum(sizes[key] for key in between) + max(within.values(), default=0)
-    return sum(sizes[key] for key in block_of), checkpointed, max((sizes[key] for key in block_of), default=0)
+    for key, (tensor, block) in kept.items():
+        within[block] += 0 if key in given else _nbytes(tensor)
+    between = sum(map(_nbytes, given.values())) + within.pop(None, 0)
+    sizes = [_nbytes(tensor) for tensor, _ in kept.values()]
+    return sum(sizes), between + max(within.values(), default=0), max(sizes, default=0)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +212,8 @@ class Forecast:
 def forecast(recipe: Recipe) -> Forecast:
     """What `cascade train --dry-run` tells; takes seconds, and nothing is trained or written.
 
-    Pictures that are not on this machine are not a mistake: the number of classes is the recipe's then.
-
-    Raises:
-        ValueError: if the recipe contradicts its pictures, or its network can't be built.
+    Pictures that are not on this machine are not a mistake: the number of classes is the recipe's then. Raises ValueError if the
+    recipe contradicts its pictures, or its network can't be built.
     """
     try:
         found, missing = len(class_names(recipe.data)), None
@@ -234,10 +221,10 @@ def forecast(recipe: Recipe) -> Forecast:
         num_classes, missing = recipe.data.classes or None, str(error)
     else:
         num_classes = recipe.num_classes(found)
-    cost, device = training_cost(recipe, num_classes), this_device()
+    cost, device = training_cost(recipe, num_classes), this_process().device
     speed = training_speed(recipe, num_classes, cost)
     seconds = recipe.total_images / speed.images_per_second
-    return Forecast(num_classes, missing, cost, device.type, total_memory(device), speed, seconds)
+    return Forecast(num_classes, missing, cost, device.type, _memory(device)[1], speed, seconds)
 
 
 def fitting_accumulate(batch_size: int, accumulate: int, images: int) -> int | None:
@@ -262,37 +249,30 @@ class Speed:
 
 def training_speed(recipe: Recipe, num_classes: int | None, cost: TrainingCost) -> Speed:
     """Time a few steps of the real network where that takes seconds, else estimate it from the machine's convolution rate."""
-    o, device = recipe.optimization, this_device()
+    o, device = recipe.optimization, this_process().device
     rate = convolution_rate(DTYPES[o.precision], device)
     passes = FORWARDS + o.gradient_checkpointing
     seconds = 2 * passes * cost.image.multiply_adds / (rate * TYPICAL_SHARE)
-    limit = CPU_BYTES if device.type == "cpu" else free_memory(device) / 2
+    limit = CPU_BYTES if device.type == "cpu" else _memory(device)[0] / 2
     share = cost.phase.batch_size // o.accumulate
     images = min(share, math.floor(STEP_SECONDS / seconds), cost.images_within(limit, o.gradient_checkpointing))
     if images < 1 or (device.type == "cpu" and o.precision == "float16"):
         return Speed(1 / seconds, None, rate)
-    step = real_step(recipe, num_classes, cost.phase, images)
-    return Speed(images / median_seconds(step, repeats=3, limit=4 * STEP_SECONDS), images, rate)
+    seconds = median_seconds(real_step(recipe, num_classes, cost.phase, images), repeats=3, limit=4 * STEP_SECONDS)
+    return Speed(images / seconds, images, rate)
 
 
 def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int) -> Callable[[], None]:
     """What takes one step of the recipe on so many pictures of noise: data preparation, optimizer and averages included."""
-    from accelerate import Accelerator
-
-    from cascade.stages.training.loop import MIXED_PRECISION
-    from cascade.stages.training.state import TrainingState
-    from cascade.stages.training.step import step
-
     optimization = replace(recipe.optimization, accumulate=1, compile=False)
-    phases = (replace(phase, batch_size=images),)
-    recipe = replace(recipe, optimization=optimization, phases=phases, start_from=None, snapshots=None)
-    recipe = replace(recipe, validation=None, result="last")
+    recipe = replace(recipe, optimization=optimization, phases=(replace(phase, batch_size=images),), start_from=None)
+    recipe = replace(recipe, snapshots=None, validation=None, result="last")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *[recipe.network["sample_size"]] * 2, 3), dtype=np.uint8)
-    labels = np.zeros(images, np.int64)
-    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[optimization.precision])
+    accelerator = Accelerator(mixed_precision=PRECISIONS[recipe.optimization.precision])
     with TemporaryDirectory() as folder:
         state = TrainingState.begin(recipe, num_classes or 1, Path(folder), accelerator, lambda message: None)
-    examples = TrainingExamples(PictureSet(pixels, labels, ("noise",), (True,)), recipe, recipe.phases[0], state.null_label)
+    pictures = PictureSet(pixels, np.zeros(images, np.int64), ("noise",), (True,))
+    examples = TrainingExamples(pictures, recipe, recipe.phases[0], state.null_label)
 
     def one() -> None:
         batch = default_collate([examples[number] for number in range(state.images_seen, state.images_seen + images)])
@@ -336,24 +316,15 @@ def convolution_rate(dtype: torch.dtype, device: torch.device, clock: Clock = ti
     return 2 * 9 * 256 * 256 * images * 32 * 32 / median_seconds(convolve, limit=RATE_SECONDS, clock=clock)
 
 
-def this_device() -> torch.device:
-    """Where a training run takes place here: the accelerator if there is one, else the CPU."""
-    from cascade.stages.training.processes import this_process
-
-    return this_process().device
-
-
 def synchronize(device: torch.device) -> None:
     """Wait for the work of an accelerator."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def total_memory(device: torch.device) -> float:
-    """Bytes of the accelerator, or of the machine for a CPU."""
-    return float(torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total)
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that nothing uses at the moment."""
-    return float(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of the accelerator, or of the machine for a CPU: those that nothing uses at the moment, and all."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total

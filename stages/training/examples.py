@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,9 +35,7 @@ class Picture(NamedTuple):
 class PictureSource(Protocol):
     """Labelled square pictures of one size, read one by one; data workers get a copy of it each.
 
-    size: Side of the pictures in pixels.
-    class_names: The name of each label.
-    may_flip: For each label, whether a mirrored picture is still of its class.
+    `size` is the side in pixels, `class_names` has the name of each label, `may_flip` whether a mirrored picture is still of it.
     """
 
     @property
@@ -67,20 +66,14 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
-    """Places of an epoch in which every class has an equal share, int64 [N], in an order of the epoch's own.
+    """Places of an epoch in which every class has an equal share, int64 [N] as the labels, in an order of the epoch's own.
 
     A class goes through its own pictures in turns, each in an order of its own, and an epoch goes on where the last one stopped:
     pictures of a class are seen equally often, up to one. Which classes have one picture more, where N is not a multiple of their
     number, changes from epoch to epoch.
-
-    Args:
-        seed: Of the recipe.
-        epoch: Counted from 0.
-        labels: Class of every place, int64 [N].
     """
-    count = len(labels)
-    _, numbered = np.unique(labels, return_inverse=True)
-    classes = int(numbered.max()) + 1
+    known, numbered = np.unique(labels, return_inverse=True)
+    count, classes = len(labels), len(known)
     turn = np.arange(epoch * count, (epoch + 1) * count)  # a count over all epochs, dealt to the classes one after the other
     places = np.empty(count, dtype=np.int64)
     for label in range(classes):
@@ -94,13 +87,7 @@ def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class PictureSet:
-    """Pictures in memory, or mapped from a file.
-
-    pictures: uint8 [N, S, S, 3].
-    labels: int64 [N].
-    class_names: The name of each label.
-    may_flip: For each label, whether a mirrored picture is still of its class.
-    """
+    """A `PictureSource` in memory, or mapped from a file: pictures uint8 [N, S, S, 3], labels int64 [N]."""
 
     pictures: np.ndarray
     labels: np.ndarray
@@ -137,11 +124,8 @@ class TrainingExamples(Dataset):
     each damaged picture that was passed over, filled up with -1. If none of TRIES pictures is usable, `damaged` is full and the
     example is black: the log then raises the error, in the main process, where it stays one sentence.
 
-    Args:
-        pictures: Their size is at least that of the phase's images; for an SR3 stage it is the stage's, crops are taken from it.
-        recipe: What is trained.
-        phase: Which size.
-        null_label: Replaces a dropped label.
+    The pictures' size is at least that of the phase's images; for an SR3 stage it is the stage's, crops are taken from it.
+    `null_label` replaces a dropped label. Raises ValueError for pictures of another size.
     """
 
     def __init__(self, pictures: PictureSource, recipe: Recipe, phase: Phase, null_label: int) -> None:
@@ -151,7 +135,6 @@ class TrainingExamples(Dataset):
         if pictures.size < needed or (self.low_res_size and pictures.size != needed):
             raise ValueError(f"the pictures are {pictures.size} px, but this stage is trained on {needed} px; open them so")
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
-        self._labels: np.ndarray | None = None
 
     def picture_index(self, number: int, further: int = 0) -> int:
         """Place of example `number`'s picture: an epoch goes once through the set, or the balanced one, in its own order.
@@ -160,15 +143,14 @@ class TrainingExamples(Dataset):
         """
         epoch, place = divmod(number, len(self.pictures))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._order_of(epoch)
+            balanced, seed = self.recipe.data.balanced, self.recipe.seed
+            order = balanced_order(seed, epoch, self._labels) if balanced else self.pictures.order(seed, epoch)
+            self._epoch, self._order = epoch, order
         return int(self._order[(place + further) % len(self._order)])
 
-    def _order_of(self, epoch: int) -> np.ndarray:
-        if not self.recipe.data.balanced:
-            return self.pictures.order(self.recipe.seed, epoch)
-        if self._labels is None:
-            self._labels = np.array([self.pictures.label(place) for place in range(len(self.pictures))])
-        return balanced_order(self.recipe.seed, epoch, self._labels)
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        return np.array([self.pictures.label(place) for place in range(len(self.pictures))])
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.recipe.seed, 2, number])
@@ -209,27 +191,22 @@ class TrainingExamples(Dataset):
             picture = picture[:, ::-1]
         if not self.low_res_size:
             return {"x0": resize(_to_tensor(picture)[None], self.phase.size)[0]}
-        factor = self.sample_size // self.low_res_size
-        crop = self.phase.size
+        factor, crop, augmentation = self.sample_size // self.low_res_size, self.phase.size, self.recipe.augmentation
         top, left = (factor * int(rng.integers((self.sample_size - crop) // factor + 1)) for _ in range(2))
         x0 = _to_tensor(picture[top : top + crop, left : left + crop])[None]
         low_res = resize(x0, crop // factor)
-        if self.recipe.augmentation.blur and rng.random() < 0.5:
-            low_res = gaussian_blur(low_res, torch.tensor([rng.random() * self.recipe.augmentation.blur]))
-        aug_level = torch.tensor([self._aug_level(rng.random())], dtype=torch.float32)
+        if augmentation.blur and rng.random() < 0.5:
+            low_res = gaussian_blur(low_res, torch.tensor([rng.random() * augmentation.blur]))
+        u, clean = rng.random(), augmentation.clean  # level 0 for the first `clean` of u, then rising evenly to `noise`
+        aug_level = torch.tensor([0.0 if u < clean else augmentation.noise * (u - clean) / (1 - clean)], dtype=torch.float32)
         low_res = augment(low_res, aug_level, _normal(rng, low_res.shape))
         return {"x0": x0[0], "low_res": low_res[0], "aug_level": aug_level[0]}
-
-    def _aug_level(self, u: float) -> float:
-        """The level at share `u` in [0, 1): 0 for the first `clean` of them, then rising evenly to `noise`."""
-        augmentation = self.recipe.augmentation
-        return 0.0 if u < augmentation.clean else augmentation.noise * (u - augmentation.clean) / (1 - augmentation.clean)
 
 
 def numbers(start: int, stop: int, batch_size: int, rank: int, processes: int) -> Iterator[int]:
     """Numbers of the examples that one process of a run takes: its share of every global batch, from `start` to `stop`."""
     share = batch_size // processes
-    for batch in range(start + rank * batch_size // processes, stop + rank * batch_size // processes, batch_size):
+    for batch in range(start + rank * share, stop + rank * share, batch_size):
         yield from range(batch, batch + share)
 
 

@@ -19,15 +19,12 @@ from cascade.stages.training.journal import Journal
 from cascade.stages.training.meter import Meter, Report
 from cascade.stages.training.odd_pictures import DamageLog
 from cascade.stages.training.processes import sole_training, this_process
-from cascade.stages.training.recipe import Phase, Recipe
+from cascade.stages.training.recipe import PRECISIONS, Phase, Recipe
 from cascade.stages.training.signals import StopSignals, leave_signals_to_the_trainer
 from cascade.stages.training.state import TrainingState
 from cascade.stages.training.step import Batch, Outcome, step
 from cascade.stages.training.validation import ValidationReport, Validator
 from cascade.stages.unet import UNet
-
-MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-"""accelerate's names of the precisions."""
 
 SampleGrid = Callable[[UNet, int], Image.Image | None]
 
@@ -138,7 +135,7 @@ def _accelerator(precision: str, on_message: Callable[[str], None]) -> Accelerat
         raise ValueError("optimization.precision is float16, in which CPUs can't train; use float32 or bfloat16")
     if on_cpu and precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         on_message("this CPU has no instructions for bfloat16; optimization.precision=float32 is faster here")
-    kind = MIXED_PRECISION[precision]
+    kind = PRECISIONS[precision]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != kind:
         AcceleratorState._reset_state()  # it would hold every run of a program to the precision of the first
     return Accelerator(mixed_precision=kind)

@@ -8,11 +8,9 @@ from typing import Any
 from cascade.stages.noise import CosineLaw, NoiseLaw
 from cascade.stages.training.ema import MAX_STD
 
-LOSSES = ("l1", "l2")
-WEIGHTINGS = ("none", "min_snr", "sigmoid")
 DIFFUSION, REGRESSION = "diffusion", "regression"
-PRECISIONS = ("float32", "bfloat16", "float16")
-RESULTS = ("last", "best")
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # and accelerate's names of them
+_COUNTS = ("size", "images", "batch_size", "accumulate", "every", "count", "steps", "levels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,67 +205,51 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        ends = [phase.images for phase in self.phases]
-        _require(bool(ends) and ends == sorted(set(ends)) and ends[0] > 0, f"phases must end at rising images, got {ends}")
-        _require(all(p.batch_size > 0 and p.size > 0 for p in self.phases), "size and batch_size of a phase must be positive")
-        precision = self.optimization.precision
-        _require(precision in PRECISIONS, f"precision is {precision!r}, expected one of {PRECISIONS}")
-        a, classes = self.augmentation, self.data.classes
-        shares = {"augmentation noise": a.noise, "augmentation clean": a.clean, "cooldown": self.optimization.cooldown}
-        for name, share in (shares | {"max_damaged": self.data.max_damaged}).items():
+        parts: dict[str, Any] = {"": self, "optimization.": self.optimization, "samples.": self.samples}
+        parts |= {"snapshots.": self.snapshots, "validation.": self.validation}
+        parts |= {f"phases.{place}.": phase for place, phase in enumerate(self.phases)}
+        for above, part in parts.items():
+            for name in (*_COUNTS, "checkpoint_every", "keep_checkpoints"):
+                count = getattr(part, name, None)
+                _require(count is None or count > 0, f"{above}{name} must be at least 1, got {count}")
+        ends, betas = [phase.images for phase in self.phases], list(self.optimization.betas)
+        _require(bool(ends) and ends == sorted(set(ends)), f"phases must end at rising images, got {ends}")
+        shares = {"augmentation noise": self.augmentation.noise, "augmentation clean": self.augmentation.clean}
+        for name, share in (shares | {"cooldown": self.optimization.cooldown, "max_damaged": self.data.max_damaged}).items():
             _require(0 <= share <= 1, f"{name} must lie in [0, 1], got {share}")
+        classes = self.data.classes
         _require(classes is None or classes >= 0, f"data.classes must be 0, for none, or their number, got {classes}")
-        samples = self.samples
-        _require(min(samples.every, samples.count, samples.steps) > 0, "every, count and steps of samples must be positive")
-        self._check_objective()
-        self._check_snapshots()
-        self._check_steps()
-        self._check_checkpoints()
+        _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"betas must be two numbers in [0, 1), got {betas}")
+        if self.snapshots is not None:
+            stds = list(self.snapshots.stds)
+            _require(0 < len(set(stds)) == len(stds), f"stds of snapshots must name different widths, got {stds}")
+            _require(all(0 < std <= MAX_STD for std in stds), f"stds of snapshots must lie in (0, {MAX_STD:.4f}], got {stds}")
+        accumulate, every, v = self.optimization.accumulate, self.checkpoint_every, self.validation
+        for phase in self.phases:
+            problem = f"accumulate {accumulate} must divide the batch_size, which is {phase.batch_size} at {phase.size} px"
+            _require(phase.batch_size % accumulate == 0, problem)
+        _require(self.result != "best" or v is not None, "result is 'best', which needs a validation")
+        divides = v is None or v.every is None or every % v.every == 0
+        _require(divides, f"validation.every must divide checkpoint_every {every}, got {v and v.every}")
+        self._check_choices()
 
-    def _check_objective(self) -> None:
+    def _check_choices(self) -> None:
         o = self.objective
-        kinds = (DIFFUSION, REGRESSION)
-        _require(o.kind in kinds, f"kind of the objective is {o.kind!r}, expected one of {kinds}")
-        _require(o.loss in LOSSES, f"loss is {o.loss!r}, expected one of {LOSSES}")
+        choices = {"weighting": (o.weighting, ("none", "min_snr", "sigmoid")), "loss": (o.loss, ("l1", "l2"))}
+        choices |= {"kind of the objective": (o.kind, (DIFFUSION, REGRESSION)), "result": (self.result, ("last", "best"))}
+        choices |= {"precision": (self.optimization.precision, tuple(PRECISIONS))}
+        for name, (chosen, known) in choices.items():
+            _require(chosen in known, f"{name} is {chosen!r}, expected one of {known}")
         _require(o.l1_above is None or o.loss == "l2", "l1_above changes an l2 loss, and loss is l1 already")
-        _require(o.weighting in WEIGHTINGS, f"weighting is {o.weighting!r}, expected one of {WEIGHTINGS}")
         _require(o.weighting == "sigmoid" or not o.sigmoid_bias, f"sigmoid_bias belongs to weighting sigmoid, not {o.weighting}")
         _require(0 <= o.label_dropout < 1, f"label_dropout must lie in [0, 1), got {o.label_dropout}")
         if o.kind == REGRESSION:
             _require(self.network.get("prediction_type") == "sample", "a regression needs network.prediction_type 'sample'")
             _require(self.network.get("low_res_size") is not None, "a regression enlarges images and needs network.low_res_size")
-            _require(o.weighting == "none", f"a regression has no noise levels: weighting must be none, got {o.weighting}")
-            _require(o.l1_above is None, f"a regression has no noise levels: l1_above must be left out, got {o.l1_above}")
             levels = 1 if self.validation is None else self.validation.levels
+            _require(o.weighting == "none", f"a regression has no noise levels: weighting must be none, got {o.weighting}")
             _require(levels == 1, f"a regression has no noise levels: validation.levels must be 1, got {levels}")
-
-    def _check_snapshots(self) -> None:
-        s = self.snapshots
-        if s is not None:
-            _require(s.every > 0, f"every of snapshots must be positive, got {s.every}")
-            _require(0 < len(set(s.stds)) == len(s.stds), f"stds of snapshots must name different widths, got {list(s.stds)}")
-            inside = all(0 < std <= MAX_STD for std in s.stds)
-            _require(inside, f"stds of snapshots must lie in (0, {MAX_STD:.4f}], got {list(s.stds)}")
-
-    def _check_steps(self) -> None:
-        o = self.optimization
-        betas = list(o.betas)
-        _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"betas must be two numbers in [0, 1), got {betas}")
-        _require(o.accumulate > 0, f"accumulate must be at least 1, got {o.accumulate}")
-        for phase in self.phases:
-            problem = f"accumulate {o.accumulate} must divide the batch_size, which is {phase.batch_size} at {phase.size} px"
-            _require(phase.batch_size % o.accumulate == 0, problem)
-
-    def _check_checkpoints(self) -> None:
-        every, v = self.checkpoint_every, self.validation
-        _require(every > 0, f"checkpoint_every must be positive, got {every}")
-        _require(self.keep_checkpoints > 0, f"keep_checkpoints must be at least 1, got {self.keep_checkpoints}")
-        _require(self.result in RESULTS, f"result is {self.result!r}, expected one of {RESULTS}")
-        _require(self.result == "last" or v is not None, "result is 'best', which needs a validation")
-        if v is not None:
-            _require(v.images > 0 and v.levels > 0, f"validation needs images and levels, got {v.images} and {v.levels}")
-            divides = v.every is None or (v.every > 0 and every % v.every == 0)
-            _require(divides, f"validation.every must divide checkpoint_every {every}, got {v.every}")
+            _require(o.l1_above is None, f"a regression has no noise levels: l1_above must be left out, got {o.l1_above}")
 
     @property
     def total_images(self) -> int:
@@ -280,11 +262,7 @@ class Recipe:
         return whole if self.network.get("low_res_size") else max(phase.size for phase in self.phases)
 
     def num_classes(self, found: int) -> int | None:
-        """Classes that the network tells apart where the pictures have `found` of them; None = it takes no class.
-
-        Raises:
-            ValueError: if the recipe expects another number.
-        """
+        """Classes that the network learns where the pictures have `found`; None = none. ValueError if it expects others."""
         expected = self.data.classes
         if expected and expected != found:
             raise ValueError(f"data.source {self.data.source!r} has {found} classes, and data.classes says {expected}")

@@ -211,7 +211,7 @@ AS_REGRESSION = "objective={kind: regression, loss: l2"
         ("snapshots.stds=[0.3]", "stds of snapshots must lie in (0, 0.2887], got [0.3]"),
         ("snapshots.stds=[0.1, 0.1]", "stds of snapshots must name different widths"),
         ("snapshots.stds=[]", "stds of snapshots must name different widths"),
-        ("snapshots.every=0", "every of snapshots must be positive"),
+        ("snapshots.every=0", "snapshots.every must be at least 1, got 0"),
         ("objective.kind=guess", "kind of the objective is 'guess'"),
         ("objective.kind=regression", "needs network.prediction_type 'sample'"),
         ("objective.sigmoid_bias=1", "sigmoid_bias belongs to weighting sigmoid"),

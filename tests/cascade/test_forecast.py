@@ -247,7 +247,7 @@ import json, sys
 from pathlib import Path
 import torch
 from cascade.training.forecast import real_step
-from tests.cascade.test_training_costs import measured_recipe, IMAGES
+from tests.cascade.test_forecast import measured_recipe, IMAGES
 recipe = measured_recipe(json.loads(sys.argv[1]))
 real_step(measured_recipe(False, size=16), 3, measured_recipe(False, size=16).phases[0], 1)()  # loads what every step needs
 def peak():  # ru_maxrss begins with the peak of the process that started this one

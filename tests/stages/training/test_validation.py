@@ -115,8 +115,8 @@ def test_recipe_and_pictures_go_together(tmp_path):
     ("change", "words"),
     [
         ({"every": 9}, "validation.every must divide checkpoint_every 56, got 9"),
-        ({"every": 0}, "must divide checkpoint_every 56, got 0"),
-        ({"levels": 0}, "needs images and levels, got 5 and 0"),
+        ({"every": 0}, "validation.every must be at least 1, got 0"),
+        ({"levels": 0}, "validation.levels must be at least 1, got 0"),
     ],
 )
 def test_validations_that_make_no_sense_are_refused(change, words):
