@@ -14,7 +14,7 @@ LEVELS = [  # inside stages: a module may import those of its own or a later lin
     {"stage"},
     {"consistent", "tiling"},
     {"sampling", "denoiser", "conditioning", "unet", "cpu_convolutions"},
-    {"noise", "saved"},
+    {"noise", "saved", "files"},
 ]
 
 
