@@ -25,6 +25,11 @@ from cascade.stages.published.openai_unet import Architecture, UNet
 
 _FLAGS = ("image_size", "sigma_min", "sigma_max", "num_head_channels", "resblock_updown", *openai_flags.NETWORK_FLAGS)
 _OPTIONAL = ("num_heads_upsample", "channel_mult", "use_new_attention_order", *openai_flags.WITHOUT_EFFECT)
+_STEPS: dict[str, dict[str, Any] | None] = {
+    "consistency_distillation": {"num_levels": 40, "steps": (0, 22)},
+    "consistency_training": {"num_levels": 201, "steps": (0, 106)},
+    "edm": None,
+}
 
 
 class ConsistencyNetwork(UNet):
@@ -51,17 +56,16 @@ class ConsistencyNetwork(UNet):
 def build(config: Config) -> ConsistencyNetwork:
     """The raw network of a configuration. Its attention order is always the new one, whatever the flag says."""
     flags = section(config, "flags", _FLAGS, _OPTIONAL)
-    size = flags["image_size"]
-    arch = openai_flags.architecture(config, flags, BY_SIZE, size, attention_order="new", attention_dims=2)
-    return ConsistencyNetwork(arch, flags["sigma_min"], is_distilled(config))
+    arch = openai_flags.architecture(config, flags, BY_SIZE, flags["image_size"], attention_order="new", attention_dims=2)
+    return ConsistencyNetwork(arch, flags["sigma_min"], boundary=levels_of(config) is not None)
 
 
-def is_distilled(config: Config) -> bool:
-    """Whether it is that of a consistency model, and not of the diffusion model that taught it; ValueError if of neither."""
+def levels_of(config: Config) -> dict[str, Any] | None:
+    """Noise levels and steps of a consistency model; None for the diffusion model that taught it. ValueError if it is neither."""
     mode = config.get("training_mode", "consistency_distillation")
-    if mode not in ("consistency_distillation", "consistency_training", "edm"):
-        raise ValueError(f"training_mode is {mode!r}, expected 'consistency_distillation', 'consistency_training' or 'edm'")
-    return mode != "edm"
+    if mode not in _STEPS:
+        raise ValueError(f"training_mode is {mode!r}, expected one of {', '.join(_STEPS)}")
+    return _STEPS[mode]
 
 
 class ConsistencyDenoiser(SigmaDenoiser, ModelMixin):
@@ -134,16 +138,11 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
 
 
 def sampler(config: Config) -> tuple[Any, dict[str, Any]]:
-    """Two steps at the levels searched for the published models, exactly the original; EDM's sampler for a teacher.
-
-    The second level is 22 of 40 for a distilled model, 106 of 201 for one that was trained alone.
-    """
-    if not is_distilled(config):
+    """Two steps at the levels searched for the published models, exactly the original; EDM's sampler for a teacher."""
+    steps, flags = levels_of(config), config["flags"]
+    if steps is None:
         return edm.sampler(config)
-    flags = config["flags"]
-    levels, second = (201, 106) if config.get("training_mode") == "consistency_training" else (40, 22)
-    scheduler = ConsistencyScheduler(flags["sigma_min"], flags["sigma_max"], num_levels=levels, steps=(0, second))
-    return scheduler, {"num_inference_steps": 2}
+    return ConsistencyScheduler(flags["sigma_min"], flags["sigma_max"], **steps), {"num_inference_steps": 2}
 
 
 _IMAGENET: dict[str, Any] = {

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from cascade.stages.noise import like_image, sigma_of, signal_and_noise
 
+Condition = Tensor | None
+"""What a denoiser sees beside the noisy image; None where there is none."""
+
 STEP_TOLERANCE = 0.01
 """A time this close to a whole step is that step: schedulers keep alpha_bar in float32, too coarse for the clean end."""
 
@@ -61,12 +64,7 @@ class PublishedDenoiser(ModelMixin, ConfigMixin):
         raise NotImplementedError
 
     def forward(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
+        self, x_t: Tensor, log_snr: Tensor, class_labels: Condition = None, low_res: Condition = None, aug_level: Condition = None
     ) -> Tensor:
         """As `Denoiser.__call__`; ValueError if a network that refines gets no `low_res`.
 

@@ -54,18 +54,21 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class Block(nn.Module):
-    """Residual block with scale and shift by the embedding of a `width`; attention, where it has heads, comes after it."""
+    """Residual block with scale and shift by the embedding; attention, where it `attends`, comes after it."""
 
-    def __init__(self, channels: int, out_channels: int, width: int, *, heads: int, resample: str | None, dropout: float) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, options: Config, attends: bool = False, resample: str | None = None, **_: Any
+    ) -> None:
         super().__init__()
-        self.heads, self.resample, self.dropout = heads, resample, dropout
+        self.heads = out_channels // options["channels_per_head"] if attends else 0
+        self.resample, self.dropout = resample, options.get("dropout", 0.1)
         self.norm0 = norm(channels)
         self.conv0 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.affine = nn.Linear(width, 2 * out_channels)
+        self.affine = nn.Linear(options["model_channels"] * options["channel_mult_emb"], 2 * out_channels)
         self.norm1 = norm(out_channels)
         self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
-        if heads:
+        if self.heads:
             self.norm2 = norm(out_channels)
             self.qkv = nn.Conv2d(out_channels, 3 * out_channels, 1)
             self.proj = nn.Conv2d(out_channels, out_channels, 1)
@@ -129,15 +132,11 @@ class EncoderDecoder(nn.Module):
 class UNet(EncoderDecoder):
     """The raw network F, called with the scaled image and `c_noise`."""
 
-    def __init__(self, options: Config, channels_per_head: int) -> None:
+    def __init__(self, options: Config) -> None:
         width = options["model_channels"]
         widths, embedding_width = [width * factor for factor in options["channel_mult"]], width * options["channel_mult_emb"]
-
-        def block(channels: int, out_channels: int, attends: bool = False, resample: str | None = None, **_: Any) -> Block:
-            heads, dropout = out_channels // channels_per_head if attends else 0, options.get("dropout", 0.1)
-            return Block(channels, out_channels, embedding_width, heads=heads, resample=resample, dropout=dropout)
-
-        super().__init__(options, widths, nn.Conv2d(options["img_channels"], widths[0], 3, padding=1), block)
+        first = nn.Conv2d(options["img_channels"], widths[0], 3, padding=1)
+        super().__init__(options, widths, first, partial(Block, options=options))
         self.width = width
         self.map_augment = nn.Linear(options["augment_dim"], width, bias=False) if options["augment_dim"] else None
         self.map_layer0 = nn.Linear(width, embedding_width)
@@ -185,8 +184,8 @@ def build(config: Config) -> Preconditioned:
         raise ValueError(
             f"model_type is {given['model_type']!r}; of EDM's networks only 'DhariwalUNet' (ImageNet-64) is supported"
         )
-    options = {**_DEFAULTS, **given}
-    return Preconditioned(options, "model", UNet(options, config.get("channels_per_head", 64)))
+    options = {**_DEFAULTS, **given, "channels_per_head": config.get("channels_per_head", 64)}
+    return Preconditioned(options, "model", UNet(options))
 
 
 def drop_constants(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:

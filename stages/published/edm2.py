@@ -6,6 +6,7 @@ models were trained without dropping labels: no classifier-free guidance, but au
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,10 +126,7 @@ class UNet(edm.EncoderDecoder):
         widths = [int(width * factor) for factor in options["channel_mult"]]
         noise_width = widths[0] if noise is None else int(width * noise)
         embedding_width = max(widths) if embedding is None else int(width * embedding)
-
-        def block(channels: int, out_channels: int, **kind: Any) -> Block:
-            return Block(channels, out_channels, embedding_width, options, **kind)
-
+        block = partial(Block, embedding_width=embedding_width, options=options)
         super().__init__(options, widths, MPConv(options["img_channels"] + 1, widths[0], 3, 3), block)
         self.options = options
         self.out_gain = nn.Parameter(torch.zeros([]))

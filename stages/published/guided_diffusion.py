@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from cascade.stages.noise import like_image, signal_and_noise
 from cascade.stages.published import openai_flags, openai_unet
+from cascade.stages.published.denoisers import Condition
 from cascade.stages.published.family import Config, section
 from cascade.stages.published.openai_flags import FLAGS, WITHOUT_EFFECT, OpenAIDenoiser, architecture
 
 BY_SIZE = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
 BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (1, 1, 2, 2, 4, 4)}
-"""Width multipliers that the project's scripts choose where none are given."""
-
 _FLAGS = ("num_head_channels", "resblock_updown", *FLAGS)
 _OPTIONAL = ("num_heads_upsample", "channel_mult", *WITHOUT_EFFECT)
 
@@ -117,12 +116,7 @@ class ClassifierGuidance:
         self.learned_variance = denoiser.learned_variance
 
     def __call__(
-        self,
-        x_t: Tensor,
-        log_snr: Tensor,
-        class_labels: Tensor | None = None,
-        low_res: Tensor | None = None,
-        aug_level: Tensor | None = None,
+        self, x_t: Tensor, log_snr: Tensor, class_labels: Condition = None, low_res: Condition = None, aug_level: Condition = None
     ) -> Tensor:
         """As `Denoiser.__call__`; ValueError if `class_labels` is missing."""
         if class_labels is None:
@@ -152,7 +146,8 @@ _ADM_64 = {
     "use_new_attention_order": True,
 }  # fmt: skip
 _UNCONDITIONAL = {**_ADM_BASE, "image_size": 256, "class_cond": False}
-_ADM_U = {**_ADM, "num_channels": 192}
+_LSUN = ("bedroom", "cat", "horse", "horse_nodropout")
+_SR = {**_ADM, "num_channels": 192}
 _CLASSIFIER: dict[str, Any] = {
     "classifier_width": 128, "classifier_depth": 2, "classifier_attention_resolutions": "32,16,8",
     "classifier_use_scale_shift_norm": True, "classifier_resblock_updown": True, "classifier_pool": "attention",
@@ -170,10 +165,7 @@ BASE = openai_flags.family(
         _checkpoint("256x256_diffusion.pt", 553_838_086, 567, _ADM_BASE, image_size=256),
         _checkpoint("256x256_diffusion_uncond.pt", 552_814_086, 566, _UNCONDITIONAL),
         _checkpoint("512x512_diffusion.pt", 558_997_638, 645, _ADM_BASE, image_size=512),
-        _checkpoint("lsun_bedroom.pt", 552_814_086, 566, _UNCONDITIONAL),
-        _checkpoint("lsun_cat.pt", 552_814_086, 566, _UNCONDITIONAL),
-        _checkpoint("lsun_horse.pt", 552_814_086, 566, _UNCONDITIONAL),
-        _checkpoint("lsun_horse_nodropout.pt", 552_814_086, 566, _UNCONDITIONAL),
+        *(_checkpoint(f"lsun_{name}.pt", 552_814_086, 566, _UNCONDITIONAL) for name in _LSUN),
     ),
 )
 UPSAMPLER = replace(
@@ -181,10 +173,8 @@ UPSAMPLER = replace(
     name="guided-diffusion-sr",
     build=partial(build, refines=True),
     checkpoints=(
-        _checkpoint("64_256_upsampler.pt", 311_795_910, 567, _ADM_U, large_size=256, small_size=64, num_head_channels=-1),
-        _checkpoint(
-            "128_512_upsampler.pt", 308_835_270, 537, _ADM_U, large_size=512, small_size=128, attention_resolutions="32,16"
-        ),
+        _checkpoint("64_256_upsampler.pt", 311_795_910, 567, _SR, large_size=256, small_size=64, num_head_channels=-1),
+        _checkpoint("128_512_upsampler.pt", 308_835_270, 537, _SR, large_size=512, small_size=128, attention_resolutions="32,16"),
     ),
 )
 CLASSIFIER = replace(

@@ -17,18 +17,15 @@ from cascade.stages.published.openai_unet import SuperResUNet, UNet
 
 BY_SIZE = {32: (1, 2, 2, 2), 64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
 BY_SIZE_SR = {64: (1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4)}
-"""Width multipliers that the project's scripts choose; they have no flag for them."""
-
-_OPTIONAL = ("num_heads_upsample", "sigma_small", *WITHOUT_EFFECT)
 
 
 def build(config: Config, refines: bool) -> UNet:
     """The raw network of a configuration, `network(x, timesteps, y)`; of an upsampler, `network(x, timesteps, low_res, y)`.
 
-    Its first convolution has the plain base width.
+    Its first convolution has the plain base width. The scripts have no flag for the widths of the levels.
     """
     sizes = ("large_size", "small_size") if refines else ("image_size",)
-    flags = section(config, "flags", (*sizes, *FLAGS), _OPTIONAL)
+    flags = section(config, "flags", (*sizes, *FLAGS), ("num_heads_upsample", "sigma_small", *WITHOUT_EFFECT))
     differences = {"in_channels": 6 if refines else 3, "first_width": flags["num_channels"]}
     arch = architecture(config, flags, BY_SIZE_SR if refines else BY_SIZE, flags[sizes[0]], **differences)
     return SuperResUNet(arch) if refines else UNet(arch)

@@ -161,9 +161,8 @@ class SR3Network(nn.Module):
 
 def build(config: Config, stepped: bool) -> SR3Network:
     """The raw network of a configuration of family `sr3` or, `stepped`, `sr3-ddpm`."""
-    unet = section(config, "unet", _UNET, ("dropout",))
     diffusion = section(config, "diffusion", ("image_size",), ("channels", "conditional"))
-    return SR3Network(unet, diffusion["image_size"], stepped)
+    return SR3Network(section(config, "unet", _UNET, ("dropout",)), diffusion["image_size"], stepped)
 
 
 def schedule(config: Config, sampling: bool = False) -> LinearSchedule:

@@ -118,9 +118,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path.name} was refused: it is damaged, or holds more than tensors ({reason})") from error
     if not isinstance(tensors, dict) or not all(isinstance(key, str) and isinstance(tensors[key], Tensor) for key in tensors):
-        raise ValueError(
-            f"{path.name} is not a plain dict of tensors; reduce a training checkpoint to the network's weights first"
-        )
+        raise ValueError(f"{path.name} is not a plain dict of tensors; of a training checkpoint, give the network's weights")
     return dict(tensors)
 
 
@@ -141,10 +139,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype:
         shapes = f"{wrong[0]} is {list(tensors[wrong[0]].shape)} instead of {list(expected[wrong[0]])}"
         problems.append(f"{len(wrong)} have another shape ({shapes})")
     if problems:
-        raise ValueError(
-            f"{source} does not fit this network: {', and '.join(problems)}; is it of another family, or the configuration"
-            " of another file?"
-        )
+        raise ValueError(f"{source} does not fit this network: {', and '.join(problems)}; is it of another family or config?")
     if wrong_type := [key for key in shared if not tensors[key].is_floating_point()]:
         raise ValueError(f"{source} holds {wrong_type[0]} as {tensors[wrong_type[0]].dtype}, expected floating-point numbers")
     values = tensors if dtype is None else {key: value.to(dtype) for key, value in tensors.items()}

@@ -26,10 +26,7 @@ WITHOUT_EFFECT = (
 """Flags that concern training, or are chosen at sampling time."""
 
 CONFIG_KEYS = ("flags", "channel_mult", "num_classes")
-CONFIG_HINT = "'flags', the options of the project's scripts"
 IMAGENET_CLASSES = 1000
-STEPS = 250
-"""Sampling steps that the papers' figures were measured with."""
 
 
 Sizes = Mapping[int, Sequence[float]]
@@ -84,7 +81,10 @@ def noise_table(noise_schedule: str, num_steps: int) -> Tensor:
 
 
 def sampler(config: Config) -> tuple[DDPMScheduler, dict[str, Any]]:
-    """Ancestral sampling as the scripts do it, with the learned variance where there is one; "linspace" is their respacing."""
+    """Ancestral sampling as the scripts do it, with the learned variance where there is one; "linspace" is their respacing.
+
+    The papers' figures were measured with 250 steps.
+    """
     flags, steps = config["flags"], config["flags"]["diffusion_steps"]
     betas: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
     if flags["noise_schedule"] == "linear":
@@ -98,7 +98,7 @@ def sampler(config: Config) -> tuple[DDPMScheduler, dict[str, Any]]:
         timestep_spacing="linspace",
         **betas,
     )
-    return scheduler, {"num_inference_steps": STEPS}
+    return scheduler, {"num_inference_steps": 250}
 
 
 def checkpoint(folder: str, file: str, parameters: int, keys: int, flags: Config, **further: Any) -> Checkpoint:
@@ -107,7 +107,8 @@ def checkpoint(folder: str, file: str, parameters: int, keys: int, flags: Config
     return Checkpoint(file=file, config={"flags": {**flags, **further}}, url=url, parameters=parameters, keys=keys)
 
 
-family = partial(Family, licence="MIT", config_keys=CONFIG_KEYS, config_hint=CONFIG_HINT, sampler=sampler)
+_HINT = "'flags', the options of the project's scripts"
+family = partial(Family, licence="MIT", config_keys=CONFIG_KEYS, config_hint=_HINT, sampler=sampler)
 """The record of a family of OpenAI's, from what is its own."""
 
 

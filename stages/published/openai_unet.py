@@ -23,7 +23,7 @@ class Architecture:
     """What a published file can't tell by itself.
 
     in_channels, out_channels: 6 inputs for a super-resolution network, 6 outputs with a learned variance.
-    width: Base width, that of the features of time; `first_width` is that of the first convolution, `widths` those of the levels.
+    width, first_width, widths: Of the features of time (of their embedding: a fourth), the first convolution, the levels.
     blocks: Residual blocks of a level.
     attention_factors: Downsampling factors at which blocks attend.
     heads, decoder_heads: Number of heads in encoder and middle, and in the decoder, unless `head_channels` fixes their width.
@@ -47,10 +47,6 @@ class Architecture:
     num_classes: int | None
     scale_shift: bool
     resblock_updown: bool
-
-    @property
-    def embedding_width(self) -> int:
-        return 4 * self.width
 
 
 def frequencies(width: int, device: torch.device | None = None) -> Tensor:
@@ -84,7 +80,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift, self.resample = arch.scale_shift, resample
         self.in_layers = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(arch.embedding_width, out_channels * (2 if arch.scale_shift else 1)))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * arch.width, out_channels * (2 if arch.scale_shift else 1)))
         convolution = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.out_layers = nn.Sequential(nn.GroupNorm(32, out_channels), nn.SiLU(), nn.Identity(), convolution)
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -160,7 +156,7 @@ class ContractingHalf(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.arch, time, current = arch, arch.embedding_width, arch.first_width
+        self.arch, time, current = arch, 4 * arch.width, arch.first_width
         self.time_embed = nn.Sequential(nn.Linear(arch.width, time), nn.SiLU(), nn.Linear(time, time))
         self.input_blocks = nn.ModuleList([Stack([nn.Conv2d(arch.in_channels, current, 3, padding=1)])])
         self.widths = [current]  # of the outputs of `input_blocks`
@@ -195,7 +191,7 @@ class UNet(ContractingHalf):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__(arch)
-        self.label_emb = nn.Embedding(arch.num_classes, arch.embedding_width) if arch.num_classes is not None else None
+        self.label_emb = nn.Embedding(arch.num_classes, 4 * arch.width) if arch.num_classes is not None else None
         self.output_blocks = nn.ModuleList()
         current, skips = self.widths[-1], list(self.widths)
         for level, width in reversed(list(enumerate(arch.widths))):

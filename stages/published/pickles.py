@@ -7,11 +7,9 @@ this file defines.
 
 import io
 import pickle
-import struct
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,19 +20,15 @@ _NUMBER_TYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
 }  # fmt: skip
-_DAMAGED = (
-    pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, TypeError, ValueError, OverflowError,
-    MemoryError,
-)  # fmt: skip
+_DAMAGED = (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, OverflowError, MemoryError)
 """What an unpickler raises for a file that is damaged, or was made to look so."""
-_NUMPY_FORMATS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 
 
 class Module:
     """Stand-in for a pickled object: its class name, and its attributes as plain values."""
 
     class_name = "ModuleDict"
-    state: Mapping[str, Any] = MappingProxyType({})
+    state: Mapping[str, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
@@ -50,36 +44,26 @@ def _persistent(meta: Any) -> Module:
     return module
 
 
-class _NumpyType:
-    def __init__(self, name: str, *_: Any) -> None:
-        self.name = name
+class _Unread:
+    """Stand-in for a number of NumPy's or its type: training's bookkeeping, which says nothing about the network."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
-def _numpy_scalar(kind: Any, data: Any) -> float | int | bool:
-    if not isinstance(kind, _NumpyType) or kind.name not in _NUMPY_FORMATS or not isinstance(data, bytes):
-        raise pickle.UnpicklingError("it holds a NumPy value that is not a number")
-    return struct.unpack("<" + _NUMPY_FORMATS[kind.name], data)[0]
-
-
 def _storage(data: Any) -> Tensor:
-    """The numbers in a file of torch's legacy format, 1-D, shared with its bytes.
-
-    It is four pickles of plain values, a list of keys, a count, and the numbers.
-    """
+    """The numbers in a file of torch's legacy format, 1-D and not copied: behind four pickles of plain values, keys and a count."""
     if not isinstance(data, bytes):
         raise pickle.UnpicklingError("it holds a tensor without data")
     file = io.BytesIO(data)
-    if _Reader(file, _STORAGE_NAMES).load() != _MAGIC:
+    magic, _, info, (name, count), _ = (_Reader(file, _STORAGE_NAMES).load() for _ in range(5))
+    if magic != _MAGIC:
         raise pickle.UnpicklingError("it holds a tensor in an unknown format")
-    _Reader(file, _STORAGE_NAMES).load()
-    info = _Reader(file, _STORAGE_NAMES).load()
     if not isinstance(info, dict) or not info.get("little_endian", True):
         raise pickle.UnpicklingError("its tensors are big-endian")
-    name, count = _Reader(file, _STORAGE_NAMES).load()
-    _Reader(file, _STORAGE_NAMES).load()
     dtype, offset = _NUMBER_TYPES[name], file.tell() + 8
     left = len(data) - offset
     if count < 0 or left < count * dtype.itemsize:
@@ -105,9 +89,9 @@ _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): dict,
     ("dnnlib.util", "EasyDict"): dict,
     ("torch.nn.modules.container", "ModuleDict"): Module,
-    ("numpy.core.multiarray", "scalar"): _numpy_scalar,
-    ("numpy._core.multiarray", "scalar"): _numpy_scalar,
-    ("numpy", "dtype"): _NumpyType,
+    ("numpy.core.multiarray", "scalar"): _Unread,
+    ("numpy._core.multiarray", "scalar"): _Unread,
+    ("numpy", "dtype"): _Unread,
 }
 _STORAGE_NAMES: dict[tuple[str, str], Any] = {("torch", name): name for name in _NUMBER_TYPES}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -86,13 +87,16 @@ def test_a_further_family_is_its_module_and_its_line(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match="family is 'toy', expected one of guided-diffusion"):
         published.load("toy", tmp_path / "toy.pt")
 
+    module = "cascade.stages.published.toy"
+    monkeypatch.setitem(sys.modules, module, toy_family)
+    monkeypatch.setattr(toy_family.BrushDenoiser, "__module__", module)
     monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, toy_family.FAMILY))
 
     assert torch.equal(published.load("toy", tmp_path / "toy.pt").pictures.weight, weights)
     with pytest.raises(ValueError, match="toy.pt is a toy checkpoint, but the family asked for is edm2"):
         published.load("edm2", tmp_path / "toy.pt")
     folder = published.convert("toy", tmp_path / "toy.pt", None, tmp_path / "stage")
-    assert json.loads((folder / "model_index.json").read_text())["unet"] == [toy_family.__name__, "BrushDenoiser"]
+    assert json.loads((folder / "model_index.json").read_text())["unet"] == [module, "BrushDenoiser"]
     assert "https://example.org/toy.pt" in (folder / "README.md").read_text()
     stage = BasePipeline.from_pretrained(folder)
     stage.set_progress_bar_config(disable=True)

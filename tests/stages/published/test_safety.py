@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -52,6 +53,10 @@ def test_pickle_says_its_own_configuration(tmp_path: Path) -> None:
     folder = published.convert("edm2", path, None, tmp_path / "stage")
     kept = json.loads((folder / "unet" / "config.json").read_text())["published"]["init_kwargs"]
     assert kept == {name: value for name, value in config_of("edm2")["init_kwargs"].items() if name != "dropout"}
+
+    mock_pickle.write(path, tensors, "edm2", {"init_kwargs": {**config_of("edm2")["init_kwargs"], "dropout": np.float64(0.1)}})
+    with pytest.raises(ValueError, match="mine.pkl records arguments of its network that are not plain values"):
+        published.load("edm2", path)
 
     tensors = mock_pickle.as_published(load_file(weights_of("edm")), "edm")
     mock_pickle.write(path, tensors, "edm", {"init_kwargs": {**config_of("edm")["init_kwargs"], "model_type": "SongUNet"}})
