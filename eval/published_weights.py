@@ -39,7 +39,7 @@ class PublishedWeights:
 
 
 def cached_download(url: str, sha256: str | None = None) -> Path:
-    """A file in the cache by the last part of its URL, fetched once and checked on arrival (`sha256` None: none is published).
+    """A file in the cache by the last part of its URL, fetched once and checked on arrival (None = no hash is published).
 
     Raises ValueError if what was downloaded has another hash, and doesn't keep it; ConnectionError if it can't be downloaded.
     """
