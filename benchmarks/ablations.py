@@ -29,7 +29,8 @@ from cascade.eval.report import Value
 from cascade.eval.scoring import FeatureSet, feature_set, score
 from cascade.files import CONFIGS, write_text
 from cascade.folder import StageEntry, load_stage
-from cascade.measure.named import DRAWINGS_CROP_RULE, classifier_of, extractor_of, feature_cache, image_source
+from cascade.measure.comparisons import kept_features
+from cascade.measure.named import DRAWINGS_CROP_RULE, classifier_of, extractor_of, image_source
 from cascade.measure.super_resolution import bicubic, error_values, low_resolution, paired_values
 from cascade.pipeline import CascadePipeline
 from cascade.stages.sr3 import SR3Pipeline
@@ -113,7 +114,7 @@ class Measuring:
     @cached_property
     def every(self) -> FeatureSet:
         """Of all held-out drawings: what samples are compared with."""
-        return feature_set(self._heldout[0], self.extractor, crop_rule=DRAWINGS_CROP_RULE, cache=feature_cache())
+        return kept_features(self._heldout[0], self.extractor, DRAWINGS_CROP_RULE)
 
     @cached_property
     def base_images(self) -> torch.Tensor:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import ImageSet, image_folder
+from cascade.eval.memorisation import nearest_in_features
+from cascade.eval.references import Reference
 from cascade.eval.report import Picture, Report, Row, number_of
 from cascade.eval.report_files import write_report
-from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, Scores, score
+from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, Scores, feature_set, score
 from cascade.files import Progress
-from cascade.measure.comparisons import (
-    SHOWN,
-    Drawings,
-    by_class,
-    closest_in_features,
-    columns_of,
-    cost_values,
-    distance_curve,
-    features_of,
-    published_rows,
-    reference_features,
-    table_values,
-)
+from cascade.measure import comparisons
+from cascade.measure.comparisons import SHOWN, table_values
 from cascade.measure.named import extractor_of, image_source, reference_source
 from cascade.measure.protocols import Protocol, load_protocol
 from cascade.measure.super_resolution import evaluate_sr
@@ -35,10 +26,11 @@ from cascade.progress import part
 from cascade.runs.run import RunOptions, SampleRun, sample_run
 from cascade.runs.share import image_name, without_bars, write_png
 
-if TYPE_CHECKING:
-    from cascade.eval.references import Reference
-
 FLOOR_SEED = 0
+INTERVALS = (
+    "In brackets: 95 % intervals from {} bootstrap resamples of the pictures. They cover what other samples of the same model"
+    " would change, not what few samples add to every distance."
+)
 
 
 def benchmark(
@@ -81,26 +73,10 @@ def benchmark(
         raise ValueError(f"protocol {protocol.name} needs a reference: {protocol.reference_file}")
     count = num_images or protocol.num_images
     if protocol.kind == "super-resolution":
-        return evaluate_sr(
-            cascade,
-            out,
-            images=source,
-            num_images=count,
-            seed=seed,
-            extractor=protocol.extractor,
-            weights=weights,
-            crop_rule=protocol.crop_rule,
-            resamples=resamples,
-            sampling=run.get("sampling"),
-            batch_size=run.get("batch_size"),
-            protocol=protocol,
-            on_progress=run.get("on_progress"),
-        )
-    job = _Job(cascade, protocol, Path(out), count, seed, source, weights, resamples, run)
-    report = _samples_report(job)
-    if report is not None:
-        write_report(report, job.out)
-    return report
+        options: Any = {key: run.get(key) for key in ("sampling", "batch_size", "on_progress")}
+        options |= {"extractor": protocol.extractor, "weights": weights, "crop_rule": protocol.crop_rule, "resamples": resamples}
+        return evaluate_sr(cascade, out, images=source, num_images=count, seed=seed, protocol=protocol, **options)
+    return _samples_report(_Job(cascade, protocol, Path(out), count, seed, source, weights, resamples, run))
 
 
 @dataclass(frozen=True)
@@ -121,7 +97,7 @@ class _Job:
         return part(self.run.get("on_progress"), title)
 
     def features(self, images: ImageSet, extractor: FeatureExtractor, what: str) -> FeatureSet:
-        return features_of(images, extractor, self.protocol.crop_rule, what, self.run.get("on_progress"))
+        return feature_set(images, extractor, crop_rule=self.protocol.crop_rule, on_batch=self.told(f"features of {what}"))
 
     def scores(self, samples: FeatureSet, reference: Reference | FeatureSet, real: FeatureSet | None, what: str) -> Scores:
         return score(samples, reference, real, resamples=self.resamples, on_resample=self.told(f"intervals of {what}"))
@@ -144,19 +120,13 @@ class _Samples:
 def _samples_report(job: _Job) -> Report | None:
     """Sample, score and compare; None while other processes still make their share of the samples.
 
-    The samples are kept in `samples/`, or in a folder for each seed of the protocol.
+    They are kept in `samples/`, or in a folder for each seed of the protocol.
     """
     protocol = job.protocol
     if job.num_images <= MANIFOLD_K:
         raise ValueError(f"num_images is {job.num_images}, but at least {MANIFOLD_K + 1} are needed to score them")
-    real = reference_source(
-        job.reference,
-        image_size=protocol.size,
-        extractor=protocol.extractor,
-        crop_rule=protocol.crop_rule,
-        minimum=MANIFOLD_K + 1,
-        progress=job.told("drawings"),
-    )
+    described: Any = {"image_size": protocol.size, "extractor": protocol.extractor, "crop_rule": protocol.crop_rule}
+    real = reference_source(job.reference, **described, progress=job.told("drawings"))
     extractor = extractor_of(protocol.extractor, job.weights, str(job.cascade.device))
     heldout, labels = _heldout(job)
     runs = []
@@ -172,17 +142,19 @@ def _samples_report(job: _Job) -> Report | None:
         sets.append(_Samples(run, images, job.features(images, extractor, "the samples")))
     rows, details, pictures = _compared(job, sets, real, extractor, heldout)
     first, limits = sets[0], _limits(protocol, job.num_images)
-    rows = [*rows, *published_rows(protocol, bool(limits))]
-    return Report(
+    rows += comparisons.published_rows(protocol, bool(limits))
+    report = Report(
         title=f"{job.cascade.name}: {protocol.title}",
         facts=_facts(job, sets),
-        columns=columns_of(rows, ("NFE",)),
+        columns=comparisons.columns_of(rows, ("NFE",)),
         rows=tuple(rows),
-        notes=(*limits, *protocol.notes, *_interval_notes(job.resamples)),
-        pictures=(by_class(first.images, first.asked, job.cascade.classes), *_stages(job, first), *pictures),
-        curve=distance_curve(rows, protocol.distance),
+        notes=(*limits, *protocol.notes, *[INTERVALS.format(job.resamples)] * bool(job.resamples)),
+        pictures=(comparisons.by_class(first.images, first.asked, job.cascade.classes), *_stages(job, first), *pictures),
+        curve=comparisons.distance_curve(rows, protocol.distance),
         details=details | {"run": first.run.record},
     )
+    write_report(report, job.out)
+    return report
 
 
 def _heldout(job: _Job) -> tuple[ImageSet | None, Any]:
@@ -201,14 +173,10 @@ def _heldout(job: _Job) -> tuple[ImageSet | None, Any]:
 
 
 def _compared(
-    job: _Job,
-    sets: list[_Samples],
-    real: ImageSet | Reference,
-    extractor: FeatureExtractor,
-    heldout: ImageSet | None,
+    job: _Job, sets: list[_Samples], real: ImageSet | Reference, extractor: FeatureExtractor, heldout: ImageSet | None
 ) -> tuple[list[Row], dict[str, Any], list[Picture]]:
     """Our rows, everything measured, and pictures of neighbours."""
-    reference, theirs = reference_features(real, extractor, job.protocol.crop_rule, job.run.get("on_progress"))
+    reference, theirs = comparisons.reference_features(real, extractor, job.protocol.crop_rule, job.run.get("on_progress"))
     scores = [job.scores(each.features, reference, theirs, "the samples") for each in sets]
     rows = _sample_rows(job, sets, scores)
     details: dict[str, Any] = {"scores": {f"seed {s.run.plan.seed}": asdict(one) for s, one in zip(sets, scores, strict=True)}}
@@ -216,27 +184,30 @@ def _compared(
         return rows, details, []
     first = sets[0]
     if heldout is None:
-        return rows, details, [closest_in_features(first.features, first.images, theirs, real)]
+        near = nearest_in_features(first.features.features, theirs.features)
+        return rows, details, [comparisons.closest("features", near, first.images, real)]
     floor = job.features(heldout, extractor, "held-out drawings")
     floor_scores = job.scores(floor, reference, theirs, "the floor")
-    drawings = Drawings((theirs, real), (floor, heldout))
-    extra = drawings.values(first.features, first.images, first.asked, job.resamples)
-    rows[0] = Row(name=rows[0].name, values={**rows[0].values, **extra}, note=rows[0].note, ours=True)
-    values = table_values(floor_scores, job.protocol.distance) | drawings.values(floor, heldout, first.asked, job.resamples)
+    of_samples, of_floor, pictures = comparisons.beside_drawings(
+        (theirs, real), (floor, heldout), (first.features, first.images), first.asked, job.resamples
+    )
+    rows[0] = replace(rows[0], values={**rows[0].values, **of_samples})
     note = f"{len(heldout):,} real drawings of the same classes"
+    values = {**table_values(floor_scores, job.protocol.distance), **of_floor}
     rows.append(Row(name="held-out drawings (floor)", values=values, note=note, ours=True))
     details["scores"]["heldout"] = asdict(floor_scores)
-    return rows, details, drawings.pictures(first.features, first.images)
+    return rows, details, pictures
 
 
 def _sample_rows(job: _Job, sets: list[_Samples], scores: list[Scores]) -> list[Row]:
     """A row for each seed; where there are several, first one of the least distance."""
     name, distance, rows = job.cascade.name, job.protocol.distance, []
     for each, one in zip(sets, scores, strict=True):
-        cost, work = cost_values(each.run.record["cost"])
-        note = ", ".join([f"{len(each.images):,} samples", *[work] * bool(work)])
+        cost = each.run.record["cost"].values()
+        nfe, work = " + ".join(str(stage["nfe"]) for stage in cost), sum(stage["multiply_adds"] for stage in cost)
+        note = f"{len(each.images):,} samples" + (f", {work / 1e9:,.3g} G multiply-adds each" if cost else "")
         title = name if len(sets) == 1 else f"{name}, seed {each.run.plan.seed}"
-        rows.append(Row(name=title, values=table_values(one, distance) | cost, note=note, ours=True))
+        rows.append(Row(name=title, values=table_values(one, distance) | {"NFE": nfe or None}, note=note, ours=True))
     if len(rows) == 1:
         return rows
     least = min(rows, key=lambda row: number_of(row.values[distance]) or 0.0)
@@ -253,26 +224,20 @@ def _stages(job: _Job, samples: _Samples) -> list[Picture]:
     folders = {name: job.out / "stages" / name for name in names[:-1]}
     if not all((folder / image_name(i)).is_file() for folder in folders.values() for i in range(len(labels))):
         told = job.told("stages of the first samples")
+        options: Any = {key: job.run.get(key) for key in ("sampling", "batch_size")}
         with without_bars(cascade):
             for i, label in enumerate(labels):
                 told(i, len(labels))
-                made: Any = cascade(
-                    None if cascade.num_classes is None else [int(label)],
-                    seeds=[samples.run.plan.seed + i],
-                    size=cascade.sizes[names[-2]],
-                    sampling=job.run.get("sampling"),
-                    batch_size=job.run.get("batch_size"),
-                )
+                given = None if cascade.num_classes is None else [int(label)]
+                made: Any = cascade(given, seeds=[samples.run.plan.seed + i], size=cascade.sizes[names[-2]], **options)
                 for name, folder in folders.items():
                     write_png(folder / image_name(i), made.stages[name].images[0])
             told(len(labels), len(labels))
     shown = [*(image_folder(folder) for folder in folders.values()), samples.images]
-    rows = [
-        (f"{name}, {cascade.sizes[name]} px", images.take(np.arange(len(labels))).array())
-        for name, images in zip(names, shown, strict=True)
-    ]
+    sets = [images.take(np.arange(len(labels))).array() for images in shown]
+    rows = tuple((f"{name}, {cascade.sizes[name]} px", images) for name, images in zip(names, sets, strict=True))
     caption = "The first samples after each stage, shown equally large; each stage starts from the picture above."
-    return [Picture(title="Stages", caption=caption, rows=tuple(rows))]
+    return [Picture(title="Stages", caption=caption, rows=rows)]
 
 
 def _limits(protocol: Protocol, num_images: int) -> list[str]:
@@ -285,15 +250,6 @@ def _limits(protocol: Protocol, num_images: int) -> list[str]:
     if num_images != protocol.num_images:
         return [f"{num_images:,} samples, where the protocol has {protocol.num_images:,}: our row is not comparable."]
     return []
-
-
-def _interval_notes(resamples: int) -> list[str]:
-    if not resamples:
-        return []
-    return [
-        f"In brackets: 95 % intervals from {resamples} bootstrap resamples of the pictures. They cover what other samples of the"
-        " same model would change, not what few samples add to every distance."
-    ]
 
 
 def _facts(job: _Job, sets: list[_Samples]) -> dict[str, str]:

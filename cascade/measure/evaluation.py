@@ -13,9 +13,9 @@ from cascade.data.checking import cores, keep_pixels
 from cascade.devices import find_device
 from cascade.eval.images import ImageSet, image_array
 from cascade.eval.references import Reference, load_reference, measure
-from cascade.eval.scoring import MANIFOLD_K, Scores, score
+from cascade.eval.scoring import MANIFOLD_K, Scores, feature_set, score
 from cascade.eval.statistics import save_measurement
-from cascade.measure.comparisons import features_of, reference_features
+from cascade.measure.comparisons import reference_features
 from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
 from cascade.progress import OnProgress, part
 from cascade.stages.training import Data
@@ -52,9 +52,10 @@ def evaluate(
     """
     images, reference = str(images), str(reference)
     found, _ = image_source(images, size=size, minimum=MANIFOLD_K + 1)
-    real = reference_source(reference, image_size=found.size, extractor=extractor, minimum=MANIFOLD_K + 1)
+    real = reference_source(reference, image_size=found.size, extractor=extractor)
     network = extractor_of(extractor, weights, str(find_device(device)))
-    samples = features_of(found, network, crop_rule_of(images, crop_rule), "the pictures", on_progress)
+    told = part(on_progress, "features of the pictures")
+    samples = feature_set(found, network, crop_rule=crop_rule_of(images, crop_rule), on_batch=told)
     theirs, of_images = reference_features(real, network, crop_rule_of(reference, None), on_progress)
     return score(samples, theirs, of_images, resamples=resamples, on_resample=part(on_progress, "intervals"))
 

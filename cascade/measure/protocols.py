@@ -16,14 +16,8 @@ EXTRACTORS = ("efficientnet-lite0", "inception-clean", "inception-tensorflow", "
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What someone else measured.
-
-    name: Of the model.
-    values: Metric -> value, by the names of the table's columns.
-    source: Where it is published.
-    protocol: How it was measured, where that is known.
-    comparable: Whether it was measured as this protocol measures.
-    """
+    """What someone else measured of a model: values by the names of the table's columns, where they are published, how they were
+    measured, where that is known, and whether as this protocol measures."""
 
     name: str
     values: dict[str, float]
@@ -99,11 +93,8 @@ def protocol_names() -> list[str]:
 
 
 def load_protocol(name: str) -> Protocol:
-    """A protocol that comes with the package, or that of a file whose path ends in .yaml; every key and type is checked.
-
-    Raises:
-        ValueError: if there is none, or its file says something that a protocol doesn't; it names file and key.
-    """
+    """A protocol that comes with the package, or that of a file whose path ends in .yaml; every key and type is checked. Raises
+    ValueError if there is none, or its file says something that a protocol doesn't; it names file and key."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / "protocols" / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"there is no protocol {name!r}; choose one of {', '.join(protocol_names())}, or give a YAML file")

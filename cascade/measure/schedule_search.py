@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -21,10 +22,8 @@ AIMS = {
     **{name: name for name in ("precision", "recall", "density", "coverage")},
 }
 """What can be searched for, and what scores and reports call it."""
-LEAST = ("distance", "kernel-distance")
-"""Aims of which less is better."""
-TOLERANCE = 0.05
-"""What of the best score may be given up for fewer evaluations."""
+LEAST = ("distance", "kernel-distance")  # aims of which less is better
+TOLERANCE = 0.05  # what of the best score may be given up for fewer evaluations
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,8 @@ def search_schedule(
     from cascade.eval.report import number_of
     from cascade.eval.report_files import write_report
     from cascade.eval.scoring import MANIFOLD_K, feature_set, score
-    from cascade.measure.named import extractor_of, feature_cache, image_source
+    from cascade.measure.comparisons import kept_features
+    from cascade.measure.named import extractor_of, image_source
 
     out, name = Path(out), stage or list(cascade.stages)[-1]
     check_name(name, cascade.stages)
@@ -119,20 +119,19 @@ def search_schedule(
     given, size, found = cascade.sampling(run.get("sampling")), cascade.sizes[name], []
     extractor = extractor_of("efficientnet-lite0")
     images, _ = image_source(str(reference), size=size, minimum=2)
-    of_real = feature_set(images, extractor, crop_rule=None, cache=feature_cache())
+    of_real = kept_features(images, extractor, None)
     kinds: Sequence[str | None] = schedulers or [None]
-    for kind in kinds:
-        for count in steps:
-            tried = given | {name: replace(given[name], num_inference_steps=count, scheduler=kind or given[name].scheduler)}
-            folder = out / f"{count:04d}-{kind or 'own'}"
-            run["sampling"] = tried
-            made = sample_run(cascade, folder, num_images=num_images, size=size, seed=seed, **run)
-            if not made.complete:
-                raise ValueError("a search runs in one process group of its own; give processes instead of using torchrun")
-            samples = feature_set(image_folder(folder, size=size, minimum=2), extractor, crop_rule=None)
-            value = number_of(score(samples, of_real, resamples=0).values()[AIMS[aim]]) or 0.0
-            nfe, work = (sum(one[key] for one in made.record["cost"].values()) for key in ("nfe", "multiply_adds"))
-            found.append(Candidate(count, kind, nfe, work, value, aim))
+    for kind, count in product(kinds, steps):
+        own = replace(given[name], num_inference_steps=count, scheduler=kind or given[name].scheduler)
+        run["sampling"] = given | {name: own}
+        folder = out / f"{count:04d}-{kind or 'own'}"
+        made = sample_run(cascade, folder, num_images=num_images, size=size, seed=seed, **run)
+        if not made.complete:
+            raise ValueError("a search runs in one process group of its own; give processes instead of using torchrun")
+        samples = feature_set(image_folder(folder, size=size, minimum=2), extractor, crop_rule=None)
+        value = number_of(score(samples, of_real, resamples=0).values()[AIMS[aim]]) or 0.0
+        nfe, work = (sum(one[key] for one in made.record["cost"].values()) for key in ("nfe", "multiply_adds"))
+        found.append(Candidate(count, kind, nfe, work, value, aim))
     chosen = choice([one for one in found if max_steps is None or one.steps <= max_steps])
     facts = {"model": cascade.name, "reference": str(reference), "samples": f"{num_images} of each, balanced"}
     report = _report(name, aim, facts, found, chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from cascade.classes import Vocabulary
 from cascade.eval.classifier import errors
 from cascade.eval.features import FeatureExtractor
-from cascade.eval.images import Images, ImageSet, area_downsample, image_array
+from cascade.eval.images import Images, ImageSet, area_downsample, image_array, image_folder
 from cascade.eval.paired import consistency, psnr, ssim
 from cascade.eval.references import Reference, measure, reference_of
 from cascade.eval.report import Picture, Report, Row, Value
@@ -36,29 +37,34 @@ Enlarge = Callable[[list[Image.Image], list[int] | None, list[int]], list[Image.
 
 
 @dataclass(frozen=True)
-class _How:
-    """How the images of a row are measured, against originals and their small versions."""
+class _Measuring:
+    """What the images of a row are measured against, and how: real images, their classes, and the small ones made of them."""
 
+    real: ImageSet
     originals: Images
     low_res: Images
     labels: list[int] | None
     extractor: FeatureExtractor | None
-    reference: Reference | None
-    classify: Classify | None
+    classifier: tuple[str, Classify] | None
     crop_rule: str | None
     resamples: int
 
+    @cached_property
+    def reference(self) -> Reference | None:
+        """Statistics of the real images; None without an extractor."""
+        if self.extractor is None:
+            return None
+        return reference_of(self.real.name, measure(self.real, self.extractor, crop_rule=self.crop_rule), self.real.source_hash())
+
     def values(self, images: Images, paired: bool = True) -> dict[str, Value]:
         """Of outputs; of the originals themselves with `paired` False, whose distance would be 0."""
-        found: dict[str, Value] = {}
-        if paired:
-            found |= paired_values(images, self.originals, self.low_res, self.resamples)
+        found = paired_values(images, self.originals, self.low_res, self.resamples) if paired else {}
         if self.extractor is not None and self.reference is not None:
             features = feature_set(image_array(images), self.extractor, crop_rule=self.crop_rule)
             distance = score(features, self.reference, resamples=self.resamples).values()
             found |= {name: value for name, value in distance.items() if paired or name == "IS"}
-        if self.classify is not None and self.labels is not None:
-            found |= error_values(images, self.labels, self.classify, self.resamples)
+        if self.classifier is not None and self.labels is not None:
+            found |= error_values(images, self.labels, self.classifier[1], self.resamples)
         return found
 
 
@@ -91,25 +97,21 @@ def evaluate_sr(
         seed: Of the first image; image i has seed + i.
         regression: Folder of SR3's regression baseline; None = no row of it.
         extractor: Feature network of the distance; None = no distance.
-        weights: Of that network; None = its own, or downloaded once.
-        crop_rule: How the images were cut from their originals.
-        resamples: Redrawn sets behind each 95 % interval; 0 = no intervals.
-        sampling: How each stage is sampled, as `cascade.sampling(...)` gives it.
-        batch_size: Images that go through a network at once; None = 1 on a CPU, 8 elsewhere.
+        weights, crop_rule, resamples: As of `cascade.evaluate`.
+        sampling, batch_size: As of `cascade.sample_run`.
         protocol: Whose sizes must be kept and whose published rows are shown; None = no one's.
         on_progress: Told of the images that are enlarged.
 
     Raises:
         ValueError: if model, images and protocol don't fit together.
     """
-    out, device, text = Path(out), str(cascade.device), str(images)
-    name = sr_stage(cascade, stage)
+    out, device, name = Path(out), str(cascade.device), sr_stage(cascade, stage)
     size, small = cascade.sizes[name], int(cascade.stages[name].low_res_size)
     if protocol is not None and (size, small) != (protocol.size, protocol.low_res_size):
         wanted = f"{protocol.low_res_size} to {protocol.size}"
         raise ValueError(f"stage {name!r} makes {size} px from {small} px, but protocol {protocol.name} is {wanted} px")
     network = None if extractor is None else extractor_of(extractor, weights, device)
-    every, known = image_source(text, size=size)
+    every, known = image_source(str(images), size=size)
     real = every.take(np.arange(min(num_images, len(every))))
     labels = _labels(cascade, real, known)
     makers = {"outputs": by_stage(cascade, name, sampling, batch_size)}
@@ -117,8 +119,8 @@ def evaluate_sr(
     if regression is not None:
         makers["regression"] = by_regression(cascade, name, regression)
         settings["regression"] = model_hash(regression)
-    digest = model_hash(cascade)
-    record = {"format": FORMAT, "model": {"name": cascade.name, "sha256": digest}, "settings": settings}
+    model = {"name": cascade.name, "sha256": model_hash(cascade)}
+    record = {"format": FORMAT, "model": model, "settings": settings}
     begin(out, record)
     originals = real.array()
     low_res = low_resolution(originals, small)
@@ -127,36 +129,50 @@ def evaluate_sr(
     for what, maker in makers.items():
         told = part(on_progress, "enlarging" if what == "outputs" else "enlarging by regression")
         made[what] = enlarged(maker, low_res, given, out / what, seed=seed, batch_size=step, on_progress=told)
-    rule = crop_rule_of(text, crop_rule)
-    reference = None if network is None else reference_of(real.name, measure(real, network, crop_rule=rule), real.source_hash())
-    classifier = classifier_of(cascade.classes, device) if labels is not None else None
-    how = _How(originals, low_res, labels, network, reference, classifier and classifier[1], rule, resamples)
     sets = {f"{cascade.name}, {name}": made.pop("outputs"), **made, "bicubic": bicubic(low_res, size)}
-    rows = [Row(name=what, values=how.values(one), note=f"{len(real):,} images", ours=True) for what, one in sets.items()]
-    rows.append(Row(name="originals", values=how.values(originals, paired=False), note="the images themselves", ours=True))
-    rows += published_rows(protocol, False) if protocol else ()
+    classifier = classifier_of(cascade.classes, device) if labels is not None else None
+    how = _Measuring(real, originals, low_res, labels, network, classifier, crop_rule_of(str(images), crop_rule), resamples)
     facts = {
-        "model": f"{cascade.name}, SHA-256 {digest}",
+        "model": f"{cascade.name}, SHA-256 {model['sha256']}",
         "stage": name,
-        "images": f"the first {len(real):,} of {text}, averaged over blocks to {small} px",
+        "images": f"the first {len(real):,} of {images}, averaged over blocks to {small} px",
         "seeds": f"from {seed}",
-        "regression": None if regression is None else f"{regression.name}, SHA-256 {settings['regression']}",
-        "extractor": None if network is None else f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}",
-        "classifier": None if classifier is None else classifier[0],
+        "regression": regression and f"{regression.name}, SHA-256 {settings['regression']}",
     }
-    shown = tuple((what, one[:SHOWN]) for what, one in {"input": low_res, **sets, "original": originals}.items())
+    title = protocol.title if protocol else f"{cascade.name}, {name}: {small} to {size} px"
+    report = _report(how, sets, title, facts, protocol, record)
+    write_report(report, out)
+    return report
+
+
+def _report(
+    how: _Measuring, sets: dict[str, Images], title: str, facts: dict[str, Any], protocol: Protocol | None, record: dict[str, Any]
+) -> Report:
+    """Every set of large images measured and shown, above the originals and what is published."""
+    rows = [Row(name=what, values=how.values(one), note=f"{len(one):,} images", ours=True) for what, one in sets.items()]
+    rows.append(Row(name="originals", values=how.values(how.originals, paired=False), note="the images themselves", ours=True))
+    rows += published_rows(protocol, False) if protocol else ()
+    network, classifier = how.extractor, how.classifier and how.classifier[0]
+    described = None if network is None else f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}"
+    facts = facts | {"extractor": described, "classifier": classifier}
+    notes = (
+        "PSNR, in dB, SSIM and consistency, the squared error to the input after averaging down in 1e-5, are means over images.",
+        classifier and f"Errors are those of {classifier}, not of SR3's ResNet-50, and stand beside no published ones.",
+        f"In brackets: 95 % intervals from {how.resamples} bootstrap resamples of the images." if how.resamples else None,
+        *(protocol.notes if protocol else ()),
+    )
+    shown = {"input": how.low_res, **sets, "original": how.originals}
     caption = "The first images, shown equally large; the input is what all others start from."
-    report = Report(
-        title=protocol.title if protocol else f"{cascade.name}, {name}: {small} to {size} px",
+    pictures = Picture(title="Pictures", caption=caption, rows=tuple((what, one[:SHOWN]) for what, one in shown.items()))
+    return Report(
+        title=title,
         facts={key: text for key, text in facts.items() if text},
         columns=columns_of(rows),
         rows=tuple(rows),
-        notes=(*_notes(resamples, facts["classifier"]), *(protocol.notes if protocol else ())),
-        pictures=(Picture(title="Pictures", caption=caption, rows=shown),),
+        notes=tuple(filter(None, notes)),
+        pictures=(pictures,),
         details={"run": record},
     )
-    write_report(report, out)
-    return report
 
 
 def sr_stage(cascade: CascadePipeline, name: str | None) -> str:
@@ -192,15 +208,8 @@ def by_stage(cascade: CascadePipeline, stage: str, sampling: Sampling | None, ba
 
 
 def by_regression(cascade: CascadePipeline, name: str, folder: Path) -> Enlarge:
-    """What SR3's regression baseline makes of small images.
-
-    Args:
-        cascade, name: The stage that it stands beside, whose sizes it must have, and where and in which number type it runs.
-        folder: Of a stage that is a `RegressionPipeline`.
-
-    Raises:
-        ValueError: if the folder holds no such stage, or one of other sizes.
-    """
+    """What SR3's regression baseline in a folder makes of small images, beside an SR3 stage of the same sizes, where and in the
+    number type in which that runs. Raises ValueError if the folder holds no such stage."""
     beside, home = cascade.stages[name], folder.resolve()
     size, small = beside.size, beside.low_res_size
     if not (folder / "model_index.json").is_file():
@@ -224,14 +233,7 @@ def enlarged(
 ) -> Images:
     """Large images, uint8 [N, S, S, 3], each kept as a PNG in `out` as soon as it is there; existing ones are not made again.
 
-    Args:
-        enlarge: Makes them.
-        low_res: uint8 [N, s, s, 3].
-        labels: Class of each; None for a model without classes.
-        out: Folder of the files, which nothing else is written to.
-        seed: Of the first image; image i has seed + i.
-        batch_size: Consecutive images that are made together, always the same ones.
-        on_progress: Called with (images done, images in all).
+    Image i has seed + i; `batch_size` consecutive ones are made together, always the same. Nothing else may lie in `out`.
     """
     files = [out / image_name(i) for i in range(len(low_res))]
     for start in range(0, len(low_res), batch_size):
@@ -244,7 +246,7 @@ def enlarged(
         for i, image in zip(block, made, strict=True):
             write_png(files[i], image)
     on_progress(len(low_res), len(low_res))
-    return np.stack([_pixels(file) for file in files])
+    return image_folder(out).array()
 
 
 def paired_values(outputs: Images, originals: Images, low_res: Images, resamples: int) -> dict[str, Value]:
@@ -273,19 +275,3 @@ def _labels(cascade: CascadePipeline, images: ImageSet, known: np.ndarray | None
         if cascade.num_classes is not None:
             raise
         return None
-
-
-def _notes(resamples: int, classifier: str | None) -> list[str]:
-    notes = [
-        "PSNR, in dB, SSIM and consistency, the squared error to the input after averaging down in 1e-5, are means over images."
-    ]
-    if classifier is not None:
-        notes.append(f"Errors are those of {classifier}, not of SR3's ResNet-50, and stand beside no published ones.")
-    if resamples:
-        notes.append(f"In brackets: 95 % intervals from {resamples} bootstrap resamples of the images.")
-    return notes
-
-
-def _pixels(path: Path) -> Images:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))

@@ -9,18 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-SHARD_SIZE = 1000  # images
-
-
-def shard_name(first: int) -> str:
-    """Name of the shard that begins with image `first`."""
-    return f"shard-{first // SHARD_SIZE:06d}.tar"
-
-
-def npz_name(num_images: int, size: int) -> str:
-    """Name of the .npz file, as OpenAI's programs call theirs."""
-    return f"samples_{num_images}x{size}x{size}x3.npz"
-
 
 def write_shard(file: BinaryIO, items: Iterable[tuple[Path, int | None]]) -> None:
     """Image files, each beside its class as text (000000.png, 000000.cls); no times, owners or other traces of the machine."""

@@ -10,8 +10,7 @@ from typing import Literal, get_args
 LabelRule = Literal["balanced", "random"]
 FileFormat = Literal["png", "shards", "npz"]
 
-MOST_PROCESSES = 8
-"""That share a run on a CPU where nobody says how many."""
+MOST_PROCESSES = 8  # that share a run on a CPU where nobody says how many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +44,8 @@ class RunPlan:
             raise ValueError(f"format is {self.format!r}, expected one of {', '.join(get_args(FileFormat))}")
         if isinstance(self.labels, str) and self.labels not in get_args(LabelRule):
             raise ValueError(f"labels is {self.labels!r}, expected one of {', '.join(get_args(LabelRule))}")
-        if not isinstance(self.labels, str) and not (
-            self.labels and self.num_classes and all(0 <= label < self.num_classes for label in self.labels)
-        ):
+        classes = set(range(self.num_classes or 0))
+        if not isinstance(self.labels, str) and not (self.labels and classes.issuperset(self.labels)):
             raise ValueError(f"labels must be classes in 0 to {(self.num_classes or 0) - 1}, at least one")
 
     def label(self, index: int) -> int | None:
@@ -76,11 +74,7 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> Place:
-        """As torchrun and accelerate say it in RANK and WORLD_SIZE; alone without them.
-
-        Raises:
-            ValueError: if they say something that can't be.
-        """
+        """As torchrun and accelerate say it in RANK and WORLD_SIZE, alone without them; ValueError if it can't be."""
         rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
             raise ValueError(

@@ -40,10 +40,7 @@ share_of(**job)
 def others(cascade: CascadePipeline, out: Path, sampling: Sampling, count: int) -> Iterator[Callable[[], None]]:
     """Processes that make the shares 1 to count - 1 of the run in `out`; they are awaited at the end, and end with this one.
 
-    Gives what raises RuntimeError if one of them has failed, as the end does.
-
-    Raises:
-        ValueError: if they can't be told how a stage is sampled.
+    Gives what raises RuntimeError if one of them has failed, as the end does. ValueError if a scheduler can't be told to them.
     """
     if count == 1:
         yield lambda: None

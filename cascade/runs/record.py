@@ -61,11 +61,7 @@ def record_of(plan: RunPlan, model: str, sha256: str, settings: Mapping[str, Any
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
-    """The record of the run in a folder; None where there is none.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
+    """The record of the run in a folder; None where there is none. Raises ValueError if it is damaged."""
     path = out / RECORD
     if not path.is_file():
         return None
@@ -93,23 +89,19 @@ def labels_of_run(out: Path) -> list[int | None]:
     return [plan.label(i) for i in range(plan.num_images)]
 
 
-def check_folder(out: Path) -> None:
-    """Raise ValueError unless a run may be begun or resumed in a folder: it is a file, or holds something else."""
+def check_folder(out: Path) -> dict[str, Any] | None:
+    """The record of the run to go on with in a folder, None = a new one; ValueError for a file, or if it holds something else."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, expected a folder for the run")
-    if out.is_dir() and read_record(out) is None and any(not path.name.startswith(".") for path in out.iterdir()):
+    record = read_record(out)
+    if record is None and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no sampling run; choose another folder")
+    return record
 
 
 def begin(out: Path, record: Mapping[str, Any]) -> None:
-    """Mark a folder as that of this run, or see that it is.
-
-    Raises:
-        ValueError: if the folder holds another run or something else.
-        OSError: if it can't be written.
-    """
-    check_folder(out)
-    before = read_record(out)
+    """Mark a folder as that of this run, or see that it is; ValueError if it holds another run or something else."""
+    before = check_folder(out)
     if before is None:
         write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     elif changed := difference(before, record):

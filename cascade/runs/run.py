@@ -8,8 +8,8 @@ process b mod the number of processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from cascade.progress import OnProgress
 from cascade.runs.plan import MOST_PROCESSES, FileFormat, LabelRule, Place, RunPlan
 from cascade.runs.processes import others
-from cascade.runs.record import begin, check_folder, model_hash, read_record, record_of, settings_of
+from cascade.runs.record import begin, check_folder, model_hash, record_of, settings_of
 from cascade.runs.share import files_of, make_share, without_bars
 
 if TYPE_CHECKING:
@@ -27,13 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleRun:
-    """A sampling run, as it is when this process has made its share.
-
-    folder: Where it lies.
-    plan: What it makes.
-    complete: False while processes that torchrun started are still at work.
-    record: As `run.json` in the folder has it.
-    """
+    """A sampling run, as it is when this process has made its share: what it makes, and `record`, as `run.json` in the folder has
+    it. `complete` is False while processes that torchrun started are still at work."""
 
     folder: Path
     plan: RunPlan
@@ -98,11 +93,13 @@ def sample_run(
         RuntimeError: if a network makes something that is not a number, or another process failed.
         OSError: if a file can't be written.
     """
+    import torch
+
     from cascade.costs import cost_of
     from cascade.stages.stage import ACCELERATOR_BATCH_SIZE, CPU_BATCH_SIZE
 
     out = Path(out)
-    check_folder(out)
+    before = check_folder(out)
     place, on_cpu = Place.from_environment(), cascade.device.type == "cpu"
     plan = RunPlan(
         num_images=num_images,
@@ -117,25 +114,28 @@ def sample_run(
     place = place if count == 1 else Place(0, count)
     chosen = cascade.sampling(sampling)
     title = "sampling images" + f", process {place.rank + 1} of {place.world_size}" * (place.world_size > 1)
-    with _threads(threads) if on_cpu else nullcontext(), without_bars(cascade):
-        before = read_record(out)
+    with ExitStack() as stack:
+        stack.enter_context(without_bars(cascade))
+        if on_cpu:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
         cost = cost_of(cascade, plan.size, chosen) if before is None else before["cost"]
         settings = settings_of(cascade, plan.size, chosen, threads)
         record = record_of(plan, cascade.name, model_hash(cascade), settings, cost)
         begin(out, record)
-        with others(cascade, out, chosen, count) as check:
+        check = stack.enter_context(others(cascade, out, chosen, count))
 
-            def told(done: int, total: int) -> None:
-                check()
-                if on_progress is not None and not place.rank:
-                    on_progress(title, done, total)
+        def told(done: int, total: int) -> None:
+            check()
+            if on_progress is not None and not place.rank:
+                on_progress(title, done, total)
 
-            ended = make_share(cascade, plan, out, chosen, place, told)
+        ended = make_share(cascade, plan, out, chosen, place, told)
     return SampleRun(out, plan, ended or count > 1, record)
 
 
 def _count(cascade: CascadePipeline, plan: RunPlan, processes: int | None, on_cpu: bool) -> int:
-    """How many processes this one and those that it starts are."""
+    """How many processes share the run, this one and those that it starts."""
     if "WORLD_SIZE" in os.environ:
         return 1
     if cascade.folder is None and (processes or 1) > 1:
@@ -145,16 +145,3 @@ def _count(cascade: CascadePipeline, plan: RunPlan, processes: int | None, on_cp
         )
     by_default = min(os.cpu_count() or 1, MOST_PROCESSES) if on_cpu and cascade.folder is not None else 1
     return min(processes or by_default, len(plan.blocks()))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch with so many threads for a while."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,13 +6,13 @@ Every file is written under another name and renamed when it is complete.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade.files import Progress, complete
-from cascade.runs.formats import SHARD_SIZE, npz_name, shard_name, write_npz, write_shard
+from cascade.runs.formats import write_npz, write_shard
 from cascade.runs.plan import Place, RunPlan
 
 if TYPE_CHECKING:
@@ -22,21 +22,14 @@ if TYPE_CHECKING:
     from cascade.stage_sampling import Sampling
 
 PARTS = ".images"  # where the images of a run lie until they are packed
+SHARD_SIZE = 1000  # images
 
 
 def make_share(
     cascade: CascadePipeline, plan: RunPlan, out: Path, sampling: Sampling, place: Place, on_progress: Progress
 ) -> bool:
-    """Make the images of this process that do not exist yet; the last process to end packs them where that is asked for.
-
-    Args:
-        cascade, plan, sampling: What is made, and how.
-        out: Folder that `record.begin` has marked.
-        place: Which blocks are made here.
-        on_progress: Called before every block and at the end, with images of this process.
-
-    Returns:
-        Whether the run is complete; False while other processes are still at work.
+    """Make the images of `place` that do not exist yet, in a folder that `record.begin` has marked; the last process to end packs
+    them where that is asked for. Progress, told before every block, is that of this process. Returns whether the run is complete.
     """
     if _is_packed(out, plan):
         _clean(out, plan)
@@ -45,16 +38,22 @@ def make_share(
     folder.mkdir(exist_ok=True)
     present = _present(out, plan)
     blocks = plan.blocks()[place.rank :: place.world_size]
-    done, total = sum(i in present for block in blocks for i in block), sum(map(len, blocks))
-    _remove_partial(folder, {i for block in blocks for i in block})
+    mine = {i for block in blocks for i in block}
+    done, total = len(mine & present), len(mine)
+    for path in folder.glob(".*.png.*"):  # half-written when a run was killed
+        number = path.name[1:].partition(".")[0]
+        if number.isdecimal() and int(number) in mine:
+            path.unlink(missing_ok=True)
     for block in blocks:
         on_progress(done, total)
         missing = [i for i in block if i not in present]
         if not missing:
             continue
-        images = _make(cascade, plan, block, sampling)
+        labels, seeds = [plan.label(i) for i in block], [plan.seed + i for i in block]
+        classes: Any = {"num_images_per_class": len(block)} if labels[0] is None else {"class_labels": labels}
+        made: Any = cascade(**classes, seeds=seeds, size=plan.size, sampling=sampling, batch_size=plan.batch_size)
         for i in missing:
-            write_png(folder / image_name(i), images[i - block.start])
+            write_png(folder / image_name(i), made.images[i - block.start])
         done += len(missing)
     on_progress(done, total)
     if len(_present(out, plan)) < plan.num_images:
@@ -79,8 +78,8 @@ def files_of(out: Path, plan: RunPlan) -> list[Path]:
     if plan.format == "png":
         return [out / image_name(i) for i in range(plan.num_images)]
     if plan.format == "shards":
-        return [out / shard_name(shard.start) for shard in _shards(plan)]
-    return [out / npz_name(plan.num_images, plan.size)]
+        return list(_shards(out, plan))
+    return [out / f"samples_{plan.num_images}x{plan.size}x{plan.size}x3.npz"]  # as OpenAI's programs call theirs
 
 
 @contextmanager
@@ -95,29 +94,19 @@ def without_bars(cascade: CascadePipeline) -> Iterator[None]:
             cascade.stages[name].set_progress_bar_config(**options)
 
 
-def _make(cascade: CascadePipeline, plan: RunPlan, block: range, sampling: Sampling) -> Sequence[Image]:
-    labels = [plan.label(i) for i in block]
-    out: Any = cascade(
-        class_labels=None if labels[0] is None else labels,  # type: ignore[arg-type]  # all or none are None
-        num_images_per_class=len(block) if labels[0] is None else 1,
-        seeds=[plan.seed + i for i in block],
-        size=plan.size,
-        sampling=sampling,
-        batch_size=plan.batch_size,
-    )
-    return out.images
-
-
 def _present(out: Path, plan: RunPlan) -> set[int]:
     """The images that exist, alone or in a shard."""
     folder = out if plan.format == "png" else out / PARTS
     names = set(os.listdir(folder)) if folder.is_dir() else set()
-    shards = [k for k in _shards(plan) if (out / shard_name(k.start)).is_file()] if plan.format == "shards" else []
-    return {i for i in range(plan.num_images) if image_name(i) in names} | {i for shard in shards for i in shard}
+    packed = [images for shard, images in _shards(out, plan).items() if shard.is_file()]
+    return {i for i in range(plan.num_images) if image_name(i) in names}.union(*packed)
 
 
-def _shards(plan: RunPlan) -> list[range]:
-    return [range(start, min(start + SHARD_SIZE, plan.num_images)) for start in range(0, plan.num_images, SHARD_SIZE)]
+def _shards(out: Path, plan: RunPlan) -> dict[Path, range]:
+    """Each shard and its images; none in another format."""
+    count = plan.num_images if plan.format == "shards" else 0
+    blocks = [range(start, min(start + SHARD_SIZE, count)) for start in range(0, count, SHARD_SIZE)]
+    return {out / f"shard-{number:06d}.tar": block for number, block in enumerate(blocks)}
 
 
 def _is_packed(out: Path, plan: RunPlan) -> bool:
@@ -126,15 +115,16 @@ def _is_packed(out: Path, plan: RunPlan) -> bool:
 
 def _pack(out: Path, plan: RunPlan) -> None:
     """Put the images into their files. Two processes that end together may both do it: they write the same bytes."""
+    images = [out / PARTS / image_name(i) for i in range(plan.num_images)]
     try:
-        for shard in _shards(plan) if plan.format == "shards" else []:
-            if not (out / shard_name(shard.start)).is_file():
-                with complete(out / shard_name(shard.start)) as file:
-                    write_shard(file, [(out / PARTS / image_name(i), plan.label(i)) for i in shard])
+        for shard, indices in _shards(out, plan).items():
+            if not shard.is_file():
+                with complete(shard) as file:
+                    write_shard(file, [(images[i], plan.label(i)) for i in indices])
         if plan.format == "npz":
             labels = None if plan.num_classes is None else [plan.label(i) or 0 for i in range(plan.num_images)]
-            with complete(out / npz_name(plan.num_images, plan.size)) as file:
-                write_npz(file, [out / PARTS / image_name(i) for i in range(plan.num_images)], plan.size, labels)
+            with complete(files_of(out, plan)[0]) as file:
+                write_npz(file, images, plan.size, labels)
     except FileNotFoundError:
         if not _is_packed(out, plan):  # or another process was faster and has cleaned up
             raise
@@ -148,11 +138,3 @@ def _clean(out: Path, plan: RunPlan) -> None:
         for path in folder.iterdir():
             path.unlink(missing_ok=True)
         folder.rmdir()
-
-
-def _remove_partial(folder: Path, indices: set[int]) -> None:
-    """Remove what a killed run has half-written of these images."""
-    for path in folder.glob(".*.png.*"):
-        number = path.name[1:].partition(".")[0]
-        if number.isdecimal() and int(number) in indices:
-            path.unlink(missing_ok=True)

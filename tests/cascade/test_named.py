@@ -11,7 +11,7 @@ from cascade.measure.named import classifier_of, image_source, reference_source
 
 
 def test_the_kind_of_an_archive_is_seen_by_its_arrays(tmp_path):
-    np.savez(tmp_path / "images.npz", arr_0=np.zeros((2, 64, 64, 3), np.uint8))
+    np.savez(tmp_path / "images.npz", arr_0=np.zeros((4, 64, 64, 3), np.uint8))
     np.savez(tmp_path / "theirs.npz", mu=np.zeros(4), sigma=np.eye(4))
     adm = measuring.adm_reference(tmp_path / "adm.npz", 64)
     given = {"image_size": 64, "extractor": "inception-tensorflow", "crop_rule": "edm-centre-lanczos"}
