@@ -55,7 +55,7 @@ class _Unread:
 
 
 def _storage(data: Any) -> Tensor:
-    """Numbers of a file in torch's legacy format, 1-D and not copied: behind four pickles of plain values, keys and a count."""
+    """Numbers of a file in torch's legacy format, 1-D, not copied: behind four pickles of plain values, keys and a count."""
     if not isinstance(data, bytes):
         raise pickle.UnpicklingError("it holds a tensor without data")
     file = io.BytesIO(data)
