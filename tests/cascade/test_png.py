@@ -128,7 +128,8 @@ def test_json_tells_files_and_settings(model, here, capsys):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_runs_and_is_named(model, here, name):
-    assert generate(["--class", "cat", "--size", "8", "--steps", "3", "--scheduler", name, "--model", str(model)]) == 0
+    steps = "12" if name == "heun" else "3"  # it is refused where it would make noise of steps as wide as three
+    assert generate(["--class", "cat", "--size", "8", "--steps", steps, "--scheduler", name, "--model", str(model)]) == 0
     told = json.loads(pictures.read_chunks(here / "cat-seed0.png")["Settings"])
     assert told["stages"]["base"]["scheduler"] == SCHEDULERS[name]
     assert np.isfinite(pixels("cat-seed0.png")).all()
