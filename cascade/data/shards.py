@@ -187,27 +187,33 @@ def shard_paths(source: str, progress: Progress) -> list[Path]:
     if match is None:
         raise ValueError(f"data is {source!r}, expected {HUB}owner/name/pattern, such as {HUB}owner/name/data/train-*.parquet")
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     repo, revision, pattern = match["repo"], match["revision"], match["pattern"] or ""
-    paths = []
-    try:
+    with _hub_told_in_a_sentence(f"{repo}@{revision}" if revision else repo):
         info = HfApi().dataset_info(repo, revision=revision)
-        files = [sibling.rfilename for sibling in info.siblings or ()]
-        found = sorted(fnmatch.filter(files, pattern))
-        for file in found:
-            paths.append(Path(hf_hub_download(repo, file, repo_type="dataset", revision=info.sha)))
-            progress(len(paths), len(found))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        at = f"{repo}@{revision}" if revision else repo
-        raise ValueError(f"there is no data set {at} on the Hub, or it needs a login that has access") from error
-    except Exception as error:  # the Hub's own errors, those of the network library that it has, and OSError
-        raise ConnectionError(f"{HUB}{repo} can't be fetched from the Hub: {error}") from error
+    files = [sibling.rfilename for sibling in info.siblings or ()]
+    found, paths = sorted(fnmatch.filter(files, pattern)), []
     if not found:
         some = [file for file in files if file.endswith((".parquet", ".tar"))][:3]
         has = ", ".join([*some, "..."]) if some else "no parquet or tar files"
         raise ValueError(f"no file of {HUB}{repo} matches {pattern or 'an empty pattern'!r}; it has {has}")
+    for file in found:
+        with _hub_told_in_a_sentence(f"{repo}/{file}"):
+            paths.append(Path(hf_hub_download(repo, file, repo_type="dataset", revision=info.sha)))
+        progress(len(paths), len(found))
     return paths
+
+
+@contextmanager
+def _hub_told_in_a_sentence(wanted: str) -> Iterator[None]:
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ValueError(f"there is no data set {wanted} on the Hub, or it needs a login that has access") from error
+    except Exception as error:  # the Hub's own errors, those of the network library that it has, and OSError
+        raise ConnectionError(f"{HUB}{wanted} can't be fetched from the Hub: {error}") from error
 
 
 def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
