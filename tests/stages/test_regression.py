@@ -99,7 +99,7 @@ def test_it_composes_in_a_cascade_and_comes_back_from_disk(tmp_path):
     assert torch.equal(loaded.upscale(small, [1, 2], seeds=0, output_type="pt").images, made.images)
     with pytest.raises(ValueError, match="stage 'regression' takes no num_inference_steps"):
         loaded(1, num_inference_steps={"regression": 2})
-    with pytest.raises(ValueError, match="stage 'regression' has no scheduler"):
+    with pytest.raises(ValueError, match="stage 'regression' takes no scheduler"):
         loaded(1, scheduler={"regression": DDPMScheduler})
 
 
