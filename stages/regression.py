@@ -70,12 +70,9 @@ class RegressionPipeline(RefiningPipeline):
 
         Args:
             image: Square images, at most as large as the stage's own, as `SR3Pipeline` takes them.
-            class_labels: Class indices in [0, num_classes), one per image or one for all; None for a model without classes.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W], float32). **"pt" images are in [-1, 1]**, as
                 stages hand them over; those of diffusers' own pipelines are in [0, 1].
-            return_dict: False returns `(images,)`.
-            batch_size: Images that go through the network at once; None = 1 on a CPU, so that no byte of an image depends on the
-                others, and 8 elsewhere.
+            class_labels, return_dict, batch_size: As in a call of `BasePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`.

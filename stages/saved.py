@@ -93,11 +93,7 @@ def _class_for(folder: Path, wanted: type[Any] | None) -> type[Any]:
     if issubclass(wanted, found):
         return wanted
     right = found.__name__
-    raise ModelError(f"{folder} holds {_a(right)}, not {_a(wanted.__name__)}: load it with {right}.from_pretrained")
-
-
-def _a(name: str) -> str:
-    return f"{'an' if name.startswith('SR3') else 'a'} {name}"
+    raise ModelError(f"the stage in {folder} is of class {right}, not {wanted.__name__}: load it with {right}.from_pretrained")
 
 
 def find_stage(name_or_path: Any, **options: Any) -> Path:

@@ -120,25 +120,15 @@ class SR3Pipeline(RefiningPipeline):
             image: Square images, at most as large as the stage's own: PIL, arrays ([H, W, 3] or [B, H, W, 3], uint8 or float in
                 [0, 1]), tensors ([3, H, W] or [B, 3, H, W] in [-1, 1]), or a list of these. They are first resized to
                 `low_res_size` as `conditioning.resize` does.
-            class_labels: Class indices in [0, num_classes), one per image or one for all; None for a model without classes.
-            num_inference_steps: Steps of the scheduler.
-            guidance_scale: 1 = no guidance; any other value doubles the evaluations.
-            guidance_interval: Lowest and highest EDM sigma that is guided; (0, math.inf) = all.
             aug_level: Noise added to the small image, in [0, 1]; 0 = none.
             consistency: Whether the large image must average to the small one, without its noise. Right where the small image is
                 real; where a stage made it, its flaws are kept too.
             tile_size: Side of the tiles that the network sees at once, which bounds its memory; the stage's own size = no tiles.
-            generator: One per image, or a single one from which each image's seed is drawn; None = torch's own.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W], float32). **"pt" images are in [-1, 1]**, as
                 stages hand them over; those of diffusers' own pipelines are in [0, 1].
-            return_dict: False returns `(images,)`.
-            callback_on_step_end: `callback(pipeline, step, timestep, {"latents": noisy images}) -> dict`, after every step of
-                every micro-batch; "latents" in its answer replaces them. `pipeline._interrupt = True` ends the call early.
             batch_size: Images, or tiles of one, that go through the network at once; None = 1 on a CPU, so that no byte of an
                 image depends on the others, and 8 elsewhere.
-            latents: The noise to start from, unit Gaussian, [B, 3, S, S] for images of side S; None = drawn by `generator`.
-            timesteps, sigmas: The scheduler's steps themselves in place of their number, where it takes them, as it takes them.
-            callback_on_step_end_tensor_inputs: What the callback is given: "latents", or nothing.
+            class_labels, num_inference_steps, generator, latents, ...: All others, as in a call of `BasePipeline`.
 
         Returns:
             `ImagePipelineOutput` with `images`.

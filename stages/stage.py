@@ -245,6 +245,11 @@ class StagePipeline(DiffusionPipeline):
         self._check_latents(latents, count)
         self._interrupt = False
         on_step_end = self._step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
+
+        def callback(step: int, timestep: Tensor, x: Tensor) -> Tensor | None:
+            progress.update()
+            return None if on_step_end is None else on_step_end(step, timestep, x)
+
         denoiser, generators = self.guided(guidance_scale, guidance_interval), generators_of(generator, count)
         self._lay_out()
         if tile_size is not None and tile_size < self.size:
@@ -266,7 +271,7 @@ class StagePipeline(DiffusionPipeline):
                     steps,
                     class_labels=None if labels is None else labels[part].to(self._execution_device),
                     generator=mine,
-                    callback=self._step_callback(progress, on_step_end),
+                    callback=callback,
                     interrupted=lambda: self.interrupt,
                     low_res=given.low_res,
                     aug_level=given.aug_level,
@@ -326,13 +331,6 @@ class StagePipeline(DiffusionPipeline):
             return latents
 
         return step_end
-
-    def _step_callback(self, progress: Any, on_step_end: StepCallback | None) -> StepCallback:
-        def callback(step: int, timestep: Tensor, x: Tensor) -> Tensor | None:
-            progress.update()
-            return None if on_step_end is None else on_step_end(step, timestep, x)
-
-        return callback
 
     def _check_finite(self, images: Tensor) -> Tensor:
         if not torch.isfinite(images).all():

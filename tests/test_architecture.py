@@ -100,6 +100,14 @@ def test_inside_stages_imports_point_down():
             assert {mine, other} != {"base", "sr3"}, "base and sr3 may not import each other"
 
 
+def test_the_command_line_is_imported_by_no_one_and_alone_parses_arguments():
+    for module, path in modules().items():
+        if module.startswith("cascade.cli") or module == "cascade.__main__":
+            continue
+        wrong = [name for name in imports(path) if name.split(".")[0] == "argparse" or f"{name}.".startswith("cascade.cli.")]
+        assert not wrong, f"{module} imports {', '.join(wrong)}"
+
+
 @pytest.mark.parametrize(
     "forbidden", ["pickle.load", "yaml.load(", "trust_remote_code=True", "allow_pickle=True", "weights_only=False"]
 )

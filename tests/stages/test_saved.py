@@ -102,9 +102,9 @@ def test_number_types_devices_and_variants(folders, tmp_path):
 
 
 def test_the_wrong_class_names_the_right_one(folders, tmp_path):
-    with pytest.raises(ModelError, match="holds an SR3Pipeline, not a BasePipeline: load it with SR3Pipeline.from_pretrained$"):
+    with pytest.raises(ModelError, match="is of class SR3Pipeline, not BasePipeline: load it with SR3Pipeline.from_pretrained$"):
         BasePipeline.from_pretrained(folders / "sr3")
-    with pytest.raises(ModelError, match="holds a BasePipeline, not an SR3Pipeline: load it with BasePipeline.from_pretrained$"):
+    with pytest.raises(ModelError, match="is of class BasePipeline, not SR3Pipeline: load it with BasePipeline.from_pretrained$"):
         SR3Pipeline.from_pretrained(folders / "base")
     with pytest.raises(ModelError, match=f"{folders} is not one stage, but holds the stages base, regression, sr3; load it as"):
         BasePipeline.from_pretrained(folders)
@@ -139,7 +139,7 @@ def test_a_pipeline_of_diffusers_loads_by_the_same_way(tmp_path):
     )  # fmt: skip
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
     assert type(load_stage(tmp_path)) is DDPMPipeline
-    with pytest.raises(ModelError, match="holds a DDPMPipeline, not a BasePipeline: load it with DDPMPipeline.from_pretrained"):
+    with pytest.raises(ModelError, match="is of class DDPMPipeline, not BasePipeline: load it with DDPMPipeline"):
         BasePipeline.from_pretrained(tmp_path)
 
 
