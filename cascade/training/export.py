@@ -18,10 +18,7 @@ from cascade.training.recipes import pipeline_class
 
 
 def pipeline_of(network: UNet, recipe: Recipe, class_names: Sequence[str] | None = None) -> StagePipeline:
-    """The trained network as a stage, with the scheduler and the settings that its recipe names.
-
-    `class_names` are those of the network's classes, in the order of their indices; None = not known.
-    """
+    """The trained network as a stage, with the scheduler and the settings that its recipe names; class names None = not known."""
     id2label = None if class_names is None else dict(enumerate(class_names))
     stage: Any = pipeline_class(recipe.network, recipe.objective)
     if stage is RegressionPipeline:
@@ -30,12 +27,9 @@ def pipeline_of(network: UNet, recipe: Recipe, class_names: Sequence[str] | None
     betas = betas_of(schedule, schedule.num_steps) if isinstance(schedule, LinearSchedule) else betas_of(schedule)
     settings = dict(recipe.sampling)
     kind = scheduler_class(settings.pop("scheduler", DEFAULT))
-    scheduler = kind(
-        num_train_timesteps=len(betas),
-        trained_betas=betas,
-        prediction_type=network.prediction_type,
-        timestep_spacing="linspace",  # from the noisiest level on; some schedulers would begin a step below it
-    )
+    # linspace: from the noisiest level on; some schedulers would begin a step below it
+    trained = {"trained_betas": betas, "prediction_type": network.prediction_type, "timestep_spacing": "linspace"}
+    scheduler = kind(num_train_timesteps=len(betas), **trained)
     return stage(network, scheduler, id2label=id2label, **settings)
 
 
@@ -48,9 +42,7 @@ def check_export(folder: Path) -> None:
 def export_stage(network: UNet, recipe: Recipe, folder: Path, class_names: Sequence[str] | None) -> None:
     """Write the stage, weights as float16, whole or not at all; an earlier one in its place is replaced at the end.
 
-    Raises:
-        ValueError: if something else is in its place.
-        OSError: if it can't be written.
+    Raises ValueError if something else is in its place, OSError if it can't be written.
     """
     check_export(folder)
     try:

@@ -31,6 +31,7 @@ from cascade.stages.training.step import step
 from cascade.stages.unet import UNet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Clock = Callable[[], float]
 
 FORWARDS = 3
 """Multiply-adds of a training step in forward passes: the backward pass takes two, for the gradients of features and weights."""
@@ -150,41 +151,38 @@ def _kept(network: Any, inputs: tuple[Tensor | None, ...]) -> tuple[int, int, in
 
     With checkpointing, blocks keep their inputs only, and each in turn the rest.
     """
-    weights, shapes = {_storage(weight) for weight in network.parameters()}, {weight.shape for weight in network.parameters()}
-    kept: dict[int, tuple[Tensor, nn.Module | None]] = {}  # a storage's address names it only as long as a tensor has it
-    given: dict[int, Tensor] = {}
+    alive: list[torch.UntypedStorage] = []  # an address names a storage only as long as that lives
+    given: dict[int, int] = {}
+    kept: dict[int, tuple[int, nn.Module | None]] = {}
     running: nn.Module | None = None
 
+    def address_and_size(tensor: Tensor) -> tuple[int, int]:
+        alive.append(tensor.untyped_storage())
+        return int(alive[-1]._cdata), alive[-1].nbytes()
+
     def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in weights and tensor.shape not in shapes:  # nor a weight in a narrower number type
-            kept.setdefault(_storage(tensor), (tensor, running))
+        address, size = address_and_size(tensor)
+        if address not in weights and tensor.shape not in shapes:  # nor a weight in a narrower number type
+            kept.setdefault(address, (size, running))
         return tensor
 
     def run(block: nn.Module, *tensors: Tensor) -> Any:
         nonlocal running
-        given.update((_storage(tensor), tensor) for tensor in tensors)
+        given.update(map(address_and_size, tensors))
         running = block
         output = block(*tensors)
         running = None
         return output
 
+    weights, shapes = dict(map(address_and_size, network.parameters())), {weight.shape for weight in network.parameters()}
     network.enable_gradient_checkpointing(run)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         network(*inputs)
     within: Counter[nn.Module | None] = Counter()
-    for key, (tensor, block) in kept.items():
-        within[block] += 0 if key in given else _nbytes(tensor)
-    between = sum(map(_nbytes, given.values())) + within.pop(None, 0)
-    sizes = [_nbytes(tensor) for tensor, _ in kept.values()]
+    for address, (size, block) in kept.items():
+        within[block] += 0 if address in given else size
+    between, sizes = sum(given.values()) + within.pop(None, 0), [size for size, _ in kept.values()]
     return sum(sizes), between + max(within.values(), default=0), max(sizes, default=0)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +270,7 @@ def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int
     with TemporaryDirectory() as folder:
         state = TrainingState.begin(recipe, num_classes or 1, Path(folder), accelerator, lambda message: None)
     pictures = PictureSet(pixels, np.zeros(images, np.int64), ("noise",), (True,))
-    examples = TrainingExamples(pictures, recipe, recipe.phases[0], state.null_label)
+    examples = TrainingExamples(pictures, recipe, recipe.phases[0], state.network.null_label)
 
     def one() -> None:
         batch = default_collate([examples[number] for number in range(state.images_seen, state.images_seen + images)])
@@ -282,9 +280,6 @@ def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int
         synchronize(accelerator.device)
 
     return one
-
-
-Clock = Callable[[], float]
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 9, limit: float = math.inf, clock: Clock = time.perf_counter) -> float:

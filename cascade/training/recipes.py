@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from cascade.stages.sr3 import SR3Pipeline
 from cascade.stages.stage import StagePipeline
 from cascade.stages.training import Objective, Recipe
 from cascade.stages.training.recipe import REGRESSION
+from cascade.stages.training.start_from import DEFAULTS
 from cascade.stages.unet import UNet
 
 _FIXED_BY_DATA = ("self", "num_classes")
@@ -122,28 +122,8 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     if "sample_size" not in network:
         raise ValueError("network.sample_size is missing; it is the side of the stage's images")
     recipe = Recipe(**{**arguments, "network": network, "sampling": _sampling(arguments, network)})
-    _check_sizes(recipe)
-    return recipe
-
-
-def _sampling(arguments: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the stage's pipeline, and the short name of its scheduler if it has one."""
-    stage, given = pipeline_class(network, arguments.get("objective", Objective())), arguments.get("sampling", {})
-    if not isinstance(given, Mapping) or "scheduler" not in given or stage is RegressionPipeline:
-        return typed.arguments(stage.__init__, given, "sampling", _FIXED_BY_TRAINING)
-    name = given["scheduler"]
-    if not isinstance(name, str) or name not in SCHEDULERS:
-        raise ValueError(f"sampling.scheduler is {typed.shown(name)}, expected one of {', '.join(SCHEDULERS)}")
-    others = {key: value for key, value in given.items() if key != "scheduler"}
-    return {"scheduler": name, **typed.arguments(stage.__init__, others, "sampling", _FIXED_BY_TRAINING)}
-
-
-def _check_sizes(recipe: Recipe) -> None:
-    """Raise ValueError unless the network can be trained at the sizes of the phases."""
-    defaults = {name: p.default for name, p in inspect.signature(UNet.__init__).parameters.items()}
-    network = {**defaults, **recipe.network}
-    size, low_res_size = network["sample_size"], network["low_res_size"]
-    step = network["patch_size"] * 2 ** (len(network["channels"]) - 1)
+    full = DEFAULTS | network
+    size, low_res_size, step = full["sample_size"], full["low_res_size"], full["patch_size"] * 2 ** (len(full["channels"]) - 1)
     for index, phase in enumerate(recipe.phases):
         if phase.size > size or phase.size % step:
             raise ValueError(
@@ -154,3 +134,15 @@ def _check_sizes(recipe: Recipe) -> None:
             raise ValueError(
                 f"phases.{index}.size is {phase.size}, which is not a whole number of pixels in the {low_res_size} px image"
             )
+    return recipe
+
+
+def _sampling(arguments: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the stage's pipeline, and the short name of its scheduler if it has one."""
+    stage, given, named = pipeline_class(network, arguments.get("objective", Objective())), arguments.get("sampling", {}), {}
+    if isinstance(given, Mapping) and "scheduler" in given and stage is not RegressionPipeline:
+        given = dict(given)
+        named = {"scheduler": given.pop("scheduler")}
+        if named["scheduler"] not in list(SCHEDULERS):
+            raise ValueError(f"sampling.scheduler is {typed.shown(named['scheduler'])}, expected one of {', '.join(SCHEDULERS)}")
+    return named | typed.arguments(stage.__init__, given, "sampling", _FIXED_BY_TRAINING)

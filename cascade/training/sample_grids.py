@@ -27,13 +27,9 @@ def grid_maker(
 ) -> Callable[[UNet, int], Image.Image | None]:
     """What makes a grid of samples with a network after a number of images; its pictures are those of the stage's own pipeline.
 
-    A base stage makes pictures of classes spread evenly over all. An SR3 stage refines pictures of the data, spread likewise:
-    three side by side are what it was given, what it made, and the original.
-
-    Args:
-        recipe: What is trained; `recipe.samples` says how many pictures and steps.
-        pictures: Where an SR3 stage's pictures come from.
-        on_message: Told if the network makes no pictures, as one that has diverged does; there is no grid then.
+    A base stage makes pictures of classes spread evenly over all. An SR3 stage refines some of `pictures`, spread likewise: three
+    side by side are what it was given, what it made, and the original. `on_message` is told if the network makes no pictures, as
+    one that has diverged does; there is no grid then.
     """
     count, classes = recipe.samples.count, len(pictures.class_names)
     spread = [i * classes // count if count <= classes else i % classes for i in range(count)]
@@ -43,9 +39,8 @@ def grid_maker(
         pipeline = pipeline_of(network, recipe)
         pipeline.set_progress_bar_config(disable=True)
         try:
-            if isinstance(pipeline, BasePipeline):
-                return _made(pipeline, spread, recipe)
-            return _refined(pipeline, fixed, recipe)
+            is_base = isinstance(pipeline, BasePipeline)
+            return _made(pipeline, spread, recipe) if is_base else _refined(pipeline, fixed, recipe)
         except RuntimeError as error:
             on_message(f"no samples after {images_seen} images: {error}")
             return None
@@ -69,22 +64,17 @@ def _readable(pictures: PictureSource, recipe: Recipe) -> list[tuple[np.ndarray,
     return sorted(found, key=lambda one: one[1])
 
 
-def _made(pipeline: BasePipeline, labels: list[int], recipe: Recipe) -> Image.Image:
-    made: Any = pipeline(num_images=len(labels), **_arguments(pipeline, labels, recipe))
-    return _sheet([[image] for image in made.images])
+def _made(pipeline: Any, labels: list[int], recipe: Recipe) -> Image.Image:
+    made = pipeline(num_images=len(labels), **_arguments(pipeline, labels, recipe)).images
+    return _sheet([[image] for image in made])
 
 
 def _refined(pipeline: Any, pictures: list[tuple[np.ndarray, int]], recipe: Recipe) -> Image.Image:
     originals, labels = np.stack([pixels for pixels, _ in pictures]), [label for _, label in pictures]
     small = ((pipeline.low_res_of(originals) / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     made = pipeline(originals, **_arguments(pipeline, labels, recipe)).images
-    size = (pipeline.size, pipeline.size)
-    return _sheet(
-        [
-            [Image.fromarray(given).resize(size, Image.Resampling.NEAREST), image, Image.fromarray(original)]
-            for given, image, original in zip(small, made, originals, strict=True)
-        ]
-    )
+    shown = [Image.fromarray(given).resize((pipeline.size, pipeline.size), Image.Resampling.NEAREST) for given in small]
+    return _sheet([list(group) for group in zip(shown, made, map(Image.fromarray, originals), strict=True)])
 
 
 def _arguments(pipeline: Any, labels: list[int], recipe: Recipe) -> dict[str, Any]:
@@ -97,13 +87,8 @@ def _arguments(pipeline: Any, labels: list[int], recipe: Recipe) -> dict[str, An
 
 
 def _sheet(groups: list[list[Image.Image]]) -> Image.Image:
-    """Groups of pictures, each group side by side, on a sheet about as wide as high."""
-    columns = max(1, round(math.sqrt(len(groups) / len(groups[0]))))
-    shown = [[_middle(image) for image in group] for group in groups]
+    """Groups of pictures of one size, each group side by side, on a sheet about as wide as high."""
+    columns, width = max(1, round(math.sqrt(len(groups) / len(groups[0])))), groups[0][0].width
+    edge, size = max(0, width - LARGEST_SHOWN) // 2, min(width, LARGEST_SHOWN)
+    shown = [[image.crop((edge, edge, edge + size, edge + size)) for image in group] for group in groups]
     return grid([sum(shown[i : i + columns], []) for i in range(0, len(shown), columns)])
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    size = min(image.width, LARGEST_SHOWN)
-    edge = (image.width - size) // 2
-    return image.crop((edge, edge, edge + size, edge + size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from cascade.data.checking import cores
 from cascade.files import write_text
 from cascade.folder import STAGE
 from cascade.stages.training import PictureSet, Recipe, train
-from cascade.stages.training.examples import PictureSource
 from cascade.stages.training.journal import LOG, TENSORBOARD, check_trackers, read_log
 from cascade.stages.training.meter import Report
 from cascade.stages.training.post_hoc import Snapshots
@@ -49,8 +49,7 @@ class TrainedStage:
     folder: Of the stage, which `BasePipeline.from_pretrained`, or that of its class, loads.
     run: The run's folder.
     images_seen: Training images.
-    loss: The last that was reported, weighted as in training.
-    validation_loss: The last on held-out pictures; None where none was measured.
+    loss, validation_loss: The last on training, weighted as there, and on held-out pictures; None where none was measured.
     class_names: Of its classes, in the order of their indices; None where it has none, or its data doesn't name them.
     """
 
@@ -84,7 +83,7 @@ def train_stage(
         run: The run's folder: recipe, class names, log, samples and checkpoints; None = `runs/` and the recipe's name.
         export: Folder of the finished stage; None = `stage` in the run's.
         trackers: Where the curves are shown beside the log, by accelerate's names; None = TensorBoard, if it is installed.
-        workers: Processes that prepare the data; None = 0 for drawings, else the free cores, at most `MOST_WORKERS`.
+        workers: Processes that prepare the data; None = 0 for drawings, else this process's free cores, at most `MOST_WORKERS`.
         on_progress: Called while data is listed or drawn, and after every step.
         on_report: Called with a `Report` every few steps: losses, rate, speed and memory since the report before.
         on_validation: Called with a `ValidationReport`: the loss on held-out pictures.
@@ -106,10 +105,16 @@ def train_stage(
         on_progress = on_report = on_validation = on_message = _nothing
     trackers = _default_trackers(on_message) if trackers is None else list(dict.fromkeys(trackers))
     check_trackers(trackers)
+    data, checks = recipe.data, recipe.validation
     with process.main_process_first():
-        pictures, held_out = _open_data(recipe, on_progress)
-    num_classes = recipe.num_classes(len(pictures.class_names))
-    class_names = None if num_classes is None else _known(pictures.class_names)
+        pictures = open_pictures(data, recipe.picture_size, partial(on_progress, "data"))
+        held_out = None if checks is None else open_held_out(data, checks.source, pictures, partial(on_progress, "held-out data"))
+    found = pictures.class_names
+    num_classes = recipe.num_classes(len(found))
+    numbers = tuple(map(str, range(len(found))))  # they stand for names that the data doesn't give
+    class_names = None if num_classes is None or found == numbers else found
+    if workers is None:
+        workers = 0 if isinstance(pictures, PictureSet) else max(1, min(MOST_WORKERS, cores() // process.num_processes - 1))
     on_message(summary(recipe, num_classes))
     if process.is_main_process:
         _keep(run, recipe, class_names, on_message)
@@ -124,24 +129,18 @@ def train_stage(
         on_message=on_message,
         sample_grid=grid_maker(recipe, pictures if held_out is None else held_out, on_message),
         trackers=trackers,
-        workers=_default_workers(pictures, process.num_processes) if workers is None else workers,
+        workers=workers,
     )
     if process.is_main_process:
         export_stage(network, recipe, folder, class_names)
-    log = read_log(run / LOG)
-    last, validated = (
-        next((record[name] for record in reversed(log) if record.get(name) is not None), None)
-        for name in ("loss", "validation_loss")
-    )
-    return TrainedStage(folder, run, recipe.total_images, last, validated, class_names)
+    last = {name: value for record in read_log(run / LOG) for name, value in record.items() if value is not None}
+    return TrainedStage(folder, run, recipe.total_images, last.get("loss"), last.get("validation_loss"), class_names)
 
 
 @dataclass(frozen=True, slots=True)
 class AveragedStage:
-    """A stage with an average of another length.
+    """A stage with an average of another length, its folder, and the training images at which that ends.
 
-    folder: Of the stage.
-    images: Training images at which the average ends.
     snapshots: How many it is made from.
     distance: Of its profile from that of the average as tracked in training, relative, see `post_hoc.mixture`.
     """
@@ -184,11 +183,7 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def summary(recipe: Recipe, num_classes: int | None) -> str:
-    """The training run in one line. Building the network, without memory, checks its settings.
-
-    Raises:
-        ValueError: if they don't describe a network.
-    """
+    """The training run in one line. Raises ValueError unless its settings describe a network, which is built without memory."""
     with init_empty_weights():
         network = UNet(**recipe.network, num_classes=num_classes)
     size, low_res_size = recipe.network["sample_size"], recipe.network.get("low_res_size")
@@ -197,30 +192,11 @@ def summary(recipe: Recipe, num_classes: int | None) -> str:
     return f"{recipe.name}: {sizes}, {classes}, {network.num_parameters():,} parameters, {recipe.total_images:,} images"
 
 
-def _open_data(recipe: Recipe, on_progress: TaskProgress) -> tuple[PictureSource, PictureSource | None]:
-    """What is trained on, and what is held out for the validation if there is one."""
-    pictures = open_pictures(recipe.data, recipe.picture_size, lambda *step: on_progress("data", *step))
-    if recipe.validation is None:
-        return pictures, None
-    source = recipe.validation.source
-    return pictures, open_held_out(recipe.data, source, pictures, lambda *step: on_progress("held-out data", *step))
-
-
 def _default_trackers(on_message: Callable[[str], None]) -> list[str]:
     if find_spec(TENSORBOARD):
         return [TENSORBOARD]
     on_message("tensorboard is not installed, so the curves are kept in log.jsonl only; `cascade train plot` draws them")
     return []
-
-
-def _default_workers(pictures: PictureSource, processes: int) -> int:
-    """Of one training process: none for pictures in memory, else its share of the cores."""
-    return 0 if isinstance(pictures, PictureSet) else max(1, min(MOST_WORKERS, cores() // processes - 1))
-
-
-def _known(class_names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The names; None where they are only the numbers that stand for names which the data doesn't give."""
-    return None if class_names == tuple(map(str, range(len(class_names)))) else class_names
 
 
 def _kept_classes(run: Path) -> tuple[str, ...] | None:
@@ -232,9 +208,7 @@ def _kept_classes(run: Path) -> tuple[str, ...] | None:
 def _keep(run: Path, recipe: Recipe, class_names: Sequence[str] | None, on_message: Callable[[str], None]) -> None:
     """Lay recipe and class names into the run's folder; say where the recipe differs from the one that the run was begun with.
 
-    Raises:
-        ValueError: if data, network or classes differ, so that the run can't go on.
-        OSError: if it can't be written.
+    Raises ValueError if data, network or classes differ, so that the run can't go on; OSError if it can't be written.
     """
     path, kept = run / RECIPE, _kept_classes(run)
     if kept and class_names and (others := sorted({*kept} ^ {*class_names})):

@@ -17,11 +17,8 @@ from torch import Tensor
 
 from cascade.stages.files import sha256
 
-PREFIX = "checkpoint-"
-STATE = "state.json"
-PARTIAL = ".partial"
-LOSS = "validation_loss"
-"""Key of a checkpoint's state: the loss by which the best one is known; absent or None where it was not measured."""
+PREFIX, STATE, PARTIAL, LOSS = "checkpoint-", "state.json", ".partial", "validation_loss"
+"""Names in a run's folder, and the key of a checkpoint's state by which the best is known: absent or None = not measured."""
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a damaged checkpoint raises."""
@@ -31,20 +28,9 @@ State = dict[str, Any]
 
 
 def save(run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int) -> Path:
-    """Write one checkpoint whole or not at all, then remove all but the `keep` newest and the one of the least validation loss.
+    """Write one checkpoint as `write` does, then remove all but the `keep` newest and the one of the least validation loss.
 
-    Args:
-        run: The run's folder.
-        images_seen: Names the checkpoint.
-        tensors: Groups of named tensors, one file each.
-        state: Plain values; under "validation_loss" what the best checkpoint is known by.
-        keep: How many of the newest remain.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        OSError: if it can't be written; older checkpoints are untouched then.
+    Returns its folder, which `images_seen` names. Raises OSError if it can't be written; older checkpoints are untouched then.
     """
     target = run / f"{PREFIX}{images_seen:012d}"
     try:
@@ -64,12 +50,9 @@ def save(run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]
 
 
 def write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Write groups of named tensors and plain values as a folder that `load` reads: whole or not at all.
+    """Write groups of named tensors, a file each, and plain values as a folder that `load` reads: whole or not at all.
 
-    One that is there already, a damaged one or one of the same content, is replaced.
-
-    Raises:
-        OSError: if it can't be written; the message is the reason alone.
+    One that is there already, a damaged one or one of the same content, is replaced. An OSError's message is the reason alone.
     """
     partial = target.with_suffix(PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -113,11 +96,7 @@ def clean(run: Path) -> None:
 
 
 def load(folder: Path) -> tuple[Tensors, State]:
-    """A checkpoint's tensors by group and its state.
-
-    Raises:
-        DAMAGED: one of them, if it is not what was written.
-    """
+    """A checkpoint's tensors by group and its state. Raises one of DAMAGED if it is not what was written."""
     state = json.loads((folder / STATE).read_text())
     for name, expected in state["sha256"].items():
         if sha256(folder / name) != expected:
@@ -126,9 +105,9 @@ def load(folder: Path) -> tuple[Tensors, State]:
 
 
 def load_newest(run: Path) -> tuple[Tensors, State, list[str]] | None:
-    """The newest checkpoint that is whole: its tensors by group, its state, and a line on every damaged one that was passed over.
+    """The newest checkpoint that is whole, and a line on every damaged one that was passed over; None where the run has none.
 
-    None where the run has none. A run whose every checkpoint is damaged raises ValueError, lest it silently start anew.
+    A run whose every checkpoint is damaged raises ValueError, lest it silently start anew.
     """
     problems: list[str] = []
     for folder in folders(run):
@@ -143,8 +122,8 @@ def load_newest(run: Path) -> tuple[Tensors, State, list[str]] | None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State of an optimizer as flat tensors, `number of the parameter.name of the value`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()}
+    states = optimizer.state_dict()["state"].items()
+    return {f"{index}.{name}": torch.as_tensor(value) for index, values in states for name, value in values.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -152,10 +131,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = int(key.split(".")[0]), key.split(".")[1]
-        parameter = parameters[index]
-        same_shape = value.shape == parameter.shape
-        state.setdefault(index, {})[name] = torch.empty_like(parameter, requires_grad=False).copy_(value) if same_shape else value
+        index, name = key.split(".")
+        own = parameters[int(index)]
+        laid_out = torch.empty_like(own, requires_grad=False).copy_(value) if value.shape == own.shape else value
+        state.setdefault(int(index), {})[name] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -12,11 +12,9 @@ MAX_STD = math.sqrt(1 / 12)
 
 
 class MovingAverage:
-    """A copy of a network's weights that follows them slowly; how slowly, its subclasses say.
+    """A copy of a network's weights that follows them slowly; how slowly, its subclasses say. `name` is that of its files."""
 
-    Args:
-        network: Whose weights are followed.
-    """
+    name: str
 
     def __init__(self, network: nn.Module) -> None:
         self.weights: dict[str, Tensor] = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -35,11 +33,10 @@ class MovingAverage:
 class EMA(MovingAverage):
     """Exponential moving average (EDM, arXiv:2206.00364, F.2).
 
-    Args:
-        network: Whose weights are followed.
-        half_life: Images after which a weight's share has halved.
-        ramp: The half-life is at most this share of the images seen.
+    A weight's share has halved after `half_life` images, which count as at most a share `ramp` of the images seen.
     """
+
+    name = "ema"
 
     def __init__(self, network: nn.Module, half_life: int, ramp: float) -> None:
         super().__init__(network)
@@ -52,20 +49,13 @@ class EMA(MovingAverage):
 class PowerAverage(MovingAverage):
     """Average in which the weights after n of N images have a share that rises as n^gamma (EDM2, arXiv:2312.02696, section 3.1).
 
-    Its width grows over the run, and the random initial weights have no share in it from the first step on.
-
-    Args:
-        network: Whose weights are followed.
-        std: Width of the average as a share of the training so far, see `gamma_of`.
-
-    Raises:
-        ValueError: if there is no such average.
+    Its width grows over the run: `std` is that as a share of the training so far, see `gamma_of`. The random initial weights have
+    no share in it from the first step on.
     """
 
     def __init__(self, network: nn.Module, std: float) -> None:
         super().__init__(network)
-        self.std, self.gamma = std, gamma_of(std)
-        self.name = f"power-{std:g}"  # of its files
+        self.std, self.gamma, self.name = std, gamma_of(std), f"power-{std:g}"
 
     def kept(self, images_seen: int, batch_size: int) -> float:
         """Exact for weights that stay the same during the step (EDM2, Eq. 127)."""

@@ -125,10 +125,10 @@ class TrainingExamples(Dataset):
     example is black: the log then raises the error, in the main process, where it stays one sentence.
 
     The pictures' size is at least that of the phase's images; for an SR3 stage it is the stage's, crops are taken from it.
-    `null_label` replaces a dropped label. Raises ValueError for pictures of another size.
+    `null_label` replaces a dropped label; None = the network knows none. Raises ValueError for pictures of another size.
     """
 
-    def __init__(self, pictures: PictureSource, recipe: Recipe, phase: Phase, null_label: int) -> None:
+    def __init__(self, pictures: PictureSource, recipe: Recipe, phase: Phase, null_label: int | None) -> None:
         self.pictures, self.recipe, self.phase, self.null_label = pictures, recipe, phase, null_label
         self.sample_size, self.low_res_size = recipe.network["sample_size"], recipe.network.get("low_res_size")
         needed = recipe.picture_size
@@ -143,9 +143,9 @@ class TrainingExamples(Dataset):
         """
         epoch, place = divmod(number, len(self.pictures))
         if epoch != self._epoch:
-            balanced, seed = self.recipe.data.balanced, self.recipe.seed
-            order = balanced_order(seed, epoch, self._labels) if balanced else self.pictures.order(seed, epoch)
-            self._epoch, self._order = epoch, order
+            seed, own = self.recipe.seed, not self.recipe.data.balanced
+            self._order = self.pictures.order(seed, epoch) if own else balanced_order(seed, epoch, self._labels)
+            self._epoch = epoch
         return int(self._order[(place + further) % len(self._order)])
 
     @cached_property
@@ -162,7 +162,7 @@ class TrainingExamples(Dataset):
         example["eps"] = _normal(rng, example["x0"].shape)
         # the golden-ratio sequence: any stretch covers the noise levels evenly (VDM, arXiv:2107.00630, I.1)
         example["log_snr"] = self.log_snr(torch.tensor((number * GOLDEN_RATIO) % 1.0, dtype=torch.float64)).float()
-        example["label"] = torch.tensor(self.null_label if dropped else label)
+        example["label"] = torch.tensor((self.null_label or 0) if dropped else label)
         example["index"] = torch.tensor(index)
         example["oddities"] = torch.tensor(mask_of(picture.oddities))
         example["damaged"] = torch.tensor(damaged + [(-1, -1)] * (TRIES - len(damaged)))

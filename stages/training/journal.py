@@ -15,28 +15,19 @@ from PIL import Image
 
 from cascade.stages.files import complete
 
-LOG = "log.jsonl"
-SAMPLES = "samples"
-TENSORBOARD = "tensorboard"
-"""Name of the default tracker, and of its folder in the run's."""
+LOG, SAMPLES, TENSORBOARD = "log.jsonl", "samples", "tensorboard"
+"""Log, and folders of samples and of the default tracker, in the run's folder; the last is the tracker's name too."""
 
 TAKE_IMAGES = (TENSORBOARD, "wandb", "swanlab", "clearml")
 """Trackers to which accelerate gives a list of images."""
-
-Record = Mapping[str, Any]
 
 
 class Journal:
     """Takes down what a run measures: one line of `log.jsonl` per record, the same numbers in every tracker, images as the step.
 
     It continues where the run stands: what an interrupted run wrote of later images is cut from the log and from TensorBoard's
-    curves, for it is going to be written again. Only the main process writes.
-
-    Args:
-        run: The run's folder.
-        images_seen: Where the run stands.
-        accelerator: Starts the trackers.
-        trackers: Names known to accelerate; see `check_trackers`.
+    curves, for it is going to be written again. Only the main process writes. The names of trackers are accelerate's, see
+    `check_trackers`.
     """
 
     def __init__(self, run: Path, images_seen: int, accelerator: Accelerator, trackers: Sequence[str] = ()) -> None:
@@ -45,7 +36,7 @@ class Journal:
         if accelerator.is_main_process:
             cut(run / LOG, images_seen)
 
-    def write(self, images_seen: int, values: Record) -> None:
+    def write(self, images_seen: int, values: Mapping[str, Any]) -> None:
         """Take down numbers, or groups of named numbers, measured after so many images. No number (NaN) is null in the log."""
         if not self.accelerator.is_main_process:
             return
@@ -59,8 +50,7 @@ class Journal:
         """Keep a grid of samples made after so many images: a PNG in the run's folder, and in trackers that take images."""
         if not self.accelerator.is_main_process:
             return
-        path = self.run / SAMPLES / f"{images_seen:012d}.png"
-        with complete(path) as file:
+        with complete(self.run / SAMPLES / f"{images_seen:012d}.png") as file:
             grid.save(file, "PNG")
         self._start()
         pixels = np.asarray(grid.convert("RGB"))[None]
@@ -90,8 +80,7 @@ class Journal:
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ValueError unless accelerate knows these trackers and finds their packages."""
-    known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
-    installed = {str(name) for name in get_available_trackers()}
+    known, installed = sorted(map(str, LOGGER_TYPE_TO_CLASS)), [str(name) for name in get_available_trackers()]
     for name in names:
         if name not in known:
             raise ValueError(f"{name!r} is not a tracker; known are {', '.join(known)}")
@@ -99,26 +88,20 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ValueError(f"the tracker {name} is not installed; install its package, or leave it out")
 
 
-def scalars(record: Record) -> dict[str, float]:
+def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line of the log by the names that trackers show them under, `group/name` for those of a group."""
-    flat: dict[str, float] = {}
+    flat: dict[str, float | None] = {}
     for name, value in record.items():
-        group = {f"{name}/{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
-        flat |= {key: inner for key, inner in group.items() if inner is not None}
-    return {key: value for key, value in flat.items() if key not in ("images_seen", "total_images")}
+        flat |= {f"{name}/{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+    return {key: n for key, n in flat.items() if n is not None and key not in ("images_seen", "total_images")}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's log, in order. One that was cut off as the run was killed is left out; no log is an empty one.
 
-    Raises:
-        ValueError: if it is not a log.
+    Raises ValueError if it is not a log.
     """
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
+    *lines, _ = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     records = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from cascade.stages.training.odd_pictures import DamageLog
 from cascade.stages.training.processes import sole_training, this_process
 from cascade.stages.training.recipe import PRECISIONS, Phase, Recipe
 from cascade.stages.training.signals import StopSignals, leave_signals_to_the_trainer
-from cascade.stages.training.state import TrainingState
+from cascade.stages.training.state import Say, TrainingState
 from cascade.stages.training.step import Batch, Outcome, step
 from cascade.stages.training.validation import ValidationReport, Validator
 from cascade.stages.unet import UNet
@@ -38,12 +38,12 @@ def train(
     on_step: Callable[[int], None] = lambda images_seen: None,
     on_report: Callable[[Report], None] = lambda report: None,
     on_validation: Callable[[ValidationReport], None] = lambda validation: None,
-    on_message: Callable[[str], None] = lambda message: None,
+    on_message: Say = lambda message: None,
     sample_grid: SampleGrid | None = None,
     trackers: Sequence[str] = (),
     workers: int = 0,
 ) -> UNet:
-    """Train a stage, or continue where its newest whole checkpoint left it.
+    """Train a stage, or continue where its newest whole checkpoint left it: a network with averaged weights in evaluation mode.
 
     Every random choice is a function of the recipe's seed and the number of images seen, so a run that was stopped at any moment
     and started again ends with the weights of an uninterrupted one: to the bit on CPUs, in one process or two. Three or more sum
@@ -53,26 +53,21 @@ def train(
         recipe: What is trained.
         pictures: The data, of the size that `TrainingExamples` asks for.
         run: The run's folder; made if missing. Holds checkpoints and `log.jsonl`.
-        on_step: Called after every step with the number of images seen.
         held_out: The pictures for the recipe's validation, if it has one: of the same size and classes.
-        on_report: Called every few steps.
-        on_validation: Called after every validation.
+        on_step: Called after every step with the number of images seen.
+        on_report, on_validation: Called every few steps, and after every validation.
         on_message: Called with a sentence on anything out of the ordinary.
         sample_grid: Makes a picture of what the network makes after so many images, as often as `recipe.samples` says; the
             weights that it meets are the averaged ones. None = no samples.
         trackers: Where the curves are shown beside `log.jsonl`, by accelerate's names; see `journal.check_trackers`.
         workers: Processes that prepare the data; 0 = this one.
 
-    Returns:
-        The network with its averaged weights, in evaluation mode.
-
     Raises:
-        ValueError: if recipe and data, or recipe and run folder, don't belong together, another process is training in the
-            folder, or too many pictures are damaged.
-        FloatingPointError: if several steps in a row have a loss that is not a number; the last checkpoint is whole then.
-        OSError: if a checkpoint can't be written, as on a full disk; the last one is whole then.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and a checkpoint written; a second signal acts at
-            once, as it would without us.
+        ValueError: if recipe, data and run folder don't belong together, another process is training there, or too many pictures
+            are damaged.
+        FloatingPointError: if several steps in a row have a loss that is not a number.
+        OSError: if a checkpoint can't be written, as on a full disk. As with the other errors, the last one is whole then.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and a checkpoint written; a second one acts at once.
     """
     if (held_out is None) != (recipe.validation is None):
         raise ValueError("held_out pictures and the recipe's validation go together; one of the two is missing")
@@ -83,25 +78,25 @@ def train(
             held.enter_context(sole_training(run))
         state = TrainingState.begin(recipe, len(pictures.class_names), run, accelerator, on_message)
         meter = Meter(recipe, state.images_seen, lambda values: accelerator.gather(values[None]))
-        validate = Validator(recipe, held_out, state.null_label) if held_out is not None else None
+        validate = Validator(recipe, held_out, state.network.null_label) if held_out is not None else None
         journal = held.enter_context(Journal(run, state.images_seen, accelerator, trackers))
         signals = held.enter_context(StopSignals())
-        for moment, outcome in _steps(state, pictures, workers, on_message):
+        for before, outcome in _steps(state, pictures, workers, on_message):
             meter.observe(outcome.losses, outcome.log_snr, outcome.damaged)
             on_step(state.images_seen)
             stopping = _asked_of_any(signals, accelerator)
-            save = stopping or moment.passes(recipe.checkpoint_every)
-            if report := meter.step(outcome.gradient_norm, state.images_seen, moment.phase, close=save):
+            save = stopping or _due(recipe.checkpoint_every, before, state)
+            if report := meter.step(outcome.gradient_norm, state.images_seen, recipe.phase_at(before), close=save):
                 on_report(report)
                 journal.write(state.images_seen, asdict(report))
             with meter.paused():
-                if sample_grid is not None and moment.passes(recipe.samples.every):
+                if sample_grid is not None and _due(recipe.samples.every, before, state):
                     _sample(state, sample_grid, journal)
-                validation = validate(state) if validate is not None and moment.passes(validate.every) else None
+                validation = validate(state) if validate is not None and _due(validate.every, before, state) else None
                 if validation is not None:
                     on_validation(validation)
                     journal.write(state.images_seen, validation.as_record())
-                if recipe.snapshots is not None and moment.passes(recipe.snapshots.every):
+                if recipe.snapshots is not None and _due(recipe.snapshots.every, before, state):
                     state.snapshot()
                 if save:
                     state.save(None if validation is None else validation.loss)
@@ -110,26 +105,13 @@ def train(
         return state.finish(on_message)
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """The end of a step: its phase, and the images seen before and after it."""
-
-    phase: Phase
-    before: int
-    after: int
-    total: int
-
-    def passes(self, every: int) -> bool:
-        """Whether what is due every so many images, and at the end, is due now."""
-        return self.before // every < self.after // every or self.after == self.total
+def _due(every: int, before: int, state: TrainingState) -> bool:
+    """Whether what is due every so many images, and at the end, is due after the step that began at `before`."""
+    return before // every < state.images_seen // every or state.images_seen == state.recipe.total_images
 
 
-def _accelerator(precision: str, on_message: Callable[[str], None]) -> Accelerator:
-    """What runs the network at this precision here.
-
-    Raises:
-        ValueError: for float16 on a CPU.
-    """
+def _accelerator(precision: str, on_message: Say) -> Accelerator:
+    """What runs the network at this precision here. Raises ValueError for float16 on a CPU."""
     on_cpu = this_process().device.type == "cpu"
     if on_cpu and precision == "float16":
         raise ValueError("optimization.precision is float16, in which CPUs can't train; use float32 or bfloat16")
@@ -141,22 +123,20 @@ def _accelerator(precision: str, on_message: Callable[[str], None]) -> Accelerat
     return Accelerator(mixed_precision=kind)
 
 
-def _steps(
-    state: TrainingState, pictures: PictureSource, workers: int, on_message: Callable[[str], None]
-) -> Iterator[tuple[_Moment, Outcome]]:
-    """Train to the end of the recipe, step by step."""
+def _steps(state: TrainingState, pictures: PictureSource, workers: int, on_message: Say) -> Iterator[tuple[int, Outcome]]:
+    """Train to the end of the recipe, step by step: the images seen before each, and what it was like."""
     recipe = state.recipe
     damage = DamageLog(pictures, recipe.data.max_damaged)
     while state.images_seen < recipe.total_images:
         phase = recipe.phase_at(state.images_seen)
         for parts in _batches(phase, pictures, state, workers):
-            for sentence in damage.add(_of_all(parts, DamageLog.KEYS, state.accelerator)):
+            for sentence in damage.add(_of_all(parts, state.accelerator)):
                 on_message(sentence)
             before = state.images_seen
             outcome = step(state, parts, pictures.name, on_message)
             state.images_seen = min(before + phase.batch_size, phase.images)
             state.average(before)
-            yield _Moment(phase, before, state.images_seen, recipe.total_images), outcome
+            yield before, outcome
     if table := damage.table():
         on_message(f"odd pictures of {damage.met:,} met\n{table}")
 
@@ -164,16 +144,16 @@ def _steps(
 def _batches(phase: Phase, pictures: PictureSource, state: TrainingState, workers: int) -> Iterator[list[Batch]]:
     """This process's share of every global batch left in the phase, in parts to be taken one after the other."""
     recipe, accelerator = state.recipe, state.accelerator
-    processes, accumulate = accelerator.num_processes, recipe.optimization.accumulate
-    if phase.batch_size % (processes * accumulate):
+    processes, accumulate, whole = accelerator.num_processes, recipe.optimization.accumulate, phase.batch_size
+    if whole % (processes * accumulate):
         raise ValueError(
-            f"batch_size {phase.batch_size} can't be shared evenly by {processes} processes with optimization.accumulate"
-            f" {accumulate}; it must be a multiple of {processes * accumulate}"
+            f"batch_size {whole} can't be shared evenly by {processes} processes with optimization.accumulate {accumulate};"
+            f" it must be a multiple of {processes * accumulate}"
         )
     loader: DataLoader = DataLoader(
-        TrainingExamples(pictures, recipe, phase, state.null_label),
-        batch_size=phase.batch_size // processes // accumulate,
-        sampler=numbers(state.images_seen, phase.images, phase.batch_size, accelerator.process_index, processes),
+        TrainingExamples(pictures, recipe, phase, state.network.null_label),
+        batch_size=whole // processes // accumulate,
+        sampler=numbers(state.images_seen, phase.images, whole, accelerator.process_index, processes),
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=accelerator.device.type == "cuda",
@@ -187,9 +167,9 @@ def _batches(phase: Phase, pictures: PictureSource, state: TrainingState, worker
             batches._shutdown_workers()  # type: ignore[attr-defined]  # private, and the only way to end them
 
 
-def _of_all(parts: list[Batch], keys: Sequence[str], accelerator: Accelerator) -> Batch:
-    """Some of what a global batch holds, the same for every process."""
-    batch = {key: torch.cat([part[key] for part in parts]) for key in keys}
+def _of_all(parts: list[Batch], accelerator: Accelerator) -> Batch:
+    """What the log of damage looks at in a global batch, the same for every process."""
+    batch = {key: torch.cat([part[key] for part in parts]) for key in DamageLog.KEYS}
     if accelerator.num_processes == 1:  # stays where it was made, so that no device is waited for
         return batch
     return {key: accelerator.gather(value.to(accelerator.device)) for key, value in batch.items()}

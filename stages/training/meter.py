@@ -61,25 +61,16 @@ class Report:
 class Meter:
     """Gathers the figures of a `Report`. Sums stay on the device until a report is due, so that no step waits for them.
 
-    Args:
-        recipe: What is trained.
-        images_seen: Where the run stands.
-        gather: Stacks a tensor of every process along a new first axis; called by all of them at the same steps.
+    `gather` stacks a tensor of every process along a new first axis; all of them call it at the same steps.
     """
 
-    def __init__(
-        self, recipe: Recipe, images_seen: int, gather: Callable[[Tensor], Tensor] = lambda values: values.unsqueeze(0)
-    ) -> None:
+    def __init__(self, recipe: Recipe, images_seen: int, gather: Callable[[Tensor], Tensor] = lambda own: own[None]) -> None:
         self.recipe, self.gather = recipe, gather
-        self._by_level = torch.zeros(2, len(LEVELS))
-        self._norms = torch.zeros(2)
+        self._by_level, self._norms = torch.zeros(2, len(LEVELS)), torch.zeros(2)
         self._begin(images_seen)
 
     def observe(self, losses: Tensor, log_snr: Tensor, damaged: int = 0) -> None:
-        """Take in this process's examples of a step: loss and noise level of each, [B], and how many met a damaged picture.
-
-        A loss that is NaN is left out.
-        """
+        """Take in this process's examples of a step: loss, unless it is NaN, and noise level, [B], and how many were damaged."""
         losses, finite = losses.detach().float(), losses.isfinite()
         bins = torch.bucketize(log_snr, log_snr.new_tensor(LEVEL_EDGES), right=True).to(losses.device)
         self._damaged += damaged
@@ -96,8 +87,7 @@ class Meter:
         self._steps += 1
         if self._steps < LOG_EVERY and not close and images_seen < self.recipe.total_images:
             return None
-        seconds = time.monotonic() - self._since
-        report = self._report(images_seen, phase, seconds)
+        report = self._report(images_seen, phase, time.monotonic() - self._since)
         self._begin(images_seen)
         return report
 

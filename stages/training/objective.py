@@ -22,19 +22,13 @@ def weight(objective: Objective, prediction_type: str, log_snr: Tensor) -> Tenso
 
     At one estimate of x0, errors of v are (SNR + 1) and errors of the noise SNR times those of x0, all squared.
 
-    Args:
-        objective: Its `weighting` is
-            "none": 1;
-            "min_snr": min(SNR, gamma) + 1 for errors of x0, so that little noise gets no more weight than SNR = gamma does (Hang
-            et al. 2023, arXiv:2303.09556, in its form for v);
-            "sigmoid": sigmoid(sigmoid_bias - log_snr) for errors of the noise (Kingma & Gao 2023, arXiv:2303.00848; Hoogeboom et
-            al. 2024, arXiv:2410.19324). They weight an integral over log-SNR, here it weights what the law draws: the two agree
-            where the law is even in log-SNR, and differ by its density elsewhere.
-        prediction_type: What is predicted.
-        log_snr: [B].
-
-    Returns:
-        Weights, [B].
+    By the objective's `weighting`, for each `log_snr` of [B]:
+        "none": 1;
+        "min_snr": min(SNR, gamma) + 1 for errors of x0, so that little noise gets no more weight than SNR = gamma does (Hang et
+        al. 2023, arXiv:2303.09556, in its form for v);
+        "sigmoid": sigmoid(sigmoid_bias - log_snr) for errors of the noise (Kingma & Gao 2023, arXiv:2303.00848; Hoogeboom et al.
+        2024, arXiv:2410.19324). They weight an integral over log-SNR, here it weights what the law draws: the two agree where the
+        law is even in log-SNR, and differ by its density elsewhere.
     """
     if objective.weighting == "none":
         return torch.ones_like(log_snr)
@@ -50,15 +44,8 @@ def weight(objective: Objective, prediction_type: str, log_snr: Tensor) -> Tenso
 def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], objective: Objective) -> Tensor:
     """Weighted error of each image's prediction (DDPM, arXiv:2006.11239, Eq. 14; SR3's Algorithm 1 with `SR3Law` and "l1").
 
-    A regression is the limit without signal: its network sees zeros in place of the noisy image.
-
-    Args:
-        denoiser: Called once; its own `prediction_type` is the target.
-        batch: A collated batch of `TrainingExamples`.
-        objective: Of the recipe.
-
-    Returns:
-        One value per image, float32 [B], averaged over its pixels.
+    A regression is the limit without signal: its network sees zeros in place of the noisy image. The target is the denoiser's own
+    `prediction_type`, the batch of collated `TrainingExamples`. One value per image, float32 [B], averaged over its pixels.
     """
     labels = batch["label"] if denoiser.num_classes is not None else None
     if objective.kind == REGRESSION:
@@ -66,8 +53,10 @@ def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], objective: O
         return _error(prediction, batch["x0"], objective.loss)
     x_t = add_noise(batch["x0"], batch["eps"], batch["log_snr"])
     prediction = denoiser(x_t, batch["log_snr"], labels, batch.get("low_res"), batch.get("aug_level"))
-    target = _target(denoiser.prediction_type, batch, x_t)
-    loss = weight(objective, denoiser.prediction_type, batch["log_snr"]) * _error(prediction, target, objective.loss)
+    kind = denoiser.prediction_type
+    # noise is the same as from_x0 gives, without its division by a vanishing amplitude
+    target = batch["eps"] if kind == "epsilon" else from_x0(batch["x0"], kind, x_t, batch["log_snr"])
+    loss = weight(objective, kind, batch["log_snr"]) * _error(prediction, target, objective.loss)
     if objective.l1_above is None:
         return loss
     return torch.where(batch["log_snr"] > objective.l1_above, _error(prediction, target, "l1"), loss)
@@ -76,9 +65,3 @@ def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], objective: O
 def _error(prediction: Tensor, target: Tensor, loss: str) -> Tensor:
     difference = prediction.float() - target
     return (difference.abs() if loss == "l1" else difference.square()).flatten(1).mean(dim=1)
-
-
-def _target(prediction_type: str, batch: Mapping[str, Tensor], x_t: Tensor) -> Tensor:
-    if prediction_type == "epsilon":
-        return batch["eps"]  # the same as from_x0, without its division by a vanishing amplitude
-    return from_x0(batch["x0"], prediction_type, x_t, batch["log_snr"])

@@ -58,31 +58,21 @@ class DamagedPicture(Exception):
 
 
 class DamageLog:
-    """Counts the odd pictures of a run, names each damaged one once, and ends the run when they are too many.
-
-    Args:
-        pictures: The set that the examples are made of.
-        max_damaged: Largest share of the pictures met that may be unusable.
-    """
-
-    def __init__(self, pictures: PictureSource, max_damaged: float) -> None:
-        self.pictures, self.max_damaged = pictures, max_damaged
-        self.met = self.damaged = 0
-        self._found: dict[Oddity, np.ndarray] = {}
-        self._first: dict[Oddity, int] = {}
+    """Counts the odd pictures of a run, names each damaged one once, and ends the run when more than `max_damaged` of all are."""
 
     KEYS = ("index", "oddities", "damaged")
     """What is counted of a batch of `TrainingExamples`: [B], [B] and [B, TRIES, 2], int64."""
 
+    def __init__(self, pictures: PictureSource, max_damaged: float) -> None:
+        self.pictures, self.max_damaged = pictures, max_damaged
+        self.met = self.damaged = 0
+        self._found: dict[Oddity, tuple[int, np.ndarray]] = {}  # the first of each kind, and which of all are of it
+
     def add(self, batch: Mapping[str, Tensor]) -> list[str]:
-        """Count a batch, of which only KEYS are looked at.
+        """Count a batch, of which only KEYS are looked at; a sentence on every new damaged file and the first of each other kind.
 
-        Returns:
-            What is to be said: a sentence for every damaged file that is new, and for the first file of each other kind.
-
-        Raises:
-            ValueError: if too large a share of the pictures is damaged, or no usable one was found for an example. Processes
-                that add the same batches raise it together.
+        Raises ValueError if too large a share of the pictures is damaged, or no usable one was found for an example: together in
+        all processes that add the same batches.
         """
         indices, masks, tries = (batch[key].cpu().numpy() for key in self.KEYS)
         said = []
@@ -91,7 +81,7 @@ class DamageLog:
                 said.append(f"{self.pictures.name(index)} is {ODDITIES[code].title}: {ODDITIES[code].rule}")
         for place in np.flatnonzero(masks).tolist():
             for oddity in oddities_in(int(masks[place])):
-                first = oddity not in self._first
+                first = oddity not in self._found
                 if self.note(int(indices[place]), oddity) and first:
                     said.append(f"{self.pictures.name(int(indices[place]))} is the first of kind {oddity.title}: {oddity.rule}")
         self.met += len(indices)
@@ -101,15 +91,14 @@ class DamageLog:
 
     def note(self, index: int, oddity: Oddity) -> bool:
         """Count one picture; whether it is new to its kind."""
-        found = self._found.setdefault(oddity, np.zeros(len(self.pictures), bool))
+        _, found = self._found.setdefault(oddity, (index, np.zeros(len(self.pictures), bool)))
         new = not found[index]
         found[index] = True
-        self._first.setdefault(oddity, index)
         return new
 
     def count(self, oddity: Oddity) -> int:
         """How many different pictures of this kind were met."""
-        return int(self._found[oddity].sum()) if oddity in self._found else 0
+        return int(self._found[oddity][1].sum()) if oddity in self._found else 0
 
     def skipped(self) -> int:
         """How many different pictures were met that can't be used."""
@@ -119,14 +108,12 @@ class DamageLog:
         """Kind, rule, number of different pictures and the first met of each kind; an empty text if there are none."""
         rows = [("kind", "count", "first", "rule")]
         for oddity in ODDITIES:
-            if oddity in self._first:
-                rows.append((oddity.title, f"{self.count(oddity):,}", self.pictures.name(self._first[oddity]), oddity.rule))
+            if oddity in self._found:
+                rows.append((oddity.title, f"{self.count(oddity):,}", self.pictures.name(self._found[oddity][0]), oddity.rule))
         if len(rows) == 1:
             return ""
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join(
-            f"{kind:<{widths[0]}}  {count:>{widths[1]}}  {first:<{widths[2]}}  {rule}" for kind, count, first, rule in rows
-        )
+        a, b, c, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+        return "\n".join(f"{kind:<{a}}  {count:>{b}}  {first:<{c}}  {rule}" for kind, count, first, rule in rows)
 
     def _check(self, tries: np.ndarray) -> None:
         kinds = ", ".join(f"{self.count(o):,} {o.title}" for o in ODDITIES if not o.usable and self.count(o))

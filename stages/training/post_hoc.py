@@ -30,11 +30,7 @@ FOLDER = "snapshots"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How an average weights the training's weights.
-
-    std: Its relative width, see `ema.gamma_of`.
-    images: The training images that it ends at.
-    """
+    """How an average weights a training's weights: by its relative width, see `ema.gamma_of`, and the images that it ends at."""
 
     std: float
     images: int
@@ -49,14 +45,10 @@ def inner_product(gamma_a: ArrayLike, end_a: ArrayLike, gamma_b: ArrayLike, end_
 
 
 def mixture(profiles: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
-    """The sum of profiles that comes closest to a wanted one.
+    """The sum of profiles that comes closest to a wanted one, which ends no later than the last of them.
 
     The factors sum to 1, so that weights that never moved come back as they are. EDM2 scales the free solution to that; here it
     is a condition of the least squares; the distance over 8 to 512 snapshots is that of the free solution to less than 1 %.
-
-    Args:
-        profiles: Those that there are.
-        wanted: Ends no later than the last of them.
 
     Returns:
         Factor of each profile, float64, and the distance that is left: the L2 norm of the difference over that of the wanted one.
@@ -76,16 +68,11 @@ def mixture(profiles: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, f
 
 
 def save(run: Path, images_seen: int, averages: Sequence[PowerAverage], network: Mapping[str, Any]) -> None:
-    """Write a snapshot of the averages, whole or not at all. It stays when the run's checkpoints are removed.
-
-    `network` are the settings of the network whose weights these are.
+    """Write a snapshot of averages of a network with these settings, whole or not at all. It outlives the run's checkpoints.
 
     Weights are float16, as in an exported stage. Measured in a toy training with 16 snapshots, a reconstruction from float16 is
     2e-4 off the average tracked directly (relative L2), which is the rounding of one average to float16; from float32 it is 1e-5.
     The factors of a mixture for widths from 0.05 on have an L2 norm of at most about 1, so they don't magnify the rounding.
-
-    Raises:
-        OSError: if it can't be written.
     """
     tensors = {average.name: {name: value.half() for name, value in average.weights.items()} for average in averages}
     stds = {average.name: average.std for average in averages}
@@ -110,24 +97,18 @@ def forget(run: Path, after: int) -> None:
 class Snapshots:
     """The snapshots of a run up to some number of images, and what can be made of them.
 
-    run: The run's folder.
     images: The last one's number of images.
     network: Settings of the network whose weights they are.
     profiles: Of every stored average, by folder and name.
     """
 
-    run: Path
     images: int
     network: dict[str, Any]
     profiles: dict[tuple[Path, str], Profile]
 
     @classmethod
     def find(cls, run: Path, images: int | None = None) -> Snapshots:
-        """Those up to `images`; None = all.
-
-        Raises:
-            ValueError: if there are none, or none of that number.
-        """
+        """Those up to `images`; None = all. Raises ValueError if there are none, or none of that number."""
         states = {folder: _state(folder) for folder in _folders(run)}
         if not states:
             raise ValueError(f"{run} holds no snapshots; they are written when the recipe has a section `snapshots`")
@@ -142,19 +123,13 @@ class Snapshots:
             if state["images_seen"] <= last
             for name, std in state["stds"].items()
         }
-        return cls(run, last, next(iter(states.values()))["network"], profiles)
+        return cls(last, next(iter(states.values()))["network"], profiles)
 
     def average(self, std: float) -> tuple[dict[str, Tensor], float]:
-        """The power average of a width, reconstructed; one snapshot at a time is in memory.
+        """The power average of a relative width, see `ema.gamma_of`, reconstructed with one snapshot at a time in memory.
 
-        Args:
-            std: Relative width, see `ema.gamma_of`.
-
-        Returns:
-            Weights, float32 by name, and the distance of their profile from the wanted one, see `mixture`.
-
-        Raises:
-            ValueError: if there is no such average, or a snapshot is damaged.
+        Returns weights, float32 by name, and the distance of their profile from the wanted one, see `mixture`. Raises ValueError
+        if there is no such average, or a snapshot is damaged.
         """
         factors, distance = mixture(list(self.profiles.values()), Profile(std, self.images))
         by_folder: dict[Path, dict[str, float]] = {}

@@ -12,35 +12,29 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-LOCK = ".lock"
-USE_CPU = "ACCELERATE_USE_CPU"
-"""accelerate's own environment variable: train on the CPU in spite of an accelerator."""
-
 
 def this_process() -> PartialState:
     """This process among those of the training run: its rank, how many there are, its device. Joins them at the first call.
 
-    accelerate joins processes on CPUs only if it is told that they are meant; left to itself it lets each train alone.
+    accelerate joins processes on CPUs only if it is told that they are meant; left to itself it lets each train alone. Its own
+    environment variable ACCELERATE_USE_CPU means them in spite of an accelerator.
     """
-    on_cpu = torch.accelerator.current_accelerator() is None or os.environ.get(USE_CPU, "").lower() in ("1", "true", "yes")
-    return PartialState(cpu=on_cpu)
+    wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return PartialState(cpu=wanted or torch.accelerator.current_accelerator() is None)
 
 
 @contextmanager
 def sole_training(run: Path) -> Iterator[None]:
     """Hold the run's folder, so that no second process trains in it. The system lets go of it however this process ends.
 
-    Where the file system or the system knows no such locks, nothing is held.
-
-    Raises:
-        ValueError: if another one holds it.
+    Where the file system or the system knows no such locks, nothing is held. Raises ValueError if another process holds it.
     """
     if importlib.util.find_spec("fcntl") is None:
         yield
         return
     import fcntl
 
-    with (run / LOCK).open("a") as file:
+    with (run / ".lock").open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock not inherited, so a data worker can't outlive it
         except OSError as error:

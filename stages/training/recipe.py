@@ -179,8 +179,7 @@ class Recipe:
     sampling: Default sampling settings written into the trained stage.
     samples: How often samples are made in training.
     start_from: Folder of a saved stage whose weights the training begins with; None = random ones.
-    snapshots: None = no averages but the one that the stage is made of.
-    validation: None = no validation.
+    snapshots, validation: None = no averages but the one that the stage is made of, and no validation.
     checkpoint_every: Images between two checkpoints.
     keep_checkpoints: How many of the newest checkpoints stay. With validation the one of the least loss stays beside them.
     result: Whose averaged weights become the stage: those at the end ("last") or those of the least validation loss ("best").

@@ -15,6 +15,8 @@ from cascade.stages.unet import UNet
 FREE = ("dropout", "coarse_below", "num_classes", "null_class")
 """Settings in which a run may differ from the stage that it begins with: they change no weight, or only the classes'."""
 CLASSES = "class_embedding.weight"
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(UNet.__init__).parameters.items()}
+"""Of a network's settings."""
 
 
 def settings_of(network: UNet) -> dict[str, Any]:
@@ -27,9 +29,8 @@ def difference(saved: Mapping[str, Any], network: UNet, free: Collection[str] = 
 
     A setting that came later than the saved file stands at its default there.
     """
-    defaults = {name: parameter.default for name, parameter in inspect.signature(UNet.__init__).parameters.items()}
     for key, value in settings_of(network).items():
-        before = _plain(saved[key] if key in saved else defaults[key])
+        before = _plain(saved[key] if key in saved else DEFAULTS[key])
         if key not in free and before != value:
             return f"{key} is {before} there and {value} here"
     return None
@@ -39,9 +40,7 @@ def take_weights(network: UNet, stage: Path) -> str:
     """Give a new network the weights of a saved stage; returns a sentence on what was taken.
 
     Where the classes are others in number, their embedding keeps its random start. Equal numbers are taken for equal classes.
-
-    Raises:
-        ValueError: if there is no such stage, or its network is another one; it names the first setting that differs.
+    Raises ValueError if there is no such stage, or its network is another one; it names the first setting that differs.
     """
     folder = stage / "unet"
     try:

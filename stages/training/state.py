@@ -12,10 +12,13 @@ import torch
 from accelerate import Accelerator
 
 from cascade.stages.training import checkpoint, post_hoc
-from cascade.stages.training.ema import EMA, PowerAverage
+from cascade.stages.training.ema import EMA, MovingAverage, PowerAverage
 from cascade.stages.training.recipe import Recipe
 from cascade.stages.training.start_from import difference, settings_of, take_weights
 from cascade.stages.unet import UNet
+
+Say = Callable[[str], None]
+"""Called with a sentence on anything out of the ordinary."""
 
 
 class TrainingState:
@@ -31,22 +34,18 @@ class TrainingState:
         self.network = UNet(**recipe.network, num_classes=recipe.num_classes(num_classes)).to(memory_format=torch.channels_last)
         self.prepared: Any = self.network
         self.accelerator: Accelerator
-        o = recipe.optimization
+        o, weights = recipe.optimization, self.network.parameters()
         beta1, beta2 = o.betas
-        self.optimizer: Any = torch.optim.AdamW(
-            self.network.parameters(), lr=0.0, betas=(beta1, beta2), weight_decay=o.weight_decay, fused=True
-        )
+        self.optimizer: Any = torch.optim.AdamW(weights, lr=0.0, betas=(beta1, beta2), weight_decay=o.weight_decay, fused=True)
         self.ema = EMA(self.network, o.ema_half_life, o.ema_ramp)
         self.power = [PowerAverage(self.network, std) for std in recipe.snapshots.stds] if recipe.snapshots is not None else []
+        self.averages = [self.ema, *self.power]
 
     @classmethod
-    def begin(
-        cls, recipe: Recipe, num_classes: int, run: Path, accelerator: Accelerator, on_message: Callable[[str], None]
-    ) -> TrainingState:
+    def begin(cls, recipe: Recipe, num_classes: int, run: Path, accelerator: Accelerator, on_message: Say) -> TrainingState:
         """The state of the run's newest whole checkpoint; without one a new state, from the stage that the recipe names if any.
 
-        Raises:
-            ValueError: if checkpoint or stage are of another network, or the processes don't see the same checkpoint.
+        Raises ValueError if checkpoint or stage are of another network, or the processes don't see the same checkpoint.
         """
         if accelerator.is_main_process:
             checkpoint.clean(run)
@@ -59,7 +58,7 @@ class TrainingState:
             state._restore(tensors, facts)
         elif recipe.start_from is not None:
             on_message(take_weights(state.network, Path(recipe.start_from)))
-            state.ema = EMA(state.network, recipe.optimization.ema_half_life, recipe.optimization.ema_ramp)
+            state.ema.weights = MovingAverage(state.network).weights
         places = accelerator.gather(torch.tensor([state.images_seen], device=accelerator.device)).tolist()
         if len(set(places)) > 1:
             raise ValueError(f"the processes begin at {places} images: {run} must be one folder that all of them share")
@@ -67,22 +66,21 @@ class TrainingState:
         if accelerator.is_main_process:
             post_hoc.forget(run, state.images_seen)
         if found:
-            on_message(f"continued from {state.images_seen} images" + _change(accelerator.num_processes, facts.get("processes")))
+            now, before = accelerator.num_processes, facts.get("processes")
+            words = f"; now {now} {'process' if now == 1 else 'processes'}, before {before}"
+            on_message(f"continued from {state.images_seen} images{'' if before in (now, None) else words}")
         return state
 
     def _restore(self, tensors: checkpoint.Tensors, facts: checkpoint.State) -> None:
         if differs := difference(facts["network"], self.network):
-            raise ValueError(
-                f"{self.run} holds a run of another network: {differs}; use another folder, or remove it to train anew"
-            )
+            raise ValueError(f"{self.run} holds a run of another network: {differs}; use another folder, or remove this one")
         self.network.load_state_dict(tensors["network"])
-        self.ema.weights = {name: tensors["ema"][name] for name in self.ema.weights}
-        for average in self.power:
-            if average.name not in tensors:
-                raise ValueError(
-                    f"{self.run} holds a run without an average of width {average.std:g}, which can't begin in its middle; take"
-                    " it out of snapshots.stds, or train anew in another folder"
-                )
+        if missing := [average.std for average in self.power if average.name not in tensors]:
+            raise ValueError(
+                f"{self.run} holds a run without an average of width {missing[0]:g}, which can't begin in its middle; take it"
+                " out of snapshots.stds, or train anew in another folder"
+            )
+        for average in self.averages:
             average.weights = {name: tensors[average.name][name] for name in average.weights}
         checkpoint.restore_optimizer(self.optimizer, tensors["optimizer"])
         self.images_seen, self.bad_steps = facts["images_seen"], facts.get("bad_steps", 0)
@@ -97,12 +95,12 @@ class TrainingState:
             self.prepared = torch.compile(self.prepared)
         if scaler is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(scaler)
-        for average in (self.ema, *self.power):
+        for average in self.averages:
             average.weights = {name: value.to(accelerator.device) for name, value in average.weights.items()}
 
     def average(self, images_before: int) -> None:
         """Take the weights into the averages, after a step that began at `images_before` and ended at `images_seen`."""
-        for average in (self.ema, *self.power):
+        for average in self.averages:
             average.update(self.network, self.images_seen, self.images_seen - images_before)
 
     @contextmanager
@@ -122,11 +120,6 @@ class TrainingState:
             exchange()
             self.network.train()
 
-    @property
-    def null_label(self) -> int:
-        """What stands for a dropped label; 0 for a network that knows none."""
-        return 0 if self.network.null_label is None else self.network.null_label
-
     def snapshot(self) -> None:
         """Let the main process write a snapshot of the power averages."""
         if self.accelerator.is_main_process:
@@ -136,12 +129,9 @@ class TrainingState:
     def save(self, validation_loss: float | None = None) -> None:
         """Let the main process write a checkpoint, with the validation loss measured at this moment, if it was."""
         if self.accelerator.is_main_process:
-            groups = {
-                "network": self.network.state_dict(),
-                "ema": self.ema.weights,
-                **{average.name: average.weights for average in self.power},
-                "optimizer": checkpoint.optimizer_tensors(self.optimizer.optimizer),
-            }
+            optimizer = checkpoint.optimizer_tensors(self.optimizer.optimizer)
+            groups = {average.name: average.weights for average in self.averages}
+            groups |= {"network": self.network.state_dict(), "optimizer": optimizer}
             facts = {
                 "network": settings_of(self.network),
                 "bad_steps": self.bad_steps,
@@ -152,7 +142,7 @@ class TrainingState:
             checkpoint.save(self.run, self.images_seen, groups, facts, self.recipe.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def finish(self, on_message: Callable[[str], None]) -> UNet:
+    def finish(self, on_message: Say) -> UNet:
         """The network with the averaged weights that the recipe takes as its result, in evaluation mode and as it was built."""
         weights = self.ema.weights
         best = checkpoint.best_folder(self.run) if self.recipe.result == "best" else None
@@ -169,9 +159,3 @@ class TrainingState:
         network.disable_gradient_checkpointing()
         network.load_state_dict(weights)
         return network.eval()
-
-
-def _change(now: int, before: int | None) -> str:
-    if before in (now, None):
-        return ""
-    return f"; now {now} {'process' if now == 1 else 'processes'}, before {before}"

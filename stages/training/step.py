@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cascade.stages.denoiser import Wrapper
 from cascade.stages.training.objective import denoising_loss
-from cascade.stages.training.state import TrainingState
+from cascade.stages.training.state import Say, TrainingState
 from cascade.stages.unet import UNet
 
 MAX_BAD_STEPS = 5
@@ -24,11 +24,9 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step was like for this process.
+    """What a step was like for this process: `losses` and `log_snr` of its examples are [B], the gradient is everyone's.
 
-    losses, log_snr: Of its examples, [B].
-    damaged: How many of them show another picture because their own is damaged.
-    gradient_norm: Of everyone's gradient.
+    `damaged` is how many of the examples show another picture because their own is damaged.
     """
 
     losses: Tensor
@@ -37,19 +35,12 @@ class Outcome:
     gradient_norm: Tensor
 
 
-def step(
-    state: TrainingState, parts: Sequence[Batch], name_of: Callable[[int], str], on_message: Callable[[str], None]
-) -> Outcome:
+def step(state: TrainingState, parts: Sequence[Batch], name_of: Callable[[int], str], on_message: Say) -> Outcome:
     """One step of the optimizer on this process's share of a batch; a step whose gradient is not a number is skipped.
 
-    Args:
-        state: Moved on, but for `images_seen` and the averages.
-        parts: The share in parts of equal size, collated `TrainingExamples`; their gradients are averaged.
-        name_of: A picture's name by its index.
-        on_message: Told of skipped steps.
-
-    Raises:
-        FloatingPointError: if MAX_BAD_STEPS steps in a row had no finite gradient.
+    Moves the state on, but for `images_seen` and the averages. The parts are of equal size, collated `TrainingExamples`; their
+    gradients are averaged. `name_of` gives a picture's name by its index, for what is said of a skipped step. Raises
+    FloatingPointError if MAX_BAD_STEPS steps in a row had no finite gradient.
     """
     accelerator, recipe = state.accelerator, state.recipe
     state.network.train()
@@ -74,23 +65,17 @@ def _backward(state: TrainingState, parts: Sequence[Batch], place: int) -> Tenso
     """Add one part's gradient to that of the parts before; returns the loss of each of its examples."""
     accelerator, recipe, size = state.accelerator, state.recipe, len(parts[place]["x0"])
     first = state.images_seen + (accelerator.process_index * len(parts) + place) * size
-    torch.manual_seed(_seed(recipe.seed, first))  # dropout: a function of the part's first example, so processes differ
+    seed = np.random.SeedSequence([recipe.seed, 3, first]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(seed))  # dropout: a function of the part's first example, so processes differ
     part = {name: value.to(accelerator.device, non_blocking=True) for name, value in parts[place].items()}
     last = place == len(parts) - 1
     with nullcontext() if last else accelerator.no_sync(state.prepared):
-        network = Running(state.network, state.prepared)
-        losses = denoising_loss(network, part, recipe.objective)
+        losses = denoising_loss(Running(state.network, state.prepared), part, recipe.objective)
         accelerator.backward(losses.mean() / len(parts))
     return losses.detach()
 
 
-def _seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, 3, number]).generate_state(1, np.uint64)[0])
-
-
-def _note_bad_step(
-    state: TrainingState, outcome: Outcome, index: Tensor, name_of: Callable[[int], str], on_message: Callable[[str], None]
-) -> None:
+def _note_bad_step(state: TrainingState, outcome: Outcome, index: Tensor, name_of: Callable[[int], str], say: Say) -> None:
     """Say where a step without a finite gradient came from, and end the run after several in a row."""
     accelerator = state.accelerator
     mine = (outcome.losses.isfinite(), outcome.log_snr, index.to(accelerator.device))
@@ -102,7 +87,7 @@ def _note_bad_step(
     pictures = [f"{name_of(int(i))} at log-SNR {level:.1f}" for i, level in zip(index[chosen], log_snr[chosen], strict=True)]
     more = f" and {len(pictures) - _NAMED} more" if len(pictures) > _NAMED else ""
     where = f"{'its pictures are' if finite.all() else 'no finite loss for'} {', '.join(pictures[:_NAMED])}{more}"
-    on_message(f"skipped a step at {state.images_seen} images: its gradient is not a number; {where}")
+    say(f"skipped a step at {state.images_seen} images: its gradient is not a number; {where}")
     if state.bad_steps >= MAX_BAD_STEPS:
         raise FloatingPointError(
             f"{MAX_BAD_STEPS} steps in a row, up to {state.images_seen} images, had no finite gradient: {where};"

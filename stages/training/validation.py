@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cascade.stages.training.examples import PictureSource, TrainingExamples
@@ -44,13 +43,11 @@ class ValidationReport:
 class Validator:
     """Measures the validation loss of a recipe, at the size of its last phase. The processes share the pictures.
 
-    Args:
-        recipe: Its `validation` says how much is measured. Nothing is flipped and no label dropped.
-        held_out: The pictures, of the training's size and classes.
-        null_label: As for `TrainingExamples`, which need it.
+    The recipe's `validation` says how much is measured. Nothing is flipped and no label dropped. Pictures are of the training's
+    size and classes.
     """
 
-    def __init__(self, recipe: Recipe, held_out: PictureSource, null_label: int) -> None:
+    def __init__(self, recipe: Recipe, held_out: PictureSource, null_label: int | None) -> None:
         assert recipe.validation is not None
         self.every = recipe.validation.every or recipe.checkpoint_every
         self.count, self.phase = min(recipe.validation.images, len(held_out)), recipe.phases[-1]
@@ -63,24 +60,18 @@ class Validator:
     @torch.no_grad()
     def __call__(self, state: TrainingState) -> ValidationReport:
         """The loss of the state's averaged weights; every process has to ask."""
-        accelerator, optimization = state.accelerator, state.recipe.optimization
+        accelerator, optimization, objective = state.accelerator, state.recipe.optimization, state.recipe.objective
         numbers = range(accelerator.process_index, self.count, accelerator.num_processes)
         batch_size = self.phase.batch_size // accelerator.num_processes // optimization.accumulate
         sums = torch.zeros(len(self.levels), dtype=torch.float64)
         with state.averaged() as network:
             for batch in DataLoader(self.examples, batch_size=batch_size, sampler=numbers):
                 batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-                sums += torch.stack([self._loss(state, Running(network, network), batch, level) for level in self.levels])
+                levels = [level.to(batch["log_snr"]).expand(len(batch["x0"])) for level in self.levels]
+                each = [denoising_loss(Running(network, network), {**batch, "log_snr": level}, objective) for level in levels]
+                sums += torch.stack([losses.double().sum().cpu() for losses in each])
         means = accelerator.reduce(sums.float().to(accelerator.device), "sum").double().cpu() / self.count
-        by_level = dict(zip(self.levels.tolist(), means.tolist(), strict=True))
-        return ValidationReport(state.images_seen, means.mean().item(), by_level, _psnr(state.recipe, means.mean().item()))
-
-    def _loss(self, state: TrainingState, network: Running, batch: dict[str, Tensor], level: Tensor) -> Tensor:
-        batch = {**batch, "log_snr": level.to(batch["log_snr"]).expand(len(batch["x0"]))}
-        return denoising_loss(network, batch, state.recipe.objective).double().sum().cpu()
-
-
-def _psnr(recipe: Recipe, loss: float) -> float | None:
-    """10 log10(peak^2 / MSE) of images whose values go from -1 to 1."""
-    is_error = recipe.objective.kind == REGRESSION and recipe.objective.loss == "l2"
-    return 10 * math.log10(4 / loss) if is_error and loss > 0 else None
+        by_level, loss = dict(zip(self.levels.tolist(), means.tolist(), strict=True)), means.mean().item()
+        is_error = objective.kind == REGRESSION and objective.loss == "l2"
+        psnr = 10 * math.log10(4 / loss) if is_error and loss > 0 else None  # peak^2 / MSE of images from -1 to 1
+        return ValidationReport(state.images_seen, loss, by_level, psnr)

@@ -22,7 +22,7 @@ def begin(folder, accelerator=None, dropout=0.0, **changes):
 
 def parts_of(state, count, size=8):
     """The next batch in `count` parts."""
-    examples = TrainingExamples(pictures(), state.recipe, state.recipe.phases[1], state.null_label)
+    examples = TrainingExamples(pictures(), state.recipe, state.recipe.phases[1], state.network.null_label)
     numbers = range(state.images_seen, state.images_seen + size)
     return [
         torch.utils.data.default_collate([examples[number] for number in numbers[place * size // count :][: size // count]])

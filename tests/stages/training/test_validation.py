@@ -34,7 +34,7 @@ def test_the_loss_is_that_of_the_averaged_weights_at_even_shares_of_the_law(tmp_
     for weights in (state.network.state_dict(), state.ema.weights):
         for value in weights.values():
             torch.nn.init.normal_(value, std=0.1)
-    validator = Validator(state.recipe, held_out(), state.null_label)
+    validator = Validator(state.recipe, held_out(), state.network.null_label)
     before = {name: value.clone() for name, value in state.network.state_dict().items()}
     report = validator(state)
     assert all(torch.equal(value, before[name]) for name, value in state.network.state_dict().items())
@@ -55,9 +55,9 @@ def test_the_loss_is_that_of_the_averaged_weights_at_even_shares_of_the_law(tmp_
 
 def test_it_is_the_same_each_time_and_for_every_seed_of_the_training(tmp_path):
     state = begin(tmp_path)
-    first = Validator(state.recipe, held_out(), state.null_label)(state)
+    first = Validator(state.recipe, held_out(), state.network.null_label)(state)
     torch.manual_seed(123)
-    assert Validator(replace(state.recipe, seed=9), held_out(), state.null_label)(state) == first
+    assert Validator(replace(state.recipe, seed=9), held_out(), state.network.null_label)(state) == first
 
 
 def test_nothing_is_flipped_or_dropped_and_each_picture_comes_once(tmp_path):
@@ -138,11 +138,11 @@ def test_a_regression_is_validated_by_its_psnr(tmp_path):
         phases=(Phase(size=8, images=16, batch_size=8),),
     )
     state = begin(tmp_path, made)
-    report = Validator(made, held_out(), state.null_label)(state)
+    report = Validator(made, held_out(), state.network.null_label)(state)
     order = held_out().order(0, 0)[:5]
     x0 = torch.from_numpy(held_out().pictures[order]).permute(0, 3, 1, 2).double()
     large = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(x0, 2), size=(8, 8), mode="bicubic")
     want = 10 * np.log10(255**2 / (large - x0).square().mean().item())
     assert report.psnr == pytest.approx(want, rel=1e-5) and report.as_record()["validation_psnr"] == report.psnr
     assert list(report.loss_by_log_snr) == [-20.0]
-    assert Validator(validated(), held_out(), state.null_label)(begin(tmp_path / "diffusion")).psnr is None
+    assert Validator(validated(), held_out(), state.network.null_label)(begin(tmp_path / "diffusion")).psnr is None
