@@ -118,10 +118,8 @@ class _Samples:
 
 
 def _samples_report(job: _Job) -> Report | None:
-    """Sample, score and compare; None while other processes still make their share of the samples.
-
-    They are kept in `samples/`, or in a folder for each seed of the protocol.
-    """
+    """Sample into `samples/`, or a folder for each seed of the protocol, score and compare; None while other processes still make
+    their share of the samples."""
     protocol = job.protocol
     if job.num_images <= MANIFOLD_K:
         raise ValueError(f"num_images is {job.num_images}, but at least {MANIFOLD_K + 1} are needed to score them")
@@ -165,9 +163,8 @@ def _heldout(job: _Job) -> tuple[ImageSet | None, Any]:
     every, labels = image_source("drawings:heldout", size=protocol.size, progress=job.told("drawings"))
     assert labels is not None
     if job.num_images > len(every):
-        raise ValueError(
-            f"num_images is {job.num_images}, but there are only {len(every)} held-out drawings for the floor of {protocol.name}"
-        )
+        floor = f"{len(every)} held-out drawings for the floor of {protocol.name}"
+        raise ValueError(f"num_images is {job.num_images}, but there are only {floor}")
     chosen = np.sort(np.random.default_rng(FLOOR_SEED).permutation(len(every))[: job.num_images])
     return every.take(chosen), tuple(int(label) for label in labels[chosen])
 

@@ -102,8 +102,8 @@ def reference_source(
         if "mu_s" in arrays:
             return load_adm_reference(path, image_size)
         if "arr_0" not in arrays:
-            network = "inception-v3" if extractor in INCEPTION_MODES else extractor
             mode = INCEPTION_MODES.get(extractor)
+            network = "inception-v3" if mode else extractor
             made_by = Provenance(extractor=network, weights_hash=None, resize_mode=mode, crop_rule=crop_rule)
             return load_plain_reference(path, made_by)
     return image_source(text, size=image_size, minimum=MANIFOLD_K + 1, progress=progress)[0]

@@ -28,10 +28,8 @@ TOLERANCE = 0.05  # what of the best score may be given up for fewer evaluations
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule and what its samples score in the aim of the search; `scheduler` None = the stage's own.
-
-    nfe, multiply_adds: Per image, of all stages that run.
-    """
+    """A schedule (`scheduler` None = the stage's own), its NFE and multiply-adds per image in all stages that run, and what its
+    samples score in the aim of the search."""
 
     steps: int
     scheduler: str | None

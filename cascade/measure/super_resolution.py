@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +39,15 @@ Enlarge = Callable[[list[Image.Image], list[int] | None, list[int]], list[Image.
 class _Measuring:
     """What the images of a row are measured against, and how: real images, their classes, and the small ones made of them."""
 
-    real: ImageSet
+    name: str
     originals: Images
     low_res: Images
     labels: list[int] | None
     extractor: FeatureExtractor | None
+    reference: Reference | None
     classifier: tuple[str, Classify] | None
     crop_rule: str | None
     resamples: int
-
-    @cached_property
-    def reference(self) -> Reference | None:
-        """Statistics of the real images; None without an extractor."""
-        if self.extractor is None:
-            return None
-        return reference_of(self.real.name, measure(self.real, self.extractor, crop_rule=self.crop_rule), self.real.source_hash())
 
     def values(self, images: Images, paired: bool = True) -> dict[str, Value]:
         """Of outputs; of the originals themselves with `paired` False, whose distance would be 0."""
@@ -119,8 +112,7 @@ def evaluate_sr(
     if regression is not None:
         makers["regression"] = by_regression(cascade, name, regression)
         settings["regression"] = model_hash(regression)
-    model = {"name": cascade.name, "sha256": model_hash(cascade)}
-    record = {"format": FORMAT, "model": model, "settings": settings}
+    record = {"format": FORMAT, "model": {"name": cascade.name, "sha256": model_hash(cascade)}, "settings": settings}
     begin(out, record)
     originals = real.array()
     low_res = low_resolution(originals, small)
@@ -131,30 +123,32 @@ def evaluate_sr(
         made[what] = enlarged(maker, low_res, given, out / what, seed=seed, batch_size=step, on_progress=told)
     sets = {f"{cascade.name}, {name}": made.pop("outputs"), **made, "bicubic": bicubic(low_res, size)}
     classifier = classifier_of(cascade.classes, device) if labels is not None else None
-    how = _Measuring(real, originals, low_res, labels, network, classifier, crop_rule_of(str(images), crop_rule), resamples)
-    facts = {
-        "model": f"{cascade.name}, SHA-256 {model['sha256']}",
-        "stage": name,
-        "images": f"the first {len(real):,} of {images}, averaged over blocks to {small} px",
-        "seeds": f"from {seed}",
-        "regression": regression and f"{regression.name}, SHA-256 {settings['regression']}",
-    }
-    title = protocol.title if protocol else f"{cascade.name}, {name}: {small} to {size} px"
-    report = _report(how, sets, title, facts, protocol, record)
+    text, rule = str(images), crop_rule_of(str(images), crop_rule)
+    reference = None if network is None else reference_of(real.name, measure(real, network, crop_rule=rule), real.source_hash())
+    how = _Measuring(text, originals, low_res, labels, network, reference, classifier, rule, resamples)
+    report = _report(how, sets, regression, protocol, record)
     write_report(report, out)
     return report
 
 
 def _report(
-    how: _Measuring, sets: dict[str, Images], title: str, facts: dict[str, Any], protocol: Protocol | None, record: dict[str, Any]
+    how: _Measuring, sets: dict[str, Images], regression: Path | None, protocol: Protocol | None, record: dict[str, Any]
 ) -> Report:
     """Every set of large images measured and shown, above the originals and what is published."""
     rows = [Row(name=what, values=how.values(one), note=f"{len(one):,} images", ours=True) for what, one in sets.items()]
     rows.append(Row(name="originals", values=how.values(how.originals, paired=False), note="the images themselves", ours=True))
     rows += published_rows(protocol, False) if protocol else ()
     network, classifier = how.extractor, how.classifier and how.classifier[0]
-    described = None if network is None else f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}"
-    facts = facts | {"extractor": described, "classifier": classifier}
+    model, settings, small = record["model"], record["settings"], how.low_res.shape[1]
+    facts = {
+        "model": f"{model['name']}, SHA-256 {model['sha256']}",
+        "stage": settings["stage"],
+        "images": f"the first {len(how.originals):,} of {how.name}, averaged over blocks to {small} px",
+        "seeds": f"from {settings['seed']}",
+        "regression": regression and f"{regression.name}, SHA-256 {settings['regression']}",
+        "extractor": network and f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}",
+        "classifier": classifier,
+    }
     notes = (
         "PSNR, in dB, SSIM and consistency, the squared error to the input after averaging down in 1e-5, are means over images.",
         classifier and f"Errors are those of {classifier}, not of SR3's ResNet-50, and stand beside no published ones.",
@@ -165,7 +159,7 @@ def _report(
     caption = "The first images, shown equally large; the input is what all others start from."
     pictures = Picture(title="Pictures", caption=caption, rows=tuple((what, one[:SHOWN]) for what, one in shown.items()))
     return Report(
-        title=title,
+        title=protocol.title if protocol else f"{model['name']}, {settings['stage']}: {small} to {how.originals.shape[1]} px",
         facts={key: text for key, text in facts.items() if text},
         columns=columns_of(rows),
         rows=tuple(rows),

@@ -24,7 +24,7 @@ RECORD = "run.json"
 def model_hash(model: CascadePipeline | Path) -> str:
     """SHA-256 over names and contents of a model's json and safetensors files, in the order of their names.
 
-    Of a cascade that was loaded these are the files in its folder, of one that was composed those that it would be saved as.
+    Of a cascade that was loaded or saved these are the files in its folder, of another those that it would be saved as.
     """
     if isinstance(model, Path):
         paths = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors"))

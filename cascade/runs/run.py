@@ -139,9 +139,7 @@ def _count(cascade: CascadePipeline, plan: RunPlan, processes: int | None, on_cp
     if "WORLD_SIZE" in os.environ:
         return 1
     if cascade.folder is None and (processes or 1) > 1:
-        raise ValueError(
-            f"processes is {processes}, but the cascade was composed here and other processes can't load it; save it and load it"
-            " again first, or give processes=1"
-        )
+        problem = f"processes is {processes}, but the cascade was composed here and other processes can't load it"
+        raise ValueError(f"{problem}; save it first, or give processes=1")
     by_default = min(os.cpu_count() or 1, MOST_PROCESSES) if on_cpu and cascade.folder is not None else 1
     return min(processes or by_default, len(plan.blocks()))

@@ -29,8 +29,7 @@ def make_share(
     cascade: CascadePipeline, plan: RunPlan, out: Path, sampling: Sampling, place: Place, on_progress: Progress
 ) -> bool:
     """Make the images of `place` that do not exist yet, in a folder that `record.begin` has marked; the last process to end packs
-    them where that is asked for. Progress, told before every block, is that of this process. Returns whether the run is complete.
-    """
+    them where that is asked for. Progress is that of this process. Returns whether the run is complete."""
     if _is_packed(out, plan):
         _clean(out, plan)
         return True

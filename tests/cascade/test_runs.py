@@ -165,11 +165,11 @@ def test_a_script_needs_no_main_guard_and_a_model_that_was_changed_is_not_shared
 def test_a_composed_cascade_runs_in_this_process_and_is_known_by_what_it_would_be_saved_as(tiny, tmp_path):
     made = sample_run(tiny, tmp_path / "run", num_images=2, format="npz")
     assert made.complete and [path.name for path in made.files] == ["samples_2x8x8x3.npz"] and made.files[0].is_file()
-    tiny.save_pretrained(tmp_path / "tiny")
-    assert made.record["model"]["sha256"] == model_hash(tmp_path / "tiny")
     with pytest.raises(ValueError, match="processes is 2, but the cascade was composed here"):
         sample_run(tiny, tmp_path / "two", num_images=2, processes=2)
     assert not (tmp_path / "two").exists()
+    tiny.save_pretrained(tmp_path / "tiny")
+    assert made.record["model"]["sha256"] == model_hash(tmp_path / "tiny")
 
 
 def test_npz_is_what_openais_evaluator_reads(tiny, tmp_path):
