@@ -34,6 +34,7 @@ def model_hash(model: CascadePipeline | Path) -> str:
         return model_hash(model.folder)
     with TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder) / "model")
+        model.folder = None  # that one goes again
         return model_hash(Path(folder) / "model")
 
 
