@@ -16,6 +16,7 @@ from cascade.data import open_held_out, open_pictures
 from cascade.data.checking import cores
 from cascade.files import write_text
 from cascade.folder import STAGE
+from cascade.progress import OnProgress
 from cascade.stages.training import PictureSet, Recipe, train
 from cascade.stages.training.journal import LOG, TENSORBOARD, check_trackers, read_log
 from cascade.stages.training.meter import Report
@@ -33,9 +34,6 @@ CLASSES = "classes.json"
 
 MOST_WORKERS = 8
 _NOTHING = "nothing"
-
-TaskProgress = Callable[[str, int, int], None]
-"""Called with (what is being done: "data", "held-out data" or "training", how many pictures or images are done, in all)."""
 
 
 def _nothing(*_: Any) -> None:
@@ -68,7 +66,7 @@ def train_stage(
     *,
     trackers: Sequence[str] | None = None,
     workers: int | None = None,
-    on_progress: TaskProgress = _nothing,
+    on_progress: OnProgress = _nothing,
     on_report: Callable[[Report], None] = _nothing,
     on_validation: Callable[[ValidationReport], None] = _nothing,
     on_message: Callable[[str], None] = _nothing,
