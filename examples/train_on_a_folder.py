@@ -13,7 +13,7 @@ from cascade import compose, load_recipe, train_stage
 
 
 def main(pictures: str, out: Path, images: int) -> None:
-    data = {"data": {"source": pictures}, "checkpoint_every": images, "samples.every": images}
+    data = {"data.source": pictures, "checkpoint_every": images, "samples": {"every": images, "count": 4, "steps": 8}}
     base = load_recipe("emoji/base64", data | {"phases": [{"size": 32, "images": images, "batch_size": 16}]})
     sr256 = load_recipe("emoji/sr256", data | {"phases": [{"size": 64, "images": images, "batch_size": 16}]})
     stages = [train_stage(recipe, run=out / name).folder for name, recipe in (("base", base), ("sr256", sr256))]
