@@ -1,8 +1,10 @@
 """Every Python block of the documents, and every example, runs as it is printed."""
 
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,18 +15,34 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "casc
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+WITH_PYTHON = [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))]
+
+
 def run(*command, cwd: Path) -> str:
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # two run side by side
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))], ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs(page, tmp_path):
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """The outcome of every page's script and of the examples, two at a time: most of their time is a single process's."""
+    jobs = {page: (run_page, page, tmp_path_factory.mktemp("page")) for page in WITH_PYTHON}
+    jobs["examples"] = (run_examples, tmp_path_factory.mktemp("examples"))
+    with ThreadPoolExecutor(2) as pool:
+        return {name: pool.submit(*job) for name, job in reversed(jobs.items())}
+
+
+def run_page(page: Path, folder: Path) -> str:
     """A page's blocks are one script: later ones use what earlier ones made."""
-    script = tmp_path / "page.py"
-    script.write_text("\n\n".join(BLOCK.findall(page.read_text("utf-8"))), "utf-8")
-    run(script, cwd=tmp_path)
+    (folder / "page.py").write_text("\n\n".join(BLOCK.findall(page.read_text("utf-8"))), "utf-8")
+    return run("page.py", cwd=folder)
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_python_of_a_page_runs(page, scripts):
+    scripts[page].result()
 
 
 def test_links_between_documents_lead_somewhere():
@@ -33,7 +51,11 @@ def test_links_between_documents_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 
 
-def test_examples_run(tmp_path):
+def test_examples_run(scripts):
+    assert "Candidate(steps=" in scripts["examples"].result()
+
+
+def run_examples(tmp_path: Path) -> str:
     """One after the other: what the second trains, on pictures that the first made, the third measures."""
     run(ROOT / "examples" / "compose_stages.py", tmp_path / "composed", cwd=tmp_path)
     pictures, small = tmp_path / "pictures", tmp_path / "small"
@@ -48,5 +70,4 @@ def test_examples_run(tmp_path):
     printed = run(ROOT / "examples" / "train_on_a_folder.py", pictures, tmp_path / "trained", 32, cwd=tmp_path)
     assert "generate --model" in printed
     script = ROOT / "examples" / "benchmark_your_model.py"
-    printed = run(script, tmp_path / "trained" / "model", small, tmp_path / "measured", 4, cwd=tmp_path)
-    assert "Candidate(steps=" in printed
+    return run(script, tmp_path / "trained" / "model", small, tmp_path / "measured", 4, cwd=tmp_path)
