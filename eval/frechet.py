@@ -1,10 +1,10 @@
 """Frechet distance between two Gaussians, the number behind FID and its relatives."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpstrf
 
 Floats = NDArray[np.floating]
 
@@ -72,13 +72,14 @@ def _factor(cov: Floats, dimension: int) -> NDArray[np.float64]:
     if np.abs(cov - cov.T).max(initial=0.0) > 1e-6 * scale:
         raise ValueError("a covariance is not symmetric; is this array a covariance at all?")
     cov = (cov + cov.T) / 2
-    triangle, order, rank, _ = dpstrf(cov, lower=1, tol=dimension * np.finfo(np.float64).eps * scale)
-    factor = np.empty((dimension, rank))
-    factor[order - 1] = np.tril(triangle)[:, :rank]
-    if np.abs(factor @ factor.T - cov).max(initial=0.0) <= 1e-10 * scale:
-        return factor
-    # Not positive semi-definite to rounding: a matrix that was stored in single precision, or no covariance at all.
+    tolerance = dimension * np.finfo(np.float64).eps * scale
+    with suppress(np.linalg.LinAlgError):
+        factor: NDArray[np.float64] = np.linalg.cholesky(cov).astype(np.float64, copy=False)
+        if np.diagonal(factor).min(initial=np.inf) ** 2 > tolerance:
+            return factor
+    # Of less than full rank, not positive semi-definite to rounding as when it was stored in single precision, or no covariance.
     values, vectors = np.linalg.eigh(cov)
     if values[0] < -1e-4 * values[-1]:
         raise ValueError(f"a covariance has the eigenvalue {values[0]:g}, but covariances have none below 0")
-    return vectors * np.sqrt(values.clip(min=0))
+    kept = values > tolerance
+    return vectors[:, kept] * np.sqrt(values[kept])
