@@ -75,17 +75,21 @@ def overlap(generated: Features, real: Features, *, k: int) -> dict[str, NDArray
     return {"precision": balls > 0, "recall": recalled, "density": balls / k, "coverage": covered}
 
 
-def inception_score(probabilities: NDArray[np.floating], *, num_splits: int) -> Estimate:
+def inception_score(probabilities: NDArray[np.floating], *, num_splits: int, in_order: bool = False) -> Estimate:
     """exp of the mean Kullback-Leibler divergence between each image's class probabilities and their mean.
 
-    (Salimans et al. 2016, arXiv:1606.03498, section 4.) Probabilities are [N, C], in the order in which the images were sampled;
-    consecutive parts are scored on their own. Raises ValueError if rows are not probabilities or there are fewer than splits.
+    (Salimans et al. 2016, arXiv:1606.03498, section 4.) Probabilities are [N, C]. Equal parts are scored on their own: random
+    ones, always the same, since parts of images that are sorted by class hold few classes each and score far too low; or with
+    `in_order` consecutive ones, as ADM's evaluator has them. Raises ValueError if rows are not probabilities or there are fewer
+    than splits.
     """
     if probabilities.ndim != 2 or len(probabilities) < num_splits or num_splits < 1:
         raise ValueError(f"probabilities have shape {probabilities.shape}, expected [N, classes] with N >= {num_splits} splits")
     p = probabilities.astype(np.float64)
     if p.min() < 0 or not np.allclose(p.sum(axis=1), 1, atol=1e-3):
         raise ValueError("rows must be probabilities that sum to 1; were logits passed instead?")
+    if num_splits > 1 and not in_order:
+        p = p[np.random.default_rng(0).permutation(len(p))]
     scores = [np.exp(_mean_divergence(part)) for part in np.array_split(p, num_splits)]
     return Estimate(mean=float(np.mean(scores)), std=float(np.std(scores)))
 

@@ -1,7 +1,7 @@
 """The scores of a set of samples against real images, from features that are computed once."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.eval.bootstrap import Interval, bootstrap_interval
-from cascade.eval.features import FeatureExtractor, outputs, provenance
+from cascade.eval.features import FeatureExtractor, Walk, provenance
 from cascade.eval.files import complete
 from cascade.eval.frechet import frechet_distance, redrawn_distance
 from cascade.eval.images import ImageSet
@@ -97,24 +97,40 @@ def feature_set(
     images and network, to be found again; spatial features and probabilities, which are asked of samples, are not kept.
     `on_batch` is called with (images done, images in all).
     """
-    made_by = provenance(images, extractor, crop_rule)
-    path = None
     if cache is not None:
-        path = cache / f"{extractor.name}-{extractor.resize_mode}-{extractor.weights_hash[:16]}-{made_by.source_hash}.npy"
-        if path.is_file():
-            return FeatureSet(images.name, np.load(path, allow_pickle=False), made_by)
-    parts: list[tuple[NDArray[np.float32], ...]] = []
+        return _kept_features(images, extractor, crop_rule, cache, on_batch)
+    walk = Walk(images, extractor, crop_rule)
+    columns = _columns(walk, len(images), on_batch)
+    return FeatureSet(images.name, columns[0], walk.provenance, *columns[1:])
+
+
+def _kept_features(
+    images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None, cache: Path, on_batch: Callable[[int, int], None] | None
+) -> FeatureSet:
+    made_by = provenance(extractor, images.size, crop_rule, images.source_hash())
+    path = cache / f"{extractor.name}-{extractor.resize_mode}-{extractor.weights_hash[:16]}-{made_by.source_hash}.npy"
+    if path.is_file():
+        return FeatureSet(images.name, np.load(path, allow_pickle=False), made_by)
+    (features,) = _columns(((extractor(batch),) for batch in images.batches()), len(images), on_batch)
+    with complete(path) as file:
+        np.save(file, features)
+    return FeatureSet(images.name, features, made_by)
+
+
+def _columns(
+    batches: Iterable[tuple[NDArray[np.float32], ...]], count: int, on_batch: Callable[[int, int], None] | None
+) -> list[NDArray[np.float32]]:
+    """What a network says of `count` images, one array for each of its outputs, filled as batches arrive."""
+    columns: list[NDArray[np.float32]] = []
     done = 0
-    for found in outputs(images, extractor) if path is None else ((extractor(batch),) for batch in images.batches()):
-        parts.append(found)
+    for found in batches:
+        columns = columns or [np.empty((count, part.shape[1]), np.float32) for part in found]
+        for column, part in zip(columns, found, strict=True):
+            column[done : done + len(part)] = part
         done += len(found[0])
         if on_batch is not None:
-            on_batch(done, len(images))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    if path is not None:
-        with complete(path) as file:
-            np.save(file, columns[0])
-    return FeatureSet(images.name, columns[0], made_by, *columns[1:])
+            on_batch(done, count)
+    return columns
 
 
 def distance_name(made_by: Provenance) -> str:
@@ -129,6 +145,7 @@ def score(
     real: FeatureSet | None = None,
     *,
     resamples: int,
+    overlaps: bool = True,
     on_resample: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """All that can be measured of samples against a reference.
@@ -159,20 +176,31 @@ def score(
         sfid = frechet_distance(measured.mean_spatial, measured.cov_spatial, mean, cov)
         kinds["sFID"] = (samples.spatial, mean, cov)
     intervals = _distance_intervals(kinds, resamples, on_resample)
-    inception = kernel = found = None
-    if samples.probabilities is not None:
-        inception = inception_score(samples.probabilities, num_splits=math.ceil(len(samples.probabilities) / ADM_SPLIT))
+    kernel = found = None
     if real is not None:
         check_comparable(real.provenance, samples.provenance)
         kernel = kid(samples.features, real.features)
-        if min(len(samples.features), len(real.features)) > MANIFOLD_K:
+        if overlaps and min(len(samples.features), len(real.features)) > MANIFOLD_K:
             values = overlap(samples.features, real.features, k=MANIFOLD_K)
             found = {key: float(each.mean()) for key, each in values.items()}
             shares = {key: mean_interval(each, resamples) for key, each in values.items()}
             intervals |= {key: share for key, share in shares.items() if isinstance(share, Interval)}
     return Scores(
-        distance_name=name, frechet=frechet, sfid=sfid, inception_score=inception, kid=kernel, manifold=found, intervals=intervals
+        distance_name=name,
+        frechet=frechet,
+        sfid=sfid,
+        inception_score=inception_score_of(samples),
+        kid=kernel,
+        manifold=found,
+        intervals=intervals,
     )
+
+
+def inception_score_of(samples: FeatureSet) -> Estimate | None:
+    """The Inception Score in random parts of at most ADM_SPLIT; None where class probabilities were not measured."""
+    if samples.probabilities is None:
+        return None
+    return inception_score(samples.probabilities, num_splits=math.ceil(len(samples.probabilities) / ADM_SPLIT))
 
 
 def mean_interval(values: NDArray, resamples: int) -> float | Interval:

@@ -18,7 +18,7 @@ from cascade.eval.images import Images, ImageSet, image_array, image_folder
 from cascade.eval.inception import ADMInception, Inception
 from cascade.eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
 from cascade.eval.scoring import MANIFOLD_K
-from cascade.eval.statistics import Provenance, read_npz
+from cascade.eval.statistics import Provenance, npz_names, read_npz
 from cascade.files import Progress
 from cascade.measure.protocols import EXTRACTORS
 
@@ -96,7 +96,7 @@ def reference_source(
         return load_clean_fid_reference(name, split or "train", image_size, INCEPTION_MODES[extractor])
     path = Path(text).expanduser()
     if path.suffix == ".npz" and path.is_file():
-        arrays = read_npz(path, set()).keys()
+        arrays = npz_names(path)
         if "provenance" in arrays:
             return load_reference(path)
         if "mu_s" in arrays:

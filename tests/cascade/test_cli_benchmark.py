@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import SMALL, base, cascade, sr3
 
 from cascade import CascadePipeline
+from cascade.classes import EMOJI
 from cascade.cli.main import main
 from cascade.eval.bootstrap import Interval
 from cascade.eval.files import file_sha256
@@ -208,3 +210,22 @@ def test_a_wrong_request_is_one_sentence(model, tmp_path, capsys, words, problem
     assert benchmark(model, tmp_path / "bench", *words) == 2
     out, err = capsys.readouterr()
     assert problem in err and out == "" and len(err.splitlines()) == 1 and not (tmp_path / "bench").exists()
+
+
+SUPER = PROTOCOL.replace("kind: samples", "kind: super-resolution\nlow_res_size: 16").replace("labels: balanced\n", "")
+
+
+def test_a_protocol_of_super_resolution_is_measured_by_the_stage_of_its_sizes(tmp_path, capsys):
+    small = SMALL | {"num_classes": len(EMOJI)}
+    longer = cascade(EMOJI, base=base(sample_size=16, **small), sr64=sr3(64, 16, **small), sr128=sr3(128, 64, **small))
+    longer.save_pretrained(tmp_path / "longer")
+    (tmp_path / "mine.yaml").write_text(SUPER)
+    words = ["--protocol", str(tmp_path / "mine.yaml"), "--num-images", "2", "--reference", "drawings:heldout"]
+    for out, stage in (("a", []), ("b", ["--stage", "sr64"])):
+        assert benchmark(tmp_path / "longer", tmp_path / out, *words, *stage) == 0
+        assert json.loads((tmp_path / out / "report.json").read_text())["facts"]["stage"] == "sr64"
+    capsys.readouterr()
+    assert benchmark(tmp_path / "longer", tmp_path / "c", *words, "--stage", "sr128") == 2
+    assert "stage 'sr128' makes 128 px from 64 px, but protocol mine is 16 to 64 px" in capsys.readouterr().err
+    assert benchmark(tmp_path / "longer", tmp_path / "c", "--protocol", "emoji-64", "--stage", "sr64") == 2
+    assert "measures samples of the whole cascade" in capsys.readouterr().err

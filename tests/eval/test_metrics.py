@@ -120,7 +120,7 @@ def test_precision_and_recall_agree_with_torch_fidelity(torchvision):
 
 def test_inception_score_of_certain_and_of_clueless_classifiers():
     certain = np.eye(10)[np.arange(50) % 10]
-    assert inception_score(certain, num_splits=5).mean == pytest.approx(10, rel=1e-12)
+    assert inception_score(certain, num_splits=5, in_order=True).mean == pytest.approx(10, rel=1e-12)
     clueless = np.full((50, 10), 0.1)
     assert inception_score(clueless, num_splits=5).mean == pytest.approx(1, rel=1e-12)
 
@@ -133,11 +133,17 @@ def test_inception_score_of_two_answers_in_closed_form():
     assert inception_score(p, num_splits=1).mean == pytest.approx(want, rel=1e-12)
 
 
-def test_inception_score_splits_are_consecutive():
+def test_inception_score_of_parts_does_not_depend_on_the_order_of_the_classes():
     p = np.eye(2)[[0] * 10 + [1] * 10]
-    got = inception_score(p, num_splits=2)
-    assert (got.mean, got.std) == (1, 0)        # each half holds one class only
+    in_order = inception_score(p, num_splits=2, in_order=True)
+    assert (in_order.mean, in_order.std) == (1, 0)        # each half holds one class only
     assert inception_score(p, num_splits=1).mean == pytest.approx(2)
+    sharp = np.eye(50)[np.arange(5000) % 50]
+    by_class = sharp[np.argsort(np.arange(5000) % 50, kind="stable")]
+    found = [inception_score(each, num_splits=5) for each in (sharp, by_class)]
+    assert all(40 < each.mean < 50 for each in found) and found[0].mean == pytest.approx(found[1].mean, rel=0.02)
+    assert inception_score(by_class, num_splits=5, in_order=True).mean == pytest.approx(10), "ten classes in each part"
+    assert found[1] == inception_score(by_class, num_splits=5), "always the same parts"
 
 
 def test_unusable_features_are_refused():
@@ -155,6 +161,6 @@ def test_inception_score_agrees_with_torch_fidelity(torchvision):
 
     logits = torch.randn(60, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
     want = isc.isc_features_to_metric(logits, splits=5, shuffle=False)
-    got = inception_score(logits.softmax(dim=1).numpy(), num_splits=5)
+    got = inception_score(logits.softmax(dim=1).numpy(), num_splits=5, in_order=True)
     assert got.mean == pytest.approx(want[isc.KEY_METRIC_ISC_MEAN], rel=1e-6)
     assert got.std == pytest.approx(want[isc.KEY_METRIC_ISC_STD], rel=1e-6)
