@@ -120,7 +120,7 @@ def _images(args: Namespace) -> None:
         print(f"{name}: {shown(value)}")
     print(f"{frechet.num_samples:,} pictures against {count} of {frechet.reference}, SHA-256 {frechet.reference_hash}")
     if args.resamples:
-        print(f"in brackets: 95 % intervals from {args.resamples} bootstrap resamples")
+        print("in brackets: 95 % intervals of what as many other pictures of the same kind would have on average")
 
 
 def _sr(args: Namespace) -> None:

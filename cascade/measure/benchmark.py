@@ -18,7 +18,7 @@ from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, S
 from cascade.files import Progress
 from cascade.measure import comparisons
 from cascade.measure.comparisons import SHOWN, table_values
-from cascade.measure.named import extractor_of, image_source, reference_source
+from cascade.measure.named import HeldOut, extractor_of, heldout_drawings, reference_source
 from cascade.measure.protocols import Protocol, load_protocol
 from cascade.measure.super_resolution import evaluate_sr
 from cascade.pipeline import CascadePipeline
@@ -26,10 +26,9 @@ from cascade.progress import part
 from cascade.runs.run import RunOptions, SampleRun, sample_run
 from cascade.runs.share import image_name, without_bars, write_png
 
-FLOOR_SEED = 0
 INTERVALS = (
-    "In brackets: 95 % intervals from {} bootstrap resamples of the pictures. They cover what other samples of the same model"
-    " would change, not what few samples add to every distance."
+    "In brackets: 95 % intervals, which hold what as many other samples of the same model would have on average; they leave out"
+    " what few samples add to every distance. Extrapolated: the distance of infinitely many samples, as far as these tell."
 )
 
 
@@ -59,7 +58,7 @@ def benchmark(
         reference: Real images or statistics, as `cascade.measure.named.reference_source` takes them; None = the protocol's own.
         weights: File of the feature network; None = its own, or downloaded once.
         stage: Which one enlarges, by a protocol of super-resolution; None = the one that makes images of the protocol's size.
-        resamples: Redrawn sets behind each 95 % interval; 0 = no intervals.
+        resamples: Redrawn sets behind the 95 % intervals of means; 0 = no intervals and no extrapolation.
         **run: `sampling`, `batch_size`, `processes`, `threads` and `on_progress`, as `sample_run` takes them.
 
     Returns:
@@ -105,7 +104,7 @@ class _Job:
         return feature_set(images, extractor, crop_rule=self.protocol.crop_rule, on_batch=self.told(f"features of {what}"))
 
     def scores(self, samples: FeatureSet, reference: Reference | FeatureSet, real: FeatureSet | None, what: str) -> Scores:
-        return score(samples, reference, real, resamples=self.resamples, on_resample=self.told(f"intervals of {what}"))
+        return score(samples, reference, real, resamples=self.resamples, on_resample=self.told(f"extrapolation of {what}"))
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,11 @@ def _samples_report(job: _Job) -> Report | None:
     described: Any = {"image_size": protocol.size, "extractor": protocol.extractor, "crop_rule": protocol.crop_rule}
     real = reference_source(job.reference, **described, progress=job.told("drawings"))
     extractor = extractor_of(protocol.extractor, job.weights, str(job.cascade.device))
-    heldout, labels = _heldout(job)
+    heldout: HeldOut | None = None
+    labels: Any = protocol.labels
+    if protocol.labels == "heldout":
+        heldout = heldout_drawings(protocol.size, job.num_images, job.told("drawings"))
+        labels = tuple(int(label) for label in heldout.labels)
     runs = []
     for seed in protocol.seeds:
         folder = job.out / (f"samples-{job.seed + seed}" if len(protocol.seeds) > 1 else "samples")
@@ -151,7 +154,7 @@ def _samples_report(job: _Job) -> Report | None:
         facts=_facts(job, sets),
         columns=comparisons.columns_of(rows, ("NFE",)),
         rows=tuple(rows),
-        notes=(*limits, *protocol.notes, *[INTERVALS.format(job.resamples)] * bool(job.resamples)),
+        notes=(*limits, *protocol.notes, *[INTERVALS] * bool(job.resamples)),
         pictures=(comparisons.by_class(first.images, first.asked, job.cascade.classes), *_stages(job, first), *pictures),
         curve=comparisons.distance_curve(rows, protocol.distance),
         details=details | {"run": first.run.record},
@@ -160,22 +163,8 @@ def _samples_report(job: _Job) -> Report | None:
     return report
 
 
-def _heldout(job: _Job) -> tuple[ImageSet | None, Any]:
-    """Held-out drawings for the floor, as many as samples, where the protocol has one; and the labels of the samples."""
-    protocol = job.protocol
-    if protocol.labels != "heldout":
-        return None, protocol.labels
-    every, labels = image_source("drawings:heldout", size=protocol.size, progress=job.told("drawings"))
-    assert labels is not None
-    if job.num_images > len(every):
-        floor = f"{len(every)} held-out drawings for the floor of {protocol.name}"
-        raise ValueError(f"num_images is {job.num_images}, but there are only {floor}")
-    chosen = np.sort(np.random.default_rng(FLOOR_SEED).permutation(len(every))[: job.num_images])
-    return every.take(chosen), tuple(int(label) for label in labels[chosen])
-
-
 def _compared(
-    job: _Job, sets: list[_Samples], real: ImageSet | Reference, extractor: FeatureExtractor, heldout: ImageSet | None
+    job: _Job, sets: list[_Samples], real: ImageSet | Reference, extractor: FeatureExtractor, heldout: HeldOut | None
 ) -> tuple[list[Row], dict[str, Any], list[Picture]]:
     """Our rows, everything measured, and pictures of neighbours."""
     reference, theirs = comparisons.reference_features(real, extractor, job.protocol.crop_rule, job.run.get("on_progress"))
@@ -188,15 +177,20 @@ def _compared(
     if heldout is None:
         near = nearest_in_features(first.features.features, theirs.features)
         return rows, details, [comparisons.closest("features", near, first.images, real)]
-    floor = job.features(heldout, extractor, "held-out drawings")
+    floor = job.features(heldout.images, extractor, "held-out drawings")
     floor_scores = job.scores(floor, reference, theirs, "the floor")
     of_samples, of_floor, pictures = comparisons.beside_drawings(
-        (theirs, real), (floor, heldout), (first.features, first.images), first.asked, job.resamples
+        (theirs, real), (floor, heldout.images), (first.features, first.images), first.asked, job.resamples
     )
     rows[0] = replace(rows[0], values={**rows[0].values, **of_samples})
-    note = f"{len(heldout):,} real drawings of the same classes"
+    note = f"{len(heldout.images):,} real drawings of the same classes"
     values = {**table_values(floor_scores, job.protocol.distance), **of_floor}
     rows.append(Row(name="held-out drawings (floor)", values=values, note=note, ours=True))
+    if job.resamples:
+        by_glyph = score(floor, reference, resamples=job.resamples, overlaps=False, groups=heldout.glyphs)
+        note = f"intervals as if their {len(np.unique(heldout.glyphs)):,} glyphs, not their drawings, were others"
+        of_distance = {job.protocol.distance: table_values(by_glyph, job.protocol.distance)[job.protocol.distance]}
+        rows.append(Row(name="held-out drawings (floor), by glyph", values=of_distance, note=note, ours=True))
     details["scores"]["heldout"] = asdict(floor_scores)
     return rows, details, pictures
 

@@ -162,7 +162,7 @@ def _report(
     notes = (
         "PSNR, in dB, SSIM and consistency, the squared error to the input after averaging down in 1e-5, are means over images.",
         classifier and f"Errors are those of {classifier}, not of SR3's ResNet-50, and stand beside no published ones.",
-        f"In brackets: 95 % intervals from {how.resamples} bootstrap resamples of the images." if how.resamples else None,
+        "In brackets: 95 % intervals of what as many other images would have on average." if how.resamples else None,
         *(protocol.notes if protocol else ()),
     )
     shown = {"input": how.low_res, **sets, "original": how.originals}

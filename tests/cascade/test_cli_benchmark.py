@@ -114,11 +114,13 @@ def test_emoji_shows_model_and_floor_with_equal_counts_and_resumes(model, tmp_pa
     told = capsys.readouterr().out
     assert "EfficientNet-Lite Frechet distance" in told and "not FID" in told and "| FID" not in told
     report = json.loads((out / "report.json").read_text())
-    ours, floor = report["rows"]
+    ours, floor, by_glyph = report["rows"]
     assert floor["name"] == "held-out drawings (floor)" and report["details"]["scores"]["seed 0"]["frechet"]["num_samples"] == 8
     assert report["details"]["scores"]["heldout"]["frechet"]["num_samples"] == 8
     found, of_floor = (row["values"]["EfficientNet-Lite Frechet distance"] for row in (ours, floor))
     assert found["estimate"] > of_floor["estimate"] > 0 and found["low"] <= found["estimate"] <= found["high"]
+    glyphs = by_glyph["values"]["EfficientNet-Lite Frechet distance"]
+    assert glyphs["estimate"] == of_floor["estimate"] and glyphs["high"] != of_floor["high"] and "glyphs" in by_glyph["note"]
     shares = {"class agreement %", "among five %", "closer in features %", "closer in pixels %"}
     assert ours["values"]["NFE"] == "1 + 1" and shares <= set(ours["values"]) and shares <= set(floor["values"])
     labels = report["details"]["run"]["plan"]["labels"]
@@ -146,7 +148,7 @@ def test_few_samples_stand_beside_no_published_figure(model, tmp_path, capsys):
     path.write_text(PROTOCOL)
     assert benchmark(model, tmp_path / "bench", "--protocol", str(path), "--num-images", "6") == 0
     out = capsys.readouterr().out
-    assert "6 samples are fewer than 10,000: our row is not comparable" in out
+    assert "6 samples are fewer than 50,000: our row is not comparable" in out
     assert re.search(r"\| Theirs +\| +3.94 .*not comparable: their paper", out)
 
 
@@ -155,7 +157,7 @@ def test_adms_protocol_has_adms_columns_beside_its_published_rows(model, tmp_pat
     words = ["--protocol", "imagenet-64", "--num-images", "6", "--reference", str(reference)]
     assert benchmark(model, tmp_path / "bench", *words) == 0
     report = json.loads((tmp_path / "bench" / "report.json").read_text())
-    columns = ["FID", "sFID", "IS", "KID x 1000", "precision", "recall", "density", "coverage", "NFE"]
+    columns = ["FID", "FID, extrapolated", "sFID", "IS", "KID x 1000", "precision", "recall", "density", "coverage", "NFE"]
     ours, theirs = report["rows"][0], report["rows"][1]
     assert report["columns"] == columns == list(ours["values"])
     assert theirs["values"]["sFID"] == 3.79 and not theirs["comparable"], "six samples stand beside nothing"

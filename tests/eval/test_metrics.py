@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.eval.metrics import inception_score, kernel_distance, kid, overlap
+from cascade.eval.metrics import inception_score, jackknife_error, kernel_distance, kid, overlap
 
 
 def clouds(
@@ -18,7 +18,8 @@ def clouds(
 
 def manifold(generated: np.ndarray, real: np.ndarray, k: int = 3) -> SimpleNamespace:
     """Precision, recall, density and coverage."""
-    return SimpleNamespace(**{name: values.mean() for name, values in overlap(generated, real, k=k).items()})
+    found = overlap(generated, real, k=k)
+    return SimpleNamespace(**{name: getattr(found, name).mean() for name in ("precision", "recall", "density", "coverage")})
 
 
 def test_kernel_distance_equals_a_sum_over_pairs():
@@ -81,8 +82,8 @@ def test_manifold_follows_the_definitions(k):
 def test_a_feature_on_the_rim_of_a_ball_is_inside():
     real, generated = np.array([[0.0], [2.0]]), np.array([[-2.0], [9.0]])  # the real balls have the radius 2
     found = overlap(generated, real, k=1)
-    assert found["density"].tolist() == [1, 0] and found["coverage"].tolist() == [True, False]
-    assert overlap(real, generated, k=1)["recall"].tolist() == [True, False]
+    assert found.density.tolist() == [1, 0] and found.coverage.tolist() == [True, False]
+    assert overlap(real, generated, k=1).recall.tolist() == [True, False]
 
 
 def test_manifold_is_the_same_in_blocks_and_far_from_the_origin(monkeypatch):
@@ -97,6 +98,33 @@ def test_precision_and_recall_change_places_with_the_sets():
     generated, real = clouds()
     one, other = manifold(generated, real), manifold(real, generated)
     assert (one.precision, one.recall) == (other.recall, other.precision)
+
+
+@pytest.mark.parametrize("num_groups", [2, 7, 30])
+def test_leaving_a_group_out_is_measuring_without_it(monkeypatch, num_groups):
+    generated, real = clouds()
+    generated[:12] = generated[:12] * 0.01 + 0.5     # a cluster, whose neighbours a group may hold
+    monkeypatch.setattr("cascade.eval.metrics.BLOCK", 17)
+    monkeypatch.setattr("cascade.eval.metrics.NEAREST", 1)
+    found = overlap(generated, real, k=3, num_groups=num_groups)
+    groups = np.random.default_rng(0).permutation(len(generated)) % num_groups
+    for group in range(num_groups):
+        alone = overlap(generated[groups != group], real, k=3)
+        assert found.recall_without[group] == pytest.approx(alone.recall.mean(), abs=1e-12)
+        assert found.coverage_without[group] == pytest.approx(alone.coverage.mean(), abs=1e-12)
+    assert len(set(found.recall_without)) > 1
+
+
+def test_the_jackknife_error_of_recall_and_coverage_is_the_spread_of_other_sets():
+    rng = np.random.default_rng(5)
+    real = rng.normal(size=(300, 4))
+    found, errors = [], []
+    for _ in range(60):
+        values = overlap(rng.normal(0.3, 0.8, (200, 4)), real, k=3, num_groups=20)
+        found.append((values.recall.mean(), values.coverage.mean()))
+        errors.append((jackknife_error(values.recall_without), jackknife_error(values.coverage_without)))
+    ratio = np.sqrt(np.square(errors).mean(axis=0)) / np.std(found, axis=0)
+    assert (ratio > 0.75).all() and (ratio < 1.5).all()
 
 
 def test_equal_sets_overlap_fully_and_distant_ones_not_at_all():
