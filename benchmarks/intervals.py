@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
 from cascade.eval.bootstrap import NORMAL, distance_interval
 from cascade.eval.frechet import distance_of_part, standard_error
 
