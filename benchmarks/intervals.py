@@ -3,8 +3,8 @@
     python benchmarks/intervals.py            # about three minutes of a core; prints a table in Markdown
 
 Features are Gaussian, or Gaussian of a random size ("heavy"), and measured against a unit Gaussian: "equal" to it, "near", or
-"far". Of each method the mean width over that of the middle 95 % of a normal distribution with the true standard deviation; and of
-the one in use the share of trials whose interval holds the mean distance.
+"far". Of each method the mean width over that of the middle 95 % of a normal distribution with the true standard deviation; of
+the one in use also the share of trials whose interval holds the mean distance.
 """
 
 from __future__ import annotations

@@ -35,13 +35,17 @@ class Reference(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class FrechetResult:
-    """A Frechet distance with everything that it depends on; `provenance` is of the samples."""
+    """A Frechet distance with everything that it depends on; `provenance` is of the samples.
+
+    reference_hash: SHA-256 of the reference's file, or of the real images' pixels in order.
+    """
 
     distance: float
     num_samples: int
     reference: str
     reference_count: int | None
     reference_hash: str | None
+    reference_provenance: Provenance
     provenance: Provenance
 
 
@@ -131,6 +135,7 @@ def distance_to(reference: Reference, samples: Measurement) -> FrechetResult:
         reference=reference.name,
         reference_count=reference.count,
         reference_hash=reference.file_hash,
+        reference_provenance=reference.provenance,
         provenance=samples.provenance,
     )
 

@@ -104,6 +104,7 @@ def _images(args: Namespace) -> None:
 
     from cascade.eval.report import shown
     from cascade.eval.scoring import FEWEST_FOR_PUBLISHED
+    from cascade.measure.comparisons import reference_shown
     from cascade.measure.evaluation import evaluate
 
     with Bars() as bars:
@@ -115,10 +116,9 @@ def _images(args: Namespace) -> None:
     if args.json:
         print(json.dumps(asdict(scores), indent=2))
         return
-    count = "an unknown number of" if frechet.reference_count is None else f"{frechet.reference_count:,}"
     for name, value in scores.values().items():
         print(f"{name}: {shown(value)}")
-    print(f"{frechet.num_samples:,} pictures against {count} of {frechet.reference}, SHA-256 {frechet.reference_hash}")
+    print(f"{frechet.num_samples:,} pictures against {frechet.reference}: {reference_shown(frechet)}")
     if args.resamples:
         print("in brackets: 95 % intervals of what as many other pictures of the same kind would have on average")
 
