@@ -176,8 +176,8 @@ def test_pictures_are_chosen_of_all_classes_alike(tmp_path):
     model = CascadePipeline.from_pretrained(measuring.model(tmp_path / "tiny"))
     options = {"images": tmp_path / "real", "num_images": 6, "resamples": 0, "sampling": model.sampling(num_inference_steps=1)}
     asked = []
-    model.upscale = lambda images, labels, *args, **kwargs: asked.extend(labels) or CascadePipeline.upscale(
-        model, images, labels, *args, **kwargs
+    model.upscale = lambda images, labels, *args, **kwargs: (
+        asked.extend(labels) or CascadePipeline.upscale(model, images, labels, *args, **kwargs)
     )
     report = evaluate_sr(model, tmp_path / "sr", **options)
     assert sorted(EMOJI.names[label] for label in asked) == ["cat"] * 2 + ["dog"] * 2 + ["fruit"] * 2
@@ -195,8 +195,8 @@ def test_the_classes_of_an_archive_are_those_of_a_cascade_without_names(tmp_path
     assert nameless.classes is None and nameless.num_classes == len(EMOJI)
     options = {"num_images": 3, "resamples": 0, "extractor": None, "sampling": nameless.sampling(num_inference_steps=1)}
     asked = []
-    nameless.upscale = lambda images, labels, *args, **kwargs: asked.extend(labels) or CascadePipeline.upscale(
-        nameless, images, labels, *args, **kwargs
+    nameless.upscale = lambda images, labels, *args, **kwargs: (
+        asked.extend(labels) or CascadePipeline.upscale(nameless, images, labels, *args, **kwargs)
     )
     evaluate_sr(nameless, tmp_path / "sr", images=archive(tmp_path / "a.npz", [7, 3, 74]), **options)
     assert sorted(asked) == [3, 7, 74]
@@ -295,7 +295,7 @@ def test_an_interval_stands_beside_its_value_in_the_table_and_as_numbers_in_json
     assert json.loads(as_json(report))["rows"][0]["values"]["FID"] == {
         "estimate": 3.94159, "low": 3.8, "high": 4.0832, "confidence": 0.95,
     }  # fmt: skip
-    assert "<small>[3.80, 4.08]</small>" in page(report) and '<span>[3.80, 4.08]</span>' in page(report)
+    assert "<small>[3.80, 4.08]</small>" in page(report) and "<span>[3.80, 4.08]</span>" in page(report)
 
 
 def test_a_contact_sheet_puts_every_picture_in_its_place():

@@ -130,7 +130,7 @@ def test_what_is_not_a_pair_of_gaussians_is_refused(mean2, cov2, message):
 @pytest.mark.parametrize("count", [8, 200])
 def test_the_distance_of_some_features_is_that_of_their_statistics(count):
     rng = np.random.default_rng(count)
-    features, real = rng.normal(size=(count, 12)), rng.normal(0.5, 2, size=(9, 12))     # both sides short of full rank at 8
+    features, real = rng.normal(size=(count, 12)), rng.normal(0.5, 2, size=(9, 12))  # both sides short of full rank at 8
     mean, cov = real.mean(axis=0), np.cov(real, rowvar=False)
     distance = distance_of_part(features, mean, cov)
     for index in (np.arange(count), rng.permutation(count)[: count // 2], np.arange(2)):
@@ -192,7 +192,7 @@ def spread_and_coverage(count, dimension, shift, trials, seed):
 @pytest.mark.parametrize(("dimension", "shift"), [(4, 0.5), (16, 0.2), (16, None), (64, 0.1)])
 def test_intervals_hold_the_mean_distance_of_other_sets_as_often_as_they_say(dimension, shift):
     hits, ratio = spread_and_coverage(300, dimension, shift, trials=200, seed=dimension)
-    assert 0.91 <= hits <= 0.99 and 0.85 < ratio < 1.2     # 200 trials: 0.95 +- 0.03
+    assert 0.91 <= hits <= 0.99 and 0.85 < ratio < 1.2  # 200 trials: 0.95 +- 0.03
 
 
 @pytest.mark.slow
