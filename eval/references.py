@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cascade.eval.features import FeatureExtractor, Walk
 from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
-from cascade.eval.images import Images, ImageSet
+from cascade.eval.images import Images, ImageSet, ImageStream
 from cascade.eval.published_weights import cached_download
 from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz
 
@@ -50,7 +50,11 @@ class FrechetResult:
 
 
 def measure(
-    images: ImageSet, extractor: FeatureExtractor, *, crop_rule: str | None, on_batch: Callable[[int], None] | None = None
+    images: ImageSet | ImageStream,
+    extractor: FeatureExtractor,
+    *,
+    crop_rule: str | None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Measurement:
     """Feature statistics of at least 2 images, of spatial features too where the extractor has them, and where they came from.
 
