@@ -130,7 +130,7 @@ def _clean_fid(module: str) -> ModuleType:
         raise ValueError(f"{error.name} is not installed; run `pip install 'cascade-diffusion[eval]'`") from error
 
 
-def _pytorch_fid_network(file: Path) -> torch.nn.Module:
+def _pytorch_fid_network(file: Path) -> Any:
     """clean-fid's own network, with weights from `file` where clean-fid would download them unverified."""
     network: Any = _clean_fid("inception_pytorch")
     state = torch.load(file, map_location="cpu", weights_only=True)
