@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -98,12 +98,17 @@ def convert(prediction: Tensor, source: str, target: str, x_t: Tensor, log_snr: 
     return from_x0(to_x0(prediction, source, x_t, log_snr), target, x_t, log_snr)
 
 
+def check_interval(interval: tuple[float, float] | None) -> None:
+    """Raise ValueError unless a range of EDM's sigma holds anything; None = all of it."""
+    if interval is not None and interval[0] > interval[1]:
+        raise ValueError(f"guidance interval {interval} is empty: give (lowest sigma, highest sigma)")
+
+
 class _Guidance(Wrapper):
     """What both guidances share: their strength, and the range of noise in which they act."""
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None) -> None:
-        if interval is not None and interval[0] > interval[1]:
-            raise ValueError(f"guidance interval {interval} is empty: give (lowest sigma, highest sigma)")
+        check_interval(interval)
         super().__init__(denoiser)
         self.scale, self.interval = scale, interval
 
@@ -199,3 +204,46 @@ class Autoguidance(_Guidance):
         weak = self.weak(x_t, log_snr, weak_labels, low_res, aug_level)
         weak = convert(weak[:, : x_t.shape[1]], self.weak.prediction_type, self.prediction_type, x_t, log_snr)
         return self.guide(weak, main)
+
+
+class FlowMapGuidance(Wrapper):
+    """A flow map: a network of average velocities that makes a step of any width at once, and sees its guidance as an input.
+
+    Its `forward` takes the log-SNR at which a step ends, and the scale and interval of its guidance, behind the inputs of a
+    `Denoiser` (Geng et al. 2025, arXiv:2505.13447; Lu et al. 2026, arXiv:2601.22158). It is one evaluation, guided or not.
+
+    Args:
+        denoiser: Has `flow_map` set.
+        scale: 1 = no guidance.
+        interval: Lowest and highest EDM sigma at which guidance acts; None = everywhere.
+        end: Log-SNR at which the step ends; None = the velocity at one level, which suits every scheduler.
+
+    Raises:
+        ValueError: if the scale is not above 0, or the interval is empty.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None, end: float | None = None
+    ) -> None:
+        if scale <= 0:
+            raise ValueError(f"guidance_scale is {scale}, expected more than 0 for a network that sees it as an input; 1 = none")
+        check_interval(interval)
+        super().__init__(denoiser)
+        self.scale, self.interval, self.end = scale, interval, end
+
+    def until(self, log_snr: float) -> FlowMapGuidance:
+        """The same, for a step that ends at `log_snr`."""
+        return FlowMapGuidance(self.denoiser, self.scale, self.interval, log_snr)
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`."""
+        network: Any = self.denoiser
+        end = None if self.end is None else torch.full_like(log_snr, self.end)
+        return network(x_t, log_snr, class_labels, low_res, aug_level, end, self.scale, self.interval)

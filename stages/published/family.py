@@ -47,6 +47,9 @@ class Family:
     own_tensors: Tensors of a file by the network's own names, without what the file holds beside them; ValueError if that
         contradicts the configuration.
     pickled_classes: Classes that the network of a .pkl file is made of; none = no pickle of the family is read.
+    average: Name of the weights that the authors sample with, in files that hold several sets of them; None = files hold one set.
+        A configuration that has `average` names another.
+    told_by_shapes: Whether the shapes of its tensors tell which configuration a file has, as all are published by one name.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Family:
     sampler: Callable[[Config], tuple[Any, dict[str, Any]]] | None = None
     own_tensors: Callable[[Mapping[str, Tensor], Config], Mapping[str, Tensor]] = lambda tensors, config: tensors
     pickled_classes: frozenset[str] = frozenset()
+    average: str | None = None
+    told_by_shapes: bool = False
 
     def known(self, file: str) -> Checkpoint | None:
         """The published checkpoint of a file name; None for another name."""
