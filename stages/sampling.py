@@ -212,7 +212,8 @@ def sample(
     check_compatible(run, denoiser)
     options = _step_options(run.scheduler, generator)
     ends = "r_timestep" in inspect.signature(run.scheduler.step).parameters  # a scheduler of flow maps
-    x = noise.to(torch.float64 if getattr(run.scheduler, "in_float64", False) else noise.dtype) * run.scale[0].item()
+    precise = getattr(run.scheduler, "in_float64", False) and noise.device.type != "mps"  # which has no float64
+    x = (noise.double() if precise else noise) * run.scale[0].item()
     finite = torch.ones(len(x), dtype=torch.bool, device=x.device)  # looked at once, so that no step waits for an accelerator
     for i, t in enumerate(run.scheduler.timesteps):
         x_t = x / run.scale[i].item()

@@ -35,7 +35,12 @@ SAVED = {
     "jit": "jit.JiTDenoiser",
     "pmf": "pmf.MeanFlowDenoiser",
 }
-SAVED_SCHEDULERS = {"consistency": "consistency.ConsistencyScheduler", "jit": "heun.FlowHeunScheduler"}
+SAVED_SCHEDULERS = {
+    "consistency": "consistency.ConsistencyScheduler",
+    "edm": "heun.EDMHeunScheduler",
+    "edm2": "heun.EDMHeunScheduler",
+    "jit": "heun.FlowHeunScheduler",
+}
 
 
 def test_names_of_families_and_files_are_theirs_alone() -> None:

@@ -9,6 +9,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.stages.published.families import known
+from cascade.stages.sampling import nfe
 
 PRESETS = sorted((Path(__file__).parents[3] / "configs" / "presets").glob("*.yaml"))
 
@@ -39,9 +40,11 @@ def test_preset_agrees_with_the_records(path: Path) -> None:
 def test_preset_sums_up(path: Path) -> None:
     preset, total = read(path), 0.0
     for stage in preset["stages"].values():
-        steps, guide = stage["num_inference_steps"], stage.get("guide")
-        assert stage["nfe"] == (steps if guide is None else 2 * steps)
-        total += steps * (stage["gmac_per_evaluation"] + (guide["gmac_per_evaluation"] if guide else 0))
+        found, guide = known(stage["file"]), stage.get("guide")
+        assert found is not None and found[0].sampler is not None
+        evaluations = nfe(found[0].sampler(found[1].config)[0], stage["num_inference_steps"])
+        assert stage["nfe"] == (evaluations if guide is None else 2 * evaluations)
+        total += evaluations * (stage["gmac_per_evaluation"] + (guide["gmac_per_evaluation"] if guide else 0))
     assert preset["nfe"] == sum(stage["nfe"] for stage in preset["stages"].values())
     assert preset["tmac_per_image"] == pytest.approx(total / 1000, abs=0.06)
 
