@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, FlowMapGuidance, convert, to_x0
+from cascade.stages.denoiser import PREDICTION_TYPES, ClassifierGuidance, Denoiser, FlowMapGuidance, convert, to_x0
 from cascade.stages.noise import MAX_LOG_SNR, like_image
 
 StepCallback = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -219,11 +220,16 @@ def sample(
         x_t = x / run.scale[i].item()
         level = run.log_snr[i].nan_to_num(posinf=MAX_LOG_SNR, neginf=-MAX_LOG_SNR).item()
         log_snr = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
-        one = denoiser.until(run.end_of(i)) if ends and isinstance(denoiser, FlowMapGuidance) else denoiser
+        one: Any = denoiser.until(run.end_of(i)) if ends and isinstance(denoiser, FlowMapGuidance) else denoiser
+        gradient = None
+        if isinstance(denoiser, ClassifierGuidance) and isinstance(run.scheduler, DDPMScheduler):
+            one, gradient = denoiser.unguided, denoiser.gradient(x_t, log_snr, class_labels)
         prediction = one(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
         finite &= prediction.isfinite().flatten(1).all(dim=1)
         _scale_model_input(run.scheduler, x, t)  # some count their steps by it
         x = run.scheduler.step(_output(run, i, denoiser, prediction, x, x_t), t, x, **options).prev_sample
+        if gradient is not None:
+            x = x + _variance(run, i, prediction) * gradient
         changed = callback(i, t, x) if callback is not None else None
         x = (x if changed is None else changed).to(x.dtype)
         if interrupted():
@@ -320,6 +326,27 @@ def check_compatible(run: Run, denoiser: Denoiser) -> None:
 
 def _wants_variance(scheduler: Any) -> bool:
     return vars(scheduler).get("variance_type") in ("learned", "learned_range")
+
+
+def _variance(run: Run, i: int, prediction: Tensor) -> Tensor:
+    """Variance of DDPM's step i, by which classifier guidance moves its mean; float64, or the learned one like the images.
+
+    A learned variance lies between the posterior's and beta, in logarithms; the last step's posterior variance, which is 0, is
+    taken from the step before (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 15).
+    """
+    alpha_bar = torch.cat([run.image**2, torch.ones(1, dtype=torch.float64)])
+
+    def posterior_and_beta(step: int) -> tuple[Tensor, Tensor]:
+        beta = 1 - alpha_bar[step] / alpha_bar[step + 1]
+        return beta * (1 - alpha_bar[step + 1]) / (1 - alpha_bar[step]), beta
+
+    beta, before = posterior_and_beta(i)[1], i - 1 if 0 < i == len(run.image) - 1 else i
+    posterior = posterior_and_beta(before)[0]
+    kind = run.scheduler.config["variance_type"]
+    if kind == "learned_range":
+        share = (prediction.chunk(2, dim=1)[1] + 1) / 2
+        return torch.exp(share * beta.log().item() + (1 - share) * posterior.log().item())
+    return beta if kind.startswith("fixed_large") else posterior
 
 
 def _output(run: Run, i: int, denoiser: Denoiser, prediction: Tensor, x: Tensor, x_t: Tensor) -> Tensor:

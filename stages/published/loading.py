@@ -47,14 +47,32 @@ def stage(
     """
     record = family_of(family)
     if record.denoiser is None or record.sampler is None:
-        raise ValueError(f"a {family} network makes no images: load it with published.load, and give it to ClassifierGuidance")
-    network, kept = _read(record, Path(weights), config, dtype)
-    with init_empty_weights():  # leaves the tables of noise levels alone, as torch.device("meta") would not
-        denoiser = record.denoiser(published=kept).eval()
-    denoiser.network = network
-    scheduler, settings = record.sampler(kept)
+        raise ValueError(f"a {family} network makes no images: load it with published.guide, as the guide_unet of a stage")
+    denoiser = _wrapped(record.denoiser, *_read(record, Path(weights), config, dtype))
+    scheduler, settings = record.sampler(denoiser.config["published"])
     pipeline = BasePipeline if denoiser.config["low_res_size"] is None else SR3Pipeline
     return pipeline(denoiser, scheduler, **settings)
+
+
+def guide(
+    family: str, weights: str | PathLike[str], config: Config | None = None, dtype: torch.dtype | None = torch.float32
+) -> Any:
+    """A published file as the `guide_unet` of a stage: a classifier of noisy images, or the network of a weaker stage.
+
+    Arguments and errors as for `stage`.
+    """
+    record = family_of(family)
+    if record.classifier is None:
+        return stage(family, weights, config, dtype).unet
+    return _wrapped(record.classifier, *_read(record, Path(weights), config, dtype))
+
+
+def _wrapped(kind: type[Any], network: nn.Module, config: Config) -> Any:
+    """A raw network inside the class that stages are saved with."""
+    with init_empty_weights():  # leaves the tables of noise levels alone, as torch.device("meta") would not
+        wrapper = kind(published=config).eval()
+    wrapper.network = network
+    return wrapper
 
 
 def _read(family: Family, path: Path, config: Config | None, dtype: torch.dtype | None) -> tuple[nn.Module, dict[str, Any]]:

@@ -54,9 +54,9 @@ def test_names_of_families_and_files_are_theirs_alone() -> None:
 def test_record_is_complete(family: Family) -> None:
     assert families.family_of(family.name) is family
     for field in dataclasses.fields(family):
-        optional = {"denoiser", "sampler", "pickled_classes", "checkpoints", "average", "told_by_shapes"}
+        optional = {"denoiser", "sampler", "pickled_classes", "checkpoints", "average", "told_by_shapes", "classifier"}
         assert field.name in optional or getattr(family, field.name), field.name
-    assert (family.denoiser is None) == (family.sampler is None) == family.name.endswith("-classifier")
+    assert (family.denoiser is None) == (family.sampler is None) == (family.classifier is not None)
     assert family.project.startswith("https://github.com/") and family.config_keys[0] in family.config_hint
     for checkpoint in family.checkpoints:
         assert families.known(checkpoint.file) == (family, checkpoint)
