@@ -17,6 +17,7 @@ from cascade import BasePipeline, CascadePipeline, models, presets
 from cascade.catalogue import catalogue
 from cascade.cli.generate import main as generate
 from cascade.cli.main import main
+from cascade.costs import cost_of
 from cascade.models import resolve
 from cascade.stages.denoiser import ClassifierGuidance
 from cascade.stages.published import families
@@ -148,6 +149,8 @@ def test_flow_map_with_a_stage_of_ours_behind_it(cache, tmp_path, monkeypatch):
     made = CascadePipeline.from_pretrained("tiny-pmf")
     assert made.sizes == {"base": 32, "sr64": 64} and made.num_classes == 1000 and made.stages["sr64"].unet.num_classes is None
     assert next(one for one in catalogue() if one.name == "tiny-pmf").sizes == (32, 64)
+    made.set_progress_bar_config(disable=True)
+    assert cost_of(made, 64, made.sampling(guidance_scale={"base": 5.0}))["base"]["nfe"] == 1
 
     preset(tmp_path, monkeypatch, "tiny-wrong", stages={"base": base}, behind={"sr128": "ours"})
     with pytest.raises(ValueError, match="needs the stage 'sr128' of 'ours', which has none of that name"):
