@@ -14,6 +14,11 @@ from cascade.stages.saved import ModelError
 SHIPPED = {"emoji": Path(__file__).parent / "assets" / "emoji"}
 
 
+def folders() -> dict[str, Path]:
+    """Folders of the models that are here by name."""
+    return dict(SHIPPED)
+
+
 class HubOptions(TypedDict, total=False):
     """How a model is looked up on the Hugging Face Hub; arguments of `snapshot_download`."""
 
@@ -47,7 +52,7 @@ def resolve(name_or_path: str | Path, **hub: Unpack[HubOptions]) -> Path:
     if path.exists():
         raise ModelError(f"model {name!r} is a file, expected the folder of a cascade")
     if name in presets.names():
-        return presets.assembled(name)
+        return presets.assembled(name, resolve)
     if re.fullmatch(saved.HUB_ID, name) and not path.parent.is_dir():
         return saved.download(name, **hub)
     known = ", ".join([*SHIPPED, *presets.names()])
