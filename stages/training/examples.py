@@ -194,7 +194,10 @@ class TrainingExamples(Dataset):
         factor, crop, augmentation = self.sample_size // self.low_res_size, self.phase.size, self.recipe.augmentation
         top, left = (factor * int(rng.integers((self.sample_size - crop) // factor + 1)) for _ in range(2))
         x0 = _to_tensor(picture[top : top + crop, left : left + crop])[None]
-        low_res = resize(x0, crop // factor)
+        reduction = augmentation.reduction
+        if reduction == "mixture":
+            reduction = "area" if rng.random() < 0.5 else "bilinear"
+        low_res = resize(x0, crop // factor, reduction)  # type: ignore[arg-type]  # the recipe has checked it
         if augmentation.blur and rng.random() < 0.5:
             low_res = gaussian_blur(low_res, torch.tensor([rng.random() * augmentation.blur]))
         u, clean = rng.random(), augmentation.clean  # level 0 for the first `clean` of u, then rising evenly to `noise`

@@ -60,11 +60,14 @@ class Augmentation:
     noise: Levels drawn uniformly from 0 to this (`conditioning.augment`), seen by the network; 0 = none (Ho et al. 2021, CDM).
     clean: Share of the images whose level is exactly 0: what `upscale` uses for real images, and a uniform level never is.
     blur: Largest std of a Gaussian blur in low-resolution pixels, for half of the images; 0 = none (SR3, section 2.5; CDM).
+    reduction: How the small image is made of the large one: "area", "bilinear" without antialiasing (`conditioning.resize`), or
+        "mixture", each for half of the images. It must be what the stage before has learned: Tiny ImageNet is aliased.
     """
 
     noise: float = 0.0
     clean: float = 0.0
     blur: float = 0.0
+    reduction: str = "area"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +239,7 @@ class Recipe:
         o = self.objective
         choices = {"weighting": (o.weighting, ("none", "min_snr", "sigmoid")), "loss": (o.loss, ("l1", "l2"))}
         choices |= {"kind of the objective": (o.kind, (DIFFUSION, REGRESSION)), "result": (self.result, ("last", "best"))}
+        choices |= {"augmentation.reduction": (self.augmentation.reduction, ("area", "bilinear", "mixture"))}
         choices |= {"precision": (self.optimization.precision, tuple(PRECISIONS))}
         for name, (chosen, known) in choices.items():
             _require(chosen in known, f"{name} is {chosen!r}, expected one of {known}")
