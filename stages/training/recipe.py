@@ -35,8 +35,9 @@ class Data:
         on the Hub, as "hub:owner/name/data/train-*.parquet", with "hub:owner/name@revision/..." those of one commit.
     crop: How a photo becomes a square of the size that is trained: "adm" or "area", see `cascade.data.crops`.
     label: Column of the class in parquet shards; None = the only one that can be it.
-    classes: How many classes the pictures have; another number is an error. None = as many as are found, 0 = their classes
-        are not looked at, and the network gets none (SR3's stages).
+    classes: How many classes the pictures have; another number is an error, but where folders are named by WordNet ids, 1000 are
+        all of ImageNet's, also if only some are there. None = as many as are found, 0 = their classes are not looked at, and the
+        network gets none (SR3's stages).
     every: Only every n-th of the drawings, in the order of their classes; 1 = all. At 1024 px all of them fill 27 GB.
     flip: Mirror half of the images, where their class allows it.
     balanced: Show every class equally often, however few pictures it has.
