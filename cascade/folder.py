@@ -75,8 +75,9 @@ class Manifest:
         if not path.is_file():
             raise ModelError(f"{folder} is not a cascade, or an incomplete one: it has no {MANIFEST}")
         values = saved.read_json(path)
-        if values.get("format") != FORMAT:
-            raise ModelError(f"{path} has format {values.get('format')!r}, but this version of cascade reads format {FORMAT}")
+        if (found := values.get("format")) != FORMAT:
+            newer = "; install a newer cascade-diffusion" if type(found) is int and found > FORMAT else ""
+            raise ModelError(f"{path} has format {found!r}, but this version of cascade reads format {FORMAT}{newer}")
         with saved.damaged(path):
             stages = tuple(StageEntry(**entry) for entry in values["stages"])
             manifest = cls(str(values["name"]), _classes_from_json(values["classes"]), stages, values.get("default_size"))
