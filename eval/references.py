@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.eval.features import FeatureExtractor, outputs, provenance
+from cascade.eval.features import FeatureExtractor, Walk
 from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
 from cascade.eval.images import Images, ImageSet
@@ -53,13 +53,14 @@ def measure(
     `crop_rule` is how the images were cut from their originals; `on_batch` is called with the number of images done so far.
     """
     statistics: list[FeatureStatistics] = []
-    for parts in outputs(images, extractor):
+    walk = Walk(images, extractor, crop_rule)
+    for parts in walk:
         statistics = statistics or [FeatureStatistics(part.shape[1]) for part in parts[:2]]
         for one, part in zip(statistics, parts[:2], strict=True):
             one.update(part)
         if on_batch:
             on_batch(statistics[0].count)
-    return Measurement.of(provenance(images, extractor, crop_rule), *statistics)
+    return Measurement.of(walk.provenance, *statistics)
 
 
 def reference_of(name: str, measurement: Measurement, file_hash: str | None) -> Reference:

@@ -77,7 +77,7 @@ def _sr_options(parser: ArgumentParser) -> None:
     text = f"{_IMAGES}; a folder of class folders says what they show (default drawings:heldout)"
     add("--images", default="drawings:heldout", metavar="IMAGES", help=text)
     add("--stage", metavar="NAME", help="which SR3 stage (default: the last)")
-    add("-n", "--num-images", type=positive, default=100, metavar="N", help="the first N pictures (default 100)")
+    add("-n", "--num-images", type=positive, default=100, metavar="N", help="pictures, of all classes alike (default 100)")
     add("--seed", type=seed, default=0, metavar="S", help="of the first picture (default 0)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures and the report")
     add("--regression", type=Path, metavar="DIR", help="a regression stage of the same sizes, measured too")
@@ -120,7 +120,7 @@ def _images(args: Namespace) -> None:
         print(f"{name}: {shown(value)}")
     print(f"{frechet.num_samples:,} pictures against {count} of {frechet.reference}, SHA-256 {frechet.reference_hash}")
     if args.resamples:
-        print(f"in brackets: 95 % intervals from {args.resamples} bootstrap resamples")
+        print("in brackets: 95 % intervals of what as many other pictures of the same kind would have on average")
 
 
 def _sr(args: Namespace) -> None:

@@ -50,7 +50,7 @@ def reference_features(
 
 def table_values(scores: Scores, distance: str) -> dict[str, Value]:
     """All that was measured, the distance by the name that a table gives it."""
-    return {distance if name == scores.distance_name else name: value for name, value in scores.values().items()}
+    return {name.replace(scores.distance_name, distance): value for name, value in scores.values().items()}
 
 
 def columns_of(rows: Iterable[Row], last: Sequence[str] = ()) -> tuple[str, ...]:

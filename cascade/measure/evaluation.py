@@ -42,7 +42,7 @@ def evaluate(
         weights: Its file; None = its own, or downloaded once.
         size: Side that the pictures must have, at which drawings are drawn; None = that of the first, drawings at 256.
         crop_rule: How the pictures were cut from their originals; only equal ones are compared.
-        resamples: Redrawn sets behind each 95 % interval; 0 = no intervals.
+        resamples: Redrawn sets behind the 95 % intervals of means; 0 = no intervals and no extrapolation.
         device: Where the extractor runs; None = on an accelerator if there is one.
         on_progress: Told of features and intervals.
 
@@ -57,7 +57,7 @@ def evaluate(
     told = part(on_progress, "features of the pictures")
     samples = feature_set(found, network, crop_rule=crop_rule_of(images, crop_rule), on_batch=told)
     theirs, of_images = reference_features(real, network, crop_rule_of(reference, None), on_progress)
-    return score(samples, theirs, of_images, resamples=resamples, on_resample=part(on_progress, "intervals"))
+    return score(samples, theirs, of_images, resamples=resamples, on_resample=part(on_progress, "extrapolation"))
 
 
 @dataclass(frozen=True)

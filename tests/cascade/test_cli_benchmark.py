@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import SMALL, base, cascade, sr3
 
 from cascade import CascadePipeline
+from cascade.classes import EMOJI
 from cascade.cli.main import main
 from cascade.eval.bootstrap import Interval
 from cascade.eval.files import file_sha256
@@ -112,11 +114,13 @@ def test_emoji_shows_model_and_floor_with_equal_counts_and_resumes(model, tmp_pa
     told = capsys.readouterr().out
     assert "EfficientNet-Lite Frechet distance" in told and "not FID" in told and "| FID" not in told
     report = json.loads((out / "report.json").read_text())
-    ours, floor = report["rows"]
+    ours, floor, by_glyph = report["rows"]
     assert floor["name"] == "held-out drawings (floor)" and report["details"]["scores"]["seed 0"]["frechet"]["num_samples"] == 8
     assert report["details"]["scores"]["heldout"]["frechet"]["num_samples"] == 8
     found, of_floor = (row["values"]["EfficientNet-Lite Frechet distance"] for row in (ours, floor))
     assert found["estimate"] > of_floor["estimate"] > 0 and found["low"] <= found["estimate"] <= found["high"]
+    glyphs = by_glyph["values"]["EfficientNet-Lite Frechet distance"]
+    assert glyphs["estimate"] == of_floor["estimate"] and glyphs["high"] != of_floor["high"] and "glyphs" in by_glyph["note"]
     shares = {"class agreement %", "among five %", "closer in features %", "closer in pixels %"}
     assert ours["values"]["NFE"] == "1 + 1" and shares <= set(ours["values"]) and shares <= set(floor["values"])
     labels = report["details"]["run"]["plan"]["labels"]
@@ -144,7 +148,7 @@ def test_few_samples_stand_beside_no_published_figure(model, tmp_path, capsys):
     path.write_text(PROTOCOL)
     assert benchmark(model, tmp_path / "bench", "--protocol", str(path), "--num-images", "6") == 0
     out = capsys.readouterr().out
-    assert "6 samples are fewer than 10,000: our row is not comparable" in out
+    assert "6 samples are fewer than 50,000: our row is not comparable" in out
     assert re.search(r"\| Theirs +\| +3.94 .*not comparable: their paper", out)
 
 
@@ -153,7 +157,7 @@ def test_adms_protocol_has_adms_columns_beside_its_published_rows(model, tmp_pat
     words = ["--protocol", "imagenet-64", "--num-images", "6", "--reference", str(reference)]
     assert benchmark(model, tmp_path / "bench", *words) == 0
     report = json.loads((tmp_path / "bench" / "report.json").read_text())
-    columns = ["FID", "sFID", "IS", "KID x 1000", "precision", "recall", "density", "coverage", "NFE"]
+    columns = ["FID", "FID, extrapolated", "sFID", "IS", "KID x 1000", "precision", "recall", "density", "coverage", "NFE"]
     ours, theirs = report["rows"][0], report["rows"][1]
     assert report["columns"] == columns == list(ours["values"])
     assert theirs["values"]["sFID"] == 3.79 and not theirs["comparable"], "six samples stand beside nothing"
@@ -208,3 +212,22 @@ def test_a_wrong_request_is_one_sentence(model, tmp_path, capsys, words, problem
     assert benchmark(model, tmp_path / "bench", *words) == 2
     out, err = capsys.readouterr()
     assert problem in err and out == "" and len(err.splitlines()) == 1 and not (tmp_path / "bench").exists()
+
+
+SUPER = PROTOCOL.replace("kind: samples", "kind: super-resolution\nlow_res_size: 16").replace("labels: balanced\n", "")
+
+
+def test_a_protocol_of_super_resolution_is_measured_by_the_stage_of_its_sizes(tmp_path, capsys):
+    small = SMALL | {"num_classes": len(EMOJI)}
+    longer = cascade(EMOJI, base=base(sample_size=16, **small), sr64=sr3(64, 16, **small), sr128=sr3(128, 64, **small))
+    longer.save_pretrained(tmp_path / "longer")
+    (tmp_path / "mine.yaml").write_text(SUPER)
+    words = ["--protocol", str(tmp_path / "mine.yaml"), "--num-images", "2", "--reference", "drawings:heldout"]
+    for out, stage in (("a", []), ("b", ["--stage", "sr64"])):
+        assert benchmark(tmp_path / "longer", tmp_path / out, *words, *stage) == 0
+        assert json.loads((tmp_path / out / "report.json").read_text())["facts"]["stage"] == "sr64"
+    capsys.readouterr()
+    assert benchmark(tmp_path / "longer", tmp_path / "c", *words, "--stage", "sr128") == 2
+    assert "stage 'sr128' makes 128 px from 64 px, but protocol mine is 16 to 64 px" in capsys.readouterr().err
+    assert benchmark(tmp_path / "longer", tmp_path / "c", "--protocol", "emoji-64", "--stage", "sr64") == 2
+    assert "measures samples of the whole cascade" in capsys.readouterr().err

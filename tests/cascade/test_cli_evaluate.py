@@ -12,14 +12,17 @@ import torch
 from PIL import Image
 
 from benchmarks import drawings_classifier
+from cascade import CascadePipeline
+from cascade.classes import EMOJI
 from cascade.cli.main import main
 from cascade.eval.bootstrap import Interval
 from cascade.eval.classifier import class_probabilities, errors, load_classifier
+from cascade.eval.images import BATCH, balanced_choice, image_array
 from cascade.eval.page import page
 from cascade.eval.paired import psnr
 from cascade.eval.report import Curve, Picture, Report, Row, contact_sheet, shown, table
 from cascade.eval.report_files import as_json
-from cascade.measure.super_resolution import bicubic, low_resolution
+from cascade.measure.super_resolution import bicubic, enlarged, evaluate_sr, low_resolution, paired_values
 from cascade.stages.regression import RegressionPipeline
 
 
@@ -53,7 +56,7 @@ def test_a_set_against_itself_has_distance_zero_and_full_overlap(tmp_path, capsy
     assert scores["frechet"]["distance"] == pytest.approx(0, abs=1e-6)
     assert scores["manifold"]["precision"] == scores["manifold"]["recall"] == scores["manifold"]["coverage"] == 1
     assert scores["distance_name"] == "EfficientNet-Lite Frechet distance"
-    assert "12 pictures are fewer than 10,000" in err
+    assert "12 pictures are fewer than 50,000" in err
 
 
 def test_a_kept_reference_gives_the_distance_of_its_pictures(tmp_path, capsys):
@@ -104,8 +107,12 @@ def test_an_sr3_stage_stands_beside_regression_bicubic_and_originals(tmp_path, c
     rows = {row["name"]: row["values"] for row in report["rows"]}
     assert list(rows) == ["tiny, sr64", "regression", "bicubic", "originals"]
     distance = "EfficientNet-Lite Frechet distance"
-    assert report["columns"] == ["PSNR", "SSIM", "consistency", distance, "top-1 error", "top-5 error"]
-    pictures, labels = (each[:3] for each in measuring.drawings(64, "heldout"))
+    kernel = "kernel distance x 1000"
+    errors_ = ["top-1 error", "top-5 error"]
+    assert report["columns"] == ["PSNR", "SSIM", "consistency", distance, kernel, *errors_], "three pictures: no extrapolation"
+    pictures, labels = measuring.drawings(64, "heldout")
+    chosen = balanced_choice(labels, len(labels), 3)
+    pictures, labels = pictures[chosen], labels[chosen]
     small = low_resolution(pictures, 16)
     assert rows["bicubic"]["PSNR"]["estimate"] == pytest.approx(psnr(bicubic(small, 64), pictures).mean(), rel=1e-12)
     assert rows["bicubic"]["PSNR"]["low"] <= rows["bicubic"]["PSNR"]["estimate"] <= rows["bicubic"]["PSNR"]["high"]
@@ -137,6 +144,64 @@ def test_a_folder_that_is_no_fitting_regression_is_one_sentence(tmp_path, capsys
     model = str(measuring.model(tmp_path / "tiny"))
     words = ["sr", model, "-n", "2", "--device", "cpu", "--regression", str(prepare(tmp_path)), "--out", str(tmp_path / "sr")]
     assert problem in one_sentence(capsys, 2, *words) and not (tmp_path / "sr").exists()
+
+
+def test_an_evaluation_of_sr3_holds_a_batch_of_images_at_a_time(tmp_path):
+    held, originals = [], np.random.default_rng(0).integers(0, 256, (3 * BATCH, 16, 16, 3), dtype=np.uint8)
+
+    def noted(images):
+        held.append(len(images))
+        return images
+
+    real = image_array(originals).mapped(noted, 16)
+    small = real.mapped(lambda images: low_resolution(images, 4), 4)
+    sizes = []
+
+    def enlarge(images, labels, seeds):
+        sizes.append(len(images))
+        return [image.resize((16, 16)) for image in images]
+
+    made = enlarged(enlarge, small, None, tmp_path / "out", seed=0, batch_size=5, on_progress=lambda *_: None)
+    assert max(held) == max(sizes) == 5 and sum(sizes) == len(made) == len(made.paths) == 3 * BATCH
+    values = paired_values(made, real, small, 0)
+    assert max(held) == BATCH
+    assert values["PSNR"] == pytest.approx(psnr(made.array(), originals).mean(), rel=1e-12)
+
+
+def test_pictures_are_chosen_of_all_classes_alike(tmp_path):
+    drawings = measuring.drawings(64, "heldout")[0]
+    for i, name in enumerate(["cat"] * 7 + ["dog"] * 3 + ["fruit"] * 2):
+        (tmp_path / "real" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawings[i]).save(tmp_path / "real" / name / f"{i:02d}.png")
+    model = CascadePipeline.from_pretrained(measuring.model(tmp_path / "tiny"))
+    options = {"images": tmp_path / "real", "num_images": 6, "resamples": 0, "sampling": model.sampling(num_inference_steps=1)}
+    asked = []
+    model.upscale = lambda images, labels, *args, **kwargs: asked.extend(labels) or CascadePipeline.upscale(
+        model, images, labels, *args, **kwargs
+    )
+    report = evaluate_sr(model, tmp_path / "sr", **options)
+    assert sorted(EMOJI.names[label] for label in asked) == ["cat"] * 2 + ["dog"] * 2 + ["fruit"] * 2
+    assert "of all classes alike" in report.facts["images"]
+
+
+def archive(path, labels):
+    np.savez(path, arr_0=measuring.drawings(64, "heldout")[0][: len(labels)], arr_1=np.array(labels))
+    return path
+
+
+def test_the_classes_of_an_archive_are_those_of_a_cascade_without_names(tmp_path):
+    model = CascadePipeline.from_pretrained(measuring.model(tmp_path / "tiny"))
+    nameless = CascadePipeline({name: stage for name, stage in model.stages.items()}, name="nameless")
+    assert nameless.classes is None and nameless.num_classes == len(EMOJI)
+    options = {"num_images": 3, "resamples": 0, "extractor": None, "sampling": nameless.sampling(num_inference_steps=1)}
+    asked = []
+    nameless.upscale = lambda images, labels, *args, **kwargs: asked.extend(labels) or CascadePipeline.upscale(
+        nameless, images, labels, *args, **kwargs
+    )
+    evaluate_sr(nameless, tmp_path / "sr", images=archive(tmp_path / "a.npz", [7, 3, 74]), **options)
+    assert sorted(asked) == [3, 7, 74]
+    with pytest.raises(ValueError, match=r"classes of .*b.npz are 3 to 75, but 'nameless' has classes 0 to 74"):
+        evaluate_sr(nameless, tmp_path / "sr2", images=archive(tmp_path / "b.npz", [7, 3, 75]), **options)
 
 
 def test_low_resolution_of_even_blocks_is_their_mean():
