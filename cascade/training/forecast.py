@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data import default_collate
 
 from cascade.costs import operation_counter
 from cascade.data import class_names
@@ -27,7 +26,7 @@ from cascade.stages.training import Phase, PictureSet, Recipe, TrainingExamples
 from cascade.stages.training.processes import this_process
 from cascade.stages.training.recipe import PRECISIONS
 from cascade.stages.training.state import TrainingState
-from cascade.stages.training.step import step
+from cascade.stages.training.step import Stepper
 from cascade.stages.unet import UNet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -272,9 +271,10 @@ def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int
     pictures = PictureSet(pixels, np.zeros(images, np.int64), ("noise",), (True,))
     examples = TrainingExamples(pictures, recipe, recipe.phases[0], state.network.null_label)
 
+    stepper = Stepper(state, lambda message: None)
+
     def one() -> None:
-        batch = default_collate([examples[number] for number in range(state.images_seen, state.images_seen + images)])
-        step(state, [batch], str, lambda message: None)
+        stepper([examples.read(range(state.images_seen, state.images_seen + images))], examples)
         state.images_seen += images
         state.ema.update(state.network, state.images_seen, images)
         synchronize(accelerator.device)

@@ -14,15 +14,15 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cascade.stages.training.examples import PictureSource, TrainingExamples, numbers
+from cascade.stages.training.examples import Batch, PictureSource, ResidentPictures, TrainingExamples, as_read, numbers
 from cascade.stages.training.journal import Journal
 from cascade.stages.training.meter import Meter, Report
 from cascade.stages.training.odd_pictures import DamageLog
 from cascade.stages.training.processes import sole_training, this_process
-from cascade.stages.training.recipe import PRECISIONS, Phase, Recipe
+from cascade.stages.training.recipe import PRECISIONS, Recipe
 from cascade.stages.training.signals import StopSignals, leave_signals_to_the_trainer
 from cascade.stages.training.state import Say, TrainingState
-from cascade.stages.training.step import Batch, Outcome, step
+from cascade.stages.training.step import Outcome, Stepper
 from cascade.stages.training.validation import ValidationReport, Validator
 from cascade.stages.unet import UNet
 
@@ -42,6 +42,7 @@ def train(
     sample_grid: SampleGrid | None = None,
     trackers: Sequence[str] = (),
     workers: int = 0,
+    resident: bool | None = None,
 ) -> UNet:
     """Train a stage, or continue where its newest whole checkpoint left it: a network with averaged weights in evaluation mode.
 
@@ -60,7 +61,9 @@ def train(
         sample_grid: Makes a picture of what the network makes after so many images, as often as `recipe.samples` says; the
             weights that it meets are the averaged ones. None = no samples.
         trackers: Where the curves are shown beside `log.jsonl`, by accelerate's names; see `journal.check_trackers`.
-        workers: Processes that prepare the data; 0 = this one.
+        workers: Processes that read the pictures; 0 = this one.
+        resident: Whether the pictures are read once and stay in the memory of the device that trains, which changes no example;
+            None = on a CUDA device that has room for them.
 
     Raises:
         ValueError: if recipe, data and run folder don't belong together, another process is training there, or too many pictures
@@ -77,11 +80,16 @@ def train(
         if accelerator.is_main_process:
             held.enter_context(sole_training(run))
         state = TrainingState.begin(recipe, len(pictures.class_names), run, accelerator, on_message)
+        device = accelerator.device
+        if resident is None:
+            resident = device.type == "cuda" and ResidentPictures.fit(pictures, device)
+        if resident:
+            pictures = ResidentPictures(pictures, device, workers)
         meter = Meter(recipe, state.images_seen, lambda values: accelerator.gather(values[None]))
         validate = Validator(recipe, held_out, state.network.null_label) if held_out is not None else None
         journal = held.enter_context(Journal(run, state.images_seen, accelerator, trackers))
-        signals = held.enter_context(StopSignals())
-        for before, outcome in _steps(state, pictures, workers, on_message):
+        signals, stepper = held.enter_context(StopSignals()), Stepper(state, on_message)
+        for before, outcome in _steps(state, pictures, stepper, workers, on_message):
             meter.observe(outcome.losses, outcome.log_snr, outcome.damaged)
             on_step(state.images_seen)
             stopping = _asked_of_any(signals, accelerator)
@@ -99,6 +107,7 @@ def train(
                 if recipe.snapshots is not None and _due(recipe.snapshots.every, before, state):
                     state.snapshot()
                 if save:
+                    stepper.look(pictures.name)
                     state.save(None if validation is None else validation.loss)
             if stopping:
                 raise KeyboardInterrupt(f"stopped after {state.images_seen} images, with a checkpoint")
@@ -123,17 +132,20 @@ def _accelerator(precision: str, on_message: Say) -> Accelerator:
     return Accelerator(mixed_precision=kind)
 
 
-def _steps(state: TrainingState, pictures: PictureSource, workers: int, on_message: Say) -> Iterator[tuple[int, Outcome]]:
+def _steps(
+    state: TrainingState, pictures: PictureSource, stepper: Stepper, workers: int, on_message: Say
+) -> Iterator[tuple[int, Outcome]]:
     """Train to the end of the recipe, step by step: the images seen before each, and what it was like."""
     recipe = state.recipe
     damage = DamageLog(pictures, recipe.data.max_damaged)
     while state.images_seen < recipe.total_images:
         phase = recipe.phase_at(state.images_seen)
-        for parts in _batches(phase, pictures, state, workers):
+        examples = TrainingExamples(pictures, recipe, phase, state.network.null_label)
+        for parts in _batches(examples, state, workers):
             for sentence in damage.add(_of_all(parts, state.accelerator)):
                 on_message(sentence)
             before = state.images_seen
-            outcome = step(state, parts, pictures.name, on_message)
+            outcome = stepper(parts, examples)
             state.images_seen = min(before + phase.batch_size, phase.images)
             state.average(before)
             yield before, outcome
@@ -141,18 +153,20 @@ def _steps(state: TrainingState, pictures: PictureSource, workers: int, on_messa
         on_message(f"odd pictures of {damage.met:,} met\n{table}")
 
 
-def _batches(phase: Phase, pictures: PictureSource, state: TrainingState, workers: int) -> Iterator[list[Batch]]:
+def _batches(examples: TrainingExamples, state: TrainingState, workers: int) -> Iterator[list[Batch]]:
     """This process's share of every global batch left in the phase, in parts to be taken one after the other."""
-    recipe, accelerator = state.recipe, state.accelerator
-    processes, accumulate, whole = accelerator.num_processes, recipe.optimization.accumulate, phase.batch_size
+    accelerator, phase = state.accelerator, examples.phase
+    processes, accumulate, whole = accelerator.num_processes, state.recipe.optimization.accumulate, phase.batch_size
+    workers = 0 if isinstance(examples.pictures, ResidentPictures) else workers
     if whole % (processes * accumulate):
         raise ValueError(
             f"batch_size {whole} can't be shared evenly by {processes} processes with optimization.accumulate {accumulate};"
             f" it must be a multiple of {processes * accumulate}"
         )
     loader: DataLoader = DataLoader(
-        TrainingExamples(pictures, recipe, phase, state.network.null_label),
+        examples,
         batch_size=whole // processes // accumulate,
+        collate_fn=as_read,
         sampler=numbers(state.images_seen, phase.images, whole, accelerator.process_index, processes),
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_trainer,

@@ -72,10 +72,10 @@ class Meter:
     def observe(self, losses: Tensor, log_snr: Tensor, damaged: int = 0) -> None:
         """Take in this process's examples of a step: loss, unless it is NaN, and noise level, [B], and how many were damaged."""
         losses, finite = losses.detach().float(), losses.isfinite()
-        bins = torch.bucketize(log_snr, log_snr.new_tensor(LEVEL_EDGES), right=True).to(losses.device)
+        bins = torch.bucketize(log_snr, log_snr.new_tensor(LEVEL_EDGES), right=True).to(losses.device, non_blocking=True)
         self._damaged += damaged
         both = torch.stack([losses.where(finite, 0), finite.float()])
-        self._by_level = self._by_level.to(losses).index_add(1, bins, both)
+        self._by_level = self._by_level.to(losses, non_blocking=True).index_add(1, bins, both)
 
     def step(self, norm: Tensor, images_seen: int, phase: Phase, close: bool = False) -> Report | None:
         """Take in the end of a step with this gradient norm; the report, if one is due.
@@ -83,7 +83,7 @@ class Meter:
         `close` asks for one now, as a checkpoint does: the run that goes on from there then reports what an unbroken one would.
         """
         finite = norm.isfinite()
-        self._norms = self._norms.to(norm) + torch.stack([norm.where(finite, 0), finite.to(norm)])
+        self._norms = self._norms.to(norm, non_blocking=True) + torch.stack([norm.where(finite, 0), finite.to(norm)])
         self._steps += 1
         if self._steps < LOG_EVERY and not close and images_seen < self.recipe.total_images:
             return None
