@@ -61,7 +61,8 @@ def files(folder):
 
 def test_the_protocols_that_come_with_it_are_sound():
     assert protocol_names() == [
-        "emoji-256", "emoji-64", "imagenet-256", "imagenet-64", "imagenet-64-edm", "sr3-faces-128", "sr3-imagenet-256",
+        "emoji-256", "emoji-64", "imagenet-256", "imagenet-64", "imagenet-64-edm", "photos-256", "sr3-faces-128",
+        "sr3-imagenet-256",
     ]  # fmt: skip
     for name in protocol_names():
         protocol = load_protocol(name)
