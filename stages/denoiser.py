@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import copy
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +60,22 @@ class Wrapper:
         self.prediction_type, self.num_classes = denoiser.prediction_type, denoiser.num_classes
         self.null_label, self.learned_variance = denoiser.null_label, denoiser.learned_variance
 
+    def at_level(self, log_snr: float) -> Self:
+        """This, around what `at_level` makes of the denoiser inside."""
+        made = copy.copy(self)
+        made.denoiser = at_level(self.denoiser, log_snr)
+        return made
+
+
+def at_level(denoiser: Denoiser, log_snr: float) -> Denoiser:
+    """The denoiser for images that all have this log-SNR, as in sampling; what depends on it is decided now, on the host.
+
+    So nothing has to look at the log-SNR that the images' accelerator is given, which would wait for it. A denoiser that has no
+    method of this name decides nothing by it.
+    """
+    made: Denoiser = denoiser if not hasattr(type(denoiser), "at_level") else denoiser.at_level(log_snr)  # type: ignore[attr-defined]
+    return made
+
 
 def to_x0(prediction: Tensor, prediction_type: str, x_t: Tensor, log_snr: Tensor) -> Tensor:
     """Denoised image that a prediction means (Salimans & Ho 2022, arXiv:2202.00512, appendix D). Shapes as in `Denoiser`."""
@@ -106,6 +123,13 @@ class _Guidance(Wrapper):
             raise ValueError(f"guidance interval {interval} is empty: give (lowest sigma, highest sigma)")
         super().__init__(denoiser)
         self.scale, self.interval = scale, interval
+        self.active: bool | None = False if scale == 1 else True if interval is None else None
+        """Whether images are guided; None = those whose noise lies in the interval."""
+
+    def at_level(self, log_snr: float) -> Self:
+        made = super().at_level(log_snr)
+        made.active = self.is_active(torch.tensor([log_snr]))
+        return made
 
     def guide(self, away: Tensor, towards: Tensor) -> Tensor:
         """`away + scale * (towards - away)` on the channels of `away`; a learned variance behind them stays that of `towards`."""
@@ -115,10 +139,9 @@ class _Guidance(Wrapper):
 
     def is_active(self, log_snr: Tensor) -> bool:
         """Whether images at `log_snr` [B] (one level for all, as in sampling) are guided."""
-        if self.scale == 1:
-            return False
-        if self.interval is None:
-            return True
+        if self.active is not None:
+            return self.active
+        assert self.interval is not None
         sigma = float(torch.exp(-log_snr.double()[0] / 2))
         return self.interval[0] <= sigma <= self.interval[1]
 
@@ -182,6 +205,11 @@ class Autoguidance(_Guidance):
             )
         super().__init__(denoiser, scale, interval)
         self.weak = weak
+
+    def at_level(self, log_snr: float) -> Self:
+        made = super().at_level(log_snr)
+        made.weak = at_level(self.weak, log_snr)
+        return made
 
     def __call__(
         self,

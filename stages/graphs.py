@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 EAGER_CALLS = 2
 """How often work of one kind is run before it is recorded: libraries choose and load their kernels there."""
@@ -68,3 +69,15 @@ class Graphs:
             output = work(dict(static))
         self._pool = graph.pool()
         return graph.replay, static, output
+
+
+_OF_NETWORKS: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Graphs]] = WeakKeyDictionary()
+
+
+def graphs_of(network: Any) -> Graphs:
+    """The graphs of a network, which last as long as its weights stay in their places."""
+    first, *_, last = network.parameters()
+    places = (first.data_ptr(), last.data_ptr())
+    if network not in _OF_NETWORKS or _OF_NETWORKS[network][0] != places:
+        _OF_NETWORKS[network] = (places, Graphs(first.device))
+    return _OF_NETWORKS[network][1]

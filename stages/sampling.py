@@ -18,7 +18,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, convert, to_x0
+from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, at_level, convert, to_x0
 from cascade.stages.noise import MAX_LOG_SNR, like_image
 
 StepCallback = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -212,7 +212,7 @@ def sample(
         x_t = x / run.scale[i].item()
         level = run.log_snr[i].nan_to_num(posinf=MAX_LOG_SNR, neginf=-MAX_LOG_SNR).item()
         log_snr = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
-        prediction = denoiser(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
+        prediction = at_level(denoiser, level)(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
         finite &= prediction.isfinite().flatten(1).all(dim=1)
         _scale_model_input(run.scheduler, x, t)  # some count their steps by it
         x = run.scheduler.step(_output(run, i, denoiser, prediction, x, x_t), t, x, **options).prev_sample

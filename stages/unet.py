@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from cascade.stages.denoiser import PREDICTION_TYPES
+from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, Wrapper
+from cascade.stages.graphs import graphs_of
 from cascade.stages.noise import resolution_shift, signal_and_noise
 
 LOG_SNR_SCALE = 12.5
@@ -254,6 +256,12 @@ class UNet(ModelMixin, ConfigMixin):
         below = self.config.coarse_below
         return None if below is None or size != self.config.sample_size else log_snr < below
 
+    def at_level(self, log_snr: float) -> Denoiser:
+        """As `denoiser.at_level`; on a CUDA device, where no hook moves its weights, as graphs that are recorded and replayed."""
+        if self.device.type != "cuda" or hasattr(self, "_hf_hook") or torch.is_grad_enabled():
+            return self  # type: ignore[return-value]  # its facts are properties, and a protocol's may be set
+        return _Recorded(self, log_snr)  # type: ignore[return-value]
+
     def predict(self, at_half_size: bool, x_t: Tensor, log_snr: Tensor, *others: Tensor | None) -> Tensor:
         """`forward` for images that are all denoised at half their size or all at their own, which nothing is waited for.
 
@@ -315,6 +323,35 @@ class UNet(ModelMixin, ConfigMixin):
             aug_level = torch.zeros_like(log_snr) if aug_level is None else aug_level
             embedding = embedding + self.aug_embedding(sinusoidal_embedding(AUG_LEVEL_SCALE * aug_level, width).to(dtype))
         return F.silu(embedding)
+
+
+class _Recorded(Wrapper):
+    """A network whose evaluations of images of one log-SNR are recorded as graphs, see `Graphs`."""
+
+    def __init__(self, network: UNet, log_snr: float) -> None:
+        super().__init__(network)  # type: ignore[arg-type]  # its facts are properties, and a protocol's may be set
+        self.network, self.level = network, torch.tensor(log_snr)
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`."""
+        coarse = self.network.coarse(self.level, x_t.shape[-1])
+        at_half_size = coarse is not None and bool(coarse)  # of a value on the host
+        given = {"class_labels": class_labels, "low_res": low_res, "aug_level": aug_level}
+        inputs = {"x_t": x_t, "log_snr": log_snr, **{name: value for name, value in given.items() if value is not None}}
+        work = partial(_predict_from, self.network, at_half_size)
+        return graphs_of(self.network)(at_half_size, work, inputs)
+
+
+def _predict_from(network: UNet, at_half_size: bool, inputs: dict[str, Tensor]) -> Tensor:
+    names = ("x_t", "log_snr", "class_labels", "low_res", "aug_level")
+    return network.predict(at_half_size, *(inputs.get(name) for name in names))  # type: ignore[arg-type]  # the first two are there
 
 
 def _mlp(in_width: int, width: int) -> nn.Sequential:

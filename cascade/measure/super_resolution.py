@@ -30,7 +30,7 @@ from cascade.progress import OnProgress, part
 from cascade.runs.record import FORMAT, begin, model_hash
 from cascade.runs.share import image_name, without_bars, write_png
 from cascade.stage_sampling import Sampling, StageSampling
-from cascade.stages.stage import ACCELERATOR_BATCH_SIZE, CPU_BATCH_SIZE
+from cascade.stages.stage import default_batch_size
 
 Enlarge = Callable[[list[Image.Image], list[int] | None, list[int]], list[Image.Image]]
 """Small images, the class of each (None for a model without classes) and the seed of each, to large images."""
@@ -133,7 +133,7 @@ def evaluate_sr(
     record = {"format": FORMAT, "model": {"name": cascade.name, "sha256": model_hash(cascade)}, "settings": settings}
     begin(out, record)
     low_res = real.mapped(lambda originals: low_resolution(originals, small), small)
-    step = batch_size or (CPU_BATCH_SIZE if device == "cpu" else ACCELERATOR_BATCH_SIZE)
+    step = batch_size or default_batch_size(device, size)
     made, given = {}, labels if asks else None
     for what, maker in makers.items():
         told = part(on_progress, f"enlarging: {what}")

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cascade.costs import operation_counter
 from cascade.data import class_names
+from cascade.stages.graphs import EAGER_CALLS
 from cascade.stages.training import Phase, PictureSet, Recipe, TrainingExamples
 from cascade.stages.training.processes import this_process
 from cascade.stages.training.recipe import PRECISIONS
@@ -257,6 +258,15 @@ def training_speed(recipe: Recipe, num_classes: int | None, cost: TrainingCost) 
         return Speed(1 / seconds, None, rate)
     seconds = median_seconds(real_step(recipe, num_classes, cost.phase, images), repeats=3, limit=4 * STEP_SECONDS)
     return Speed(images / seconds, images, rate)
+
+
+def seconds_per_image(recipe: Recipe, num_classes: int | None, phase: Phase) -> float:
+    """What an image of a phase takes this process in training, data preparation included, from a few real steps."""
+    images = phase.batch_size // this_process().num_processes // recipe.optimization.accumulate
+    one = real_step(recipe, num_classes, phase, images)
+    for _ in range(EAGER_CALLS if this_process().device.type == "cuda" else 0):
+        one()  # before steps are recorded
+    return median_seconds(one, repeats=3, limit=STEP_SECONDS) / (images * this_process().num_processes)
 
 
 def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int) -> Callable[[], None]:

@@ -23,6 +23,7 @@ from cascade.stages.training.recipe import PRECISIONS, Recipe
 from cascade.stages.training.signals import StopSignals, leave_signals_to_the_trainer
 from cascade.stages.training.state import Say, TrainingState
 from cascade.stages.training.step import Outcome, Stepper
+from cascade.stages.training.time_box import TimeBox, fitted
 from cascade.stages.training.validation import ValidationReport, Validator
 from cascade.stages.unet import UNet
 
@@ -43,6 +44,8 @@ def train(
     trackers: Sequence[str] = (),
     workers: int = 0,
     resident: bool | None = None,
+    time_box: TimeBox | None = None,
+    on_recipe: Callable[[Recipe], None] = lambda recipe: None,
 ) -> UNet:
     """Train a stage, or continue where its newest whole checkpoint left it: a network with averaged weights in evaluation mode.
 
@@ -64,6 +67,8 @@ def train(
         workers: Processes that read the pictures; 0 = this one.
         resident: Whether the pictures are read once and stay in the memory of the device that trains, which changes no example;
             None = on a CUDA device that has room for them.
+        time_box: Makes the recipe, which it was made with, as long as its time; `recipe` is that recipe as first fitted to it.
+        on_recipe: Called with the recipe whenever it is fitted anew.
 
     Raises:
         ValueError: if recipe, data and run folder don't belong together, another process is training there, or too many pictures
@@ -92,7 +97,14 @@ def train(
         for before, outcome in _steps(state, pictures, stepper, workers, on_message):
             meter.observe(outcome.losses, outcome.log_snr, outcome.damaged)
             on_step(state.images_seen)
-            stopping = _asked_of_any(signals, accelerator)
+            factor = None if time_box is None else time_box.after_step(state.images_seen, meter.pauses)
+            stopping, factor = _agreed(signals, factor, accelerator)
+            if factor is not None and time_box is not None:
+                time_box.factor = factor
+                state.refit(fitted(time_box.recipe, factor))
+                meter.recipe = state.recipe
+                on_recipe(state.recipe)
+            recipe = state.recipe
             save = stopping or _due(recipe.checkpoint_every, before, state)
             if report := meter.step(outcome.gradient_norm, state.images_seen, recipe.phase_at(before), close=save):
                 on_report(report)
@@ -100,7 +112,7 @@ def train(
             with meter.paused():
                 if sample_grid is not None and _due(recipe.samples.every, before, state):
                     _sample(state, sample_grid, journal)
-                validation = validate(state) if validate is not None and _due(validate.every, before, state) else None
+                validation = validate(state) if validate is not None and _due(_validated(recipe), before, state) else None
                 if validation is not None:
                     on_validation(validation)
                     journal.write(state.images_seen, validation.as_record())
@@ -117,6 +129,12 @@ def train(
 def _due(every: int, before: int, state: TrainingState) -> bool:
     """Whether what is due every so many images, and at the end, is due after the step that began at `before`."""
     return before // every < state.images_seen // every or state.images_seen == state.recipe.total_images
+
+
+def _validated(recipe: Recipe) -> int:
+    """Images between two validations."""
+    assert recipe.validation is not None
+    return recipe.validation.every or recipe.checkpoint_every
 
 
 def _accelerator(precision: str, on_message: Say) -> Accelerator:
@@ -136,9 +154,9 @@ def _steps(
     state: TrainingState, pictures: PictureSource, stepper: Stepper, workers: int, on_message: Say
 ) -> Iterator[tuple[int, Outcome]]:
     """Train to the end of the recipe, step by step: the images seen before each, and what it was like."""
-    recipe = state.recipe
-    damage = DamageLog(pictures, recipe.data.max_damaged)
-    while state.images_seen < recipe.total_images:
+    damage = DamageLog(pictures, state.recipe.data.max_damaged)
+    while state.images_seen < state.recipe.total_images:
+        recipe = state.recipe
         phase = recipe.phase_at(state.images_seen)
         examples = TrainingExamples(pictures, recipe, phase, state.network.null_label)
         for parts in _batches(examples, state, workers):
@@ -149,6 +167,8 @@ def _steps(
             state.images_seen = min(before + phase.batch_size, phase.images)
             state.average(before)
             yield before, outcome
+            if state.recipe is not recipe:  # it has been fitted to the time that is left
+                break
     if table := damage.table():
         on_message(f"odd pictures of {damage.met:,} met\n{table}")
 
@@ -189,11 +209,13 @@ def _of_all(parts: list[Batch], accelerator: Accelerator) -> Batch:
     return {key: accelerator.gather(value.to(accelerator.device)) for key, value in batch.items()}
 
 
-def _asked_of_any(signals: StopSignals, accelerator: Accelerator) -> bool:
-    """Whether any process was asked to stop: all of them have to stop after the same step."""
+def _agreed(signals: StopSignals, factor: float | None, accelerator: Accelerator) -> tuple[bool, float | None]:
+    """Whether any process was asked to stop, and how long the main one finds the recipe: all do the same after the same step."""
     if accelerator.num_processes == 1:
-        return signals.asked
-    return bool(accelerator.reduce(torch.tensor(float(signals.asked), device=accelerator.device), "sum"))
+        return signals.asked, factor
+    mine = [float(signals.asked), (factor or 0.0) * accelerator.is_main_process]
+    asked, agreed = accelerator.reduce(torch.tensor(mine, dtype=torch.float64, device=accelerator.device), "sum").tolist()
+    return bool(asked), agreed or None
 
 
 def _sample(state: TrainingState, sample_grid: SampleGrid, journal: Journal) -> None:

@@ -17,6 +17,9 @@ from cascade.stages.training.recipe import REGRESSION, Phase, Recipe
 LOG_EVERY = 50
 """Steps between two reports."""
 
+SHORTEST_PAUSE = 0.01
+"""Seconds."""
+
 LEVEL_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Log-SNR at which the bins of the loss by noise level meet: the same for every law, size and run, so that curves compare."""
 
@@ -67,6 +70,8 @@ class Meter:
     def __init__(self, recipe: Recipe, images_seen: int, gather: Callable[[Tensor], Tensor] = lambda own: own[None]) -> None:
         self.recipe, self.gather = recipe, gather
         self._by_level, self._norms = torch.zeros(2, len(LEVELS)), torch.zeros(2)
+        self.pauses: list[float] = []
+        """Seconds of each pause of at least SHORTEST_PAUSE."""
         self._begin(images_seen)
 
     def observe(self, losses: Tensor, log_snr: Tensor, damaged: int = 0) -> None:
@@ -98,7 +103,10 @@ class Meter:
         try:
             yield
         finally:
-            self._since += time.monotonic() - begun
+            seconds = time.monotonic() - begun
+            self._since += seconds
+            if seconds > SHORTEST_PAUSE:
+                self.pauses.append(seconds)
 
     def _begin(self, images_seen: int) -> None:
         self._by_level, self._norms = torch.zeros_like(self._by_level), torch.zeros_like(self._norms)

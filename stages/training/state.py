@@ -126,6 +126,11 @@ class TrainingState:
                 optimizer.optimizer.grad_scale, optimizer.optimizer.found_inf = None, (~finite).float()
             optimizer.step()
 
+    def refit(self, recipe: Recipe) -> None:
+        """Go on by the same recipe of another length."""
+        self.recipe = recipe
+        self.ema.half_life = recipe.optimization.ema_half_life
+
     def average(self, images_before: int) -> None:
         """Take the weights into the averages, after a step that began at `images_before` and ended at `images_seen`."""
         for average in self.averages:

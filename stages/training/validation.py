@@ -48,7 +48,6 @@ class Validator:
 
     def __init__(self, recipe: Recipe, held_out: PictureSource, null_label: int | None) -> None:
         assert recipe.validation is not None
-        self.every = recipe.validation.every or recipe.checkpoint_every
         self.count, self.phase = min(recipe.validation.images, len(held_out)), recipe.phases[-1]
         data, objective = replace(recipe.data, flip=False, balanced=False), replace(recipe.objective, label_dropout=0.0)
         fixed = replace(recipe, seed=SEED, data=data, objective=objective)

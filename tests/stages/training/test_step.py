@@ -8,9 +8,12 @@ import torch
 from accelerate import Accelerator
 from toy import NETWORK, optimization, pictures, recipe, weights
 
+from cascade.stages.graphs import Graphs
+from cascade.stages.noise import SR3Law
+from cascade.stages.training import Augmentation, Objective
 from cascade.stages.training import step as step_module
 from cascade.stages.training.checkpoint import optimizer_tensors
-from cascade.stages.training.examples import TrainingExamples
+from cascade.stages.training.examples import ResidentPictures, TrainingExamples
 from cascade.stages.training.loop import _accelerator as accelerator_at
 from cascade.stages.training.state import TrainingState
 from cascade.stages.training.step import RecordedStep, Stepper
@@ -133,6 +136,27 @@ def test_a_step_that_can_be_recorded_is_the_ordinary_one_up_to_rounding(tmp_path
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4 if exact else 0.02, atol=1e-5 if exact else 0.01)
     likeness = torch.nn.functional.cosine_similarity(*moved, dim=0).item()
     assert likeness > (0.9999 if exact else 0.95)
+
+
+@pytest.mark.parametrize("low_res_size", [None, 4])
+def test_a_step_looks_at_no_value(tmp_path, low_res_size):
+    """On the meta device, whose tensors have none: no CUDA device would be waited for, and a graph can be recorded."""
+    network = {**NETWORK, "prediction_type": "sample"}
+    network |= {"coarse_below": 1.0} if low_res_size is None else {"low_res_size": low_res_size, "aug_level": True}
+    made = recipe(
+        network=network,
+        optimization=optimization(optimizer="muon", precision="bfloat16"),
+        objective=Objective(law=SR3Law(), l1_above=1.0, weighting="min_snr"),
+        augmentation=Augmentation(noise=0.3, blur=1.0),
+    )
+    state = TrainingState.begin(made, 2, tmp_path, accelerator_at("bfloat16", lambda message: None), pytest.fail)
+    examples = examples_of(state)
+    examples.pictures = ResidentPictures(examples.pictures, torch.device("meta"))
+    state.network.to("meta")
+    step = RecordedStep(state)
+    step.graphs = Graphs(torch.device("meta"))
+    losses, norm = step(examples.read(range(8)), examples)
+    assert losses.device.type == "meta" and losses.shape == (8,) and norm.shape == ()
 
 
 def test_a_recorded_step_without_a_finite_gradient_moves_nothing(tmp_path):
