@@ -1,6 +1,13 @@
 """Models in installed packages: found by name without running a package's code, and told in a sentence where one is broken."""
 
+import base64
+import hashlib
+import shutil
+import subprocess
 import sys
+import tomllib
+import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -98,3 +105,30 @@ def test_a_refining_stage_without_classes_needs_none_behind_a_base_with_classes(
     capsys.readouterr()
     with Image.open("large.png") as large:
         assert large.size == (16, 16)
+
+
+def test_the_wheel_of_our_own_package_is_whole_and_found_offline(site, tmp_path, monkeypatch):
+    """Built by its own backend, with a small model in place of the weights, and unpacked as pip does."""
+    source, made = Path(__file__).parents[2] / "packages" / "cascade-imagenet", tmp_path / "package"
+    (made / "cascade_imagenet" / "base" / "unet").mkdir(parents=True)
+    for name in ("pyproject.toml", "wheel_of_data.py", "cascade_imagenet/__init__.py"):
+        shutil.copyfile(source / name, made / name)
+    (made / "cascade_imagenet" / "README.md").write_text("# The card\n")
+    (made / "cascade_imagenet" / "base" / "unet" / "weights.safetensors").write_bytes(bytes(range(256)))
+    MANIFEST.write(made / "cascade_imagenet")
+    assert tomllib.loads((made / "pyproject.toml").read_text())["build-system"]["requires"] == []
+    build = "import wheel_of_data, sys; print(wheel_of_data.build_wheel(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=made, capture_output=True, text=True, check=True)
+    with zipfile.ZipFile(tmp_path / done.stdout.strip()) as wheel:
+        wheel.extractall(site)
+        names = wheel.namelist()
+    (info,) = site.glob("*.dist-info")
+    rows = [line.split(",") for line in (info / "RECORD").read_text().splitlines()]
+    assert sorted(row[0] for row in rows) == sorted(names) and "cascade_imagenet/base/unet/weights.safetensors" in names
+    for place, digest, size in rows[:-1]:
+        data = (site / place).read_bytes()
+        assert int(size) == len(data)
+        assert digest == "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+    found = distribution("cascade-imagenet")
+    assert found.requires == ["cascade-diffusion>=0.1"] and found.metadata["Description-Content-Type"] == "text/markdown"
+    assert resolve("imagenet") == site / "cascade_imagenet" and "cascade_imagenet" not in sys.modules
