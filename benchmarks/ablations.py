@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from cascade.classes import EMOJI
 from cascade.cli.main import main as cascade_command
 from cascade.eval.images import Images, image_array

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.eval.images import HashedWalk, Images, ImageSet
+from cascade.eval.images import HashedWalk, Images, ImageSet, ImageStream
 from cascade.eval.statistics import Provenance
 
 
@@ -48,7 +48,7 @@ class Walk:
     Batch by batch it gives the features of images, [n, D]; of an `ADMExtractor` with spatial features and class probabilities.
     """
 
-    def __init__(self, images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None):
+    def __init__(self, images: ImageSet | ImageStream, extractor: FeatureExtractor, crop_rule: str | None):
         """`crop_rule` as `Provenance` has it."""
         self._images, self._extractor, self._crop_rule = HashedWalk(images), extractor, crop_rule
         self._size = images.size

@@ -1,8 +1,9 @@
 """Images as they come from disk, and the one way in which evaluation makes them smaller."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,24 @@ class ImageSet:
         return walk.source_hash
 
 
+@dataclass(frozen=True)
+class ImageStream:
+    """Images of one size, [size, size, 3], that come one by one and are read once, so that more of them than a disk holds do."""
+
+    size: int
+    images: Iterable[Images]
+
+    def batches(self, batch_size: int = BATCH) -> Iterator[Images]:
+        """As `ImageSet.batches`, once."""
+        remaining = iter(self.images)
+        while batch := list(islice(remaining, batch_size)):
+            yield np.stack(batch)
+
+
 class HashedWalk:
     """One walk through the batches of a set, after which `source_hash` is that of the set."""
 
-    def __init__(self, images: ImageSet):
+    def __init__(self, images: ImageSet | ImageStream):
         self._images = images
         self._digest = hashlib.sha256(f"{images.size}x{images.size}".encode())
 

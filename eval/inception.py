@@ -60,6 +60,8 @@ class Inception:
         file, self.weights_hash = (PYTORCH_FID if mode == "legacy_pytorch" else TORCHSCRIPT).locate(weights, sha256)
         self._network: Any = _pytorch_fid_network(file) if mode == "legacy_pytorch" else torch.jit.load(file, map_location="cpu")
         self._network.to(device).eval()
+        if torch.device(device).type == "cpu":  # whose convolutions are faster so
+            self._network.to(device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> NDArray[np.float32]:
@@ -128,7 +130,7 @@ def _clean_fid(module: str) -> ModuleType:
         raise ValueError(f"{error.name} is not installed; run `pip install 'cascade-diffusion[eval]'`") from error
 
 
-def _pytorch_fid_network(file: Path) -> torch.nn.Module:
+def _pytorch_fid_network(file: Path) -> Any:
     """clean-fid's own network, with weights from `file` where clean-fid would download them unverified."""
     network: Any = _clean_fid("inception_pytorch")
     state = torch.load(file, map_location="cpu", weights_only=True)

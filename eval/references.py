@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cascade.eval.features import FeatureExtractor, Walk
 from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
-from cascade.eval.images import Images, ImageSet
+from cascade.eval.images import Images, ImageSet, ImageStream
 from cascade.eval.published_weights import cached_download
 from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz
 
@@ -35,18 +35,26 @@ class Reference(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class FrechetResult:
-    """A Frechet distance with everything that it depends on; `provenance` is of the samples."""
+    """A Frechet distance with everything that it depends on; `provenance` is of the samples.
+
+    reference_hash: SHA-256 of the reference's file, or of the real images' pixels in order.
+    """
 
     distance: float
     num_samples: int
     reference: str
     reference_count: int | None
     reference_hash: str | None
+    reference_provenance: Provenance
     provenance: Provenance
 
 
 def measure(
-    images: ImageSet, extractor: FeatureExtractor, *, crop_rule: str | None, on_batch: Callable[[int], None] | None = None
+    images: ImageSet | ImageStream,
+    extractor: FeatureExtractor,
+    *,
+    crop_rule: str | None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Measurement:
     """Feature statistics of at least 2 images, of spatial features too where the extractor has them, and where they came from.
 
@@ -131,6 +139,7 @@ def distance_to(reference: Reference, samples: Measurement) -> FrechetResult:
         reference=reference.name,
         reference_count=reference.count,
         reference_hash=reference.file_hash,
+        reference_provenance=reference.provenance,
         provenance=samples.provenance,
     )
 

@@ -11,10 +11,10 @@ import numpy as np
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import ImageSet, image_folder
 from cascade.eval.memorisation import nearest_in_features
-from cascade.eval.references import Reference
+from cascade.eval.references import FrechetResult, Reference
 from cascade.eval.report import Picture, Report, Row, number_of
 from cascade.eval.report_files import write_report
-from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, Scores, feature_set, score
+from cascade.eval.scoring import MANIFOLD_K, FeatureSet, Scores, feature_set, score
 from cascade.files import Progress
 from cascade.measure import comparisons
 from cascade.measure.comparisons import SHOWN, table_values
@@ -69,6 +69,7 @@ def benchmark(
         ConnectionError: if weights or statistics must be downloaded and can't be.
     """
     protocol = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+    comparisons.check_vocabulary(protocol, cascade.classes, cascade.num_classes)
     source = reference or protocol.reference
     if source is None:
         raise ValueError(f"protocol {protocol.name} needs a reference: {protocol.reference_file}")
@@ -146,15 +147,16 @@ def _samples_report(job: _Job) -> Report | None:
     for run in runs:
         images = image_folder(run.folder, size=protocol.size)
         sets.append(_Samples(run, images, job.features(images, extractor, "the samples")))
-    rows, details, pictures = _compared(job, sets, real, extractor, heldout)
-    first, limits = sets[0], _limits(protocol, job.num_images)
-    rows += comparisons.published_rows(protocol, bool(limits))
+    scores, rows, details, pictures = _compared(job, sets, real, extractor, heldout)
+    first = sets[0]
+    differing = comparisons.differences(protocol, job.num_images, scores[0].frechet)
+    rows += comparisons.published_rows(protocol, differing)
     report = Report(
         title=f"{job.cascade.name}: {protocol.title}",
-        facts=_facts(job, sets),
+        facts=_facts(job, sets, scores[0].frechet),
         columns=comparisons.columns_of(rows, ("NFE",)),
         rows=tuple(rows),
-        notes=(*limits, *protocol.notes, *[INTERVALS] * bool(job.resamples)),
+        notes=(*comparisons.not_comparable(protocol, differing), *protocol.notes, *[INTERVALS] * bool(job.resamples)),
         pictures=(comparisons.by_class(first.images, first.asked, job.cascade.classes), *_stages(job, first), *pictures),
         curve=comparisons.distance_curve(rows, protocol.distance),
         details=details | {"run": first.run.record},
@@ -165,18 +167,18 @@ def _samples_report(job: _Job) -> Report | None:
 
 def _compared(
     job: _Job, sets: list[_Samples], real: ImageSet | Reference, extractor: FeatureExtractor, heldout: HeldOut | None
-) -> tuple[list[Row], dict[str, Any], list[Picture]]:
-    """Our rows, everything measured, and pictures of neighbours."""
+) -> tuple[list[Scores], list[Row], dict[str, Any], list[Picture]]:
+    """Scores of each set, our rows, everything measured, and pictures of neighbours."""
     reference, theirs = comparisons.reference_features(real, extractor, job.protocol.crop_rule, job.run.get("on_progress"))
     scores = [job.scores(each.features, reference, theirs, "the samples") for each in sets]
     rows = _sample_rows(job, sets, scores)
     details: dict[str, Any] = {"scores": {f"seed {s.run.plan.seed}": asdict(one) for s, one in zip(sets, scores, strict=True)}}
     if theirs is None or not isinstance(real, ImageSet):
-        return rows, details, []
+        return scores, rows, details, []
     first = sets[0]
     if heldout is None:
         near = nearest_in_features(first.features.features, theirs.features)
-        return rows, details, [comparisons.closest("features", near, first.images, real)]
+        return scores, rows, details, [comparisons.closest("features", near, first.images, real)]
     floor = job.features(heldout.images, extractor, "held-out drawings")
     floor_scores = job.scores(floor, reference, theirs, "the floor")
     of_samples, of_floor, pictures = comparisons.beside_drawings(
@@ -192,7 +194,7 @@ def _compared(
         of_distance = {job.protocol.distance: table_values(by_glyph, job.protocol.distance)[job.protocol.distance]}
         rows.append(Row(name="held-out drawings (floor), by glyph", values=of_distance, note=note, ours=True))
     details["scores"]["heldout"] = asdict(floor_scores)
-    return rows, details, pictures
+    return scores, rows, details, pictures
 
 
 def _sample_rows(job: _Job, sets: list[_Samples], scores: list[Scores]) -> list[Row]:
@@ -236,19 +238,7 @@ def _stages(job: _Job, samples: _Samples) -> list[Picture]:
     return [Picture(title="Stages", caption=caption, rows=rows)]
 
 
-def _limits(protocol: Protocol, num_images: int) -> list[str]:
-    """Why our row can't stand beside published ones, in words."""
-    if not protocol.published:
-        return []
-    if num_images < FEWEST_FOR_PUBLISHED:
-        few = f"{num_images:,} samples are fewer than {FEWEST_FOR_PUBLISHED:,}"
-        return [f"{few}: our row is not comparable with any published one."]
-    if num_images != protocol.num_images:
-        return [f"{num_images:,} samples, where the protocol has {protocol.num_images:,}: our row is not comparable."]
-    return []
-
-
-def _facts(job: _Job, sets: list[_Samples]) -> dict[str, str]:
+def _facts(job: _Job, sets: list[_Samples], frechet: FrechetResult) -> dict[str, str]:
     record, described = sets[0].run.record, sets[0].features.provenance
     plans = [each.run.plan for each in sets]
     seeds = " and ".join(f"{plan.seed:,} to {plan.seed + plan.num_images - 1:,}" for plan in plans)
@@ -260,7 +250,7 @@ def _facts(job: _Job, sets: list[_Samples]) -> dict[str, str]:
         "samples": f"{job.num_images:,} of {job.protocol.size} px, seeds {seeds}",
         "labels": job.protocol.labels,
         **settings,
-        "reference": job.reference,
+        "reference": f"{job.reference}, {comparisons.reference_shown(frechet)}",
         "extractor": f"{described.extractor} ({described.resize_mode}), SHA-256 {described.weights_hash}",
         "crop rule": job.protocol.crop_rule or "not known",
         "software": ", ".join(f"{name} {version}" for name, version in record["software"].items()),

@@ -12,11 +12,11 @@ import numpy as np
 from cascade.classes import EMOJI, Vocabulary, imagenet
 from cascade.data.drawings import DRAWINGS, cached_array, glyphs
 from cascade.eval.classifier import class_probabilities, load_classifier
-from cascade.eval.dinov2 import DINOv2
+from cascade.eval.dinov2 import VIT_L14, DINOv2
 from cascade.eval.efficientnet import EfficientNetLite
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import Images, ImageSet, image_array, image_folder
-from cascade.eval.inception import ADMInception, Inception
+from cascade.eval.inception import PYTORCH_FID, TORCHSCRIPT, ADMInception, Inception
 from cascade.eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
 from cascade.eval.scoring import MANIFOLD_K
 from cascade.eval.statistics import Provenance, npz_names, read_npz
@@ -29,6 +29,13 @@ INCEPTION_MODES: dict[str, Any] = {
     "inception-pytorch": "legacy_pytorch",
 }
 DRAWINGS_CROP_RULE = "drawings"
+WEIGHTS = {
+    "inception-clean": TORCHSCRIPT,
+    "inception-tensorflow": TORCHSCRIPT,
+    "inception-pytorch": PYTORCH_FID,
+    "dinov2": VIT_L14,
+}
+"""The published weights of each extractor that has any."""
 
 Classify = Callable[[Images], np.ndarray]
 """Class probabilities [N, C] of uint8 RGB images [N, S, S, 3]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,18 +10,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cascade.classes import EMOJI, WORDNET_ID, Vocabulary, imagenet
+from cascade.classes import EMOJI, Vocabulary, imagenet
 from cascade.data.drawings import DRAWINGS
 from cascade.eval.classifier import errors
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import Images, ImageSet, area_downsample, balanced_choice, image_folder
 from cascade.eval.paired import consistency, psnr, ssim
+from cascade.eval.references import FrechetResult
 from cascade.eval.report import Picture, Report, Row, Value
 from cascade.eval.report_files import write_report
 from cascade.eval.scoring import FeatureSet, feature_set, inception_score_of, mean_interval, score
 from cascade.files import Progress
 from cascade.folder import StageEntry, load_stage
-from cascade.measure.comparisons import SHOWN, columns_of, published_rows
+from cascade.measure.comparisons import SHOWN, columns_of, differences, not_comparable, published_rows, reference_shown
 from cascade.measure.named import Classify, classifier_of, crop_rule_of, extractor_of, image_source
 from cascade.measure.protocols import Protocol
 from cascade.pipeline import CascadePipeline
@@ -50,14 +50,14 @@ class _Measuring:
     crop_rule: str | None
     resamples: int
 
-    def values(self, images: ImageSet) -> dict[str, Value]:
-        """Of outputs."""
-        distances: dict[str, Value] = {}
-        if self.extractor is not None and self.reference is not None:
-            features = feature_set(images, self.extractor, crop_rule=self.crop_rule)
-            distances |= score(features, self.reference, resamples=self.resamples).values()
+    def values(self, images: ImageSet) -> tuple[dict[str, Value], FrechetResult | None]:
+        """Of outputs, and the distance with all that it depends on."""
         paired = paired_values(images, self.originals, self.low_res, self.resamples)
-        return paired | distances | self._errors(images)
+        if self.extractor is None or self.reference is None:
+            return paired | self._errors(images), None
+        features = feature_set(images, self.extractor, crop_rule=self.crop_rule)
+        scores = score(features, self.reference, resamples=self.resamples)
+        return paired | scores.values() | self._errors(images), scores.frechet
 
     def of_originals(self) -> dict[str, Value]:
         """Of the originals themselves: what does not compare them with themselves."""
@@ -155,9 +155,13 @@ def _report(
     how: _Measuring, sets: dict[str, ImageSet], regression: Path | None, protocol: Protocol | None, record: dict[str, Any]
 ) -> Report:
     """Every set of large images measured and shown, above the originals and what is published."""
-    rows = [Row(name=what, values=how.values(one), note=f"{len(one):,} images", ours=True) for what, one in sets.items()]
+    rows, frechet = [], None
+    for what, one in sets.items():
+        values, frechet = how.values(one)
+        rows.append(Row(name=what, values=values, note=f"{len(one):,} images", ours=True))
     rows.append(Row(name="originals", values=how.of_originals(), note="the images themselves", ours=True))
-    rows += published_rows(protocol, False) if protocol else ()
+    differing = differences(protocol, len(how.originals), frechet) if protocol else []
+    rows += published_rows(protocol, differing) if protocol else ()
     network, classifier = how.extractor, how.classifier and how.classifier[0]
     model, settings, small = record["model"], record["settings"], how.low_res.size
     facts = {
@@ -165,6 +169,7 @@ def _report(
         "stage": settings["stage"],
         "images": f"{len(how.originals):,} of {how.name}, of all classes alike, averaged over blocks to {small} px",
         "seeds": f"from {settings['seed']}",
+        "reference": frechet and f"the originals, {reference_shown(frechet)}",
         "regression": regression and f"{regression.name}, SHA-256 {settings['regression']}",
         "extractor": network and f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}",
         "classifier": classifier,
@@ -173,7 +178,7 @@ def _report(
         "PSNR, in dB, SSIM and consistency, the squared error to the input after averaging down in 1e-5, are means over images.",
         classifier and f"Errors are those of {classifier}, not of SR3's ResNet-50, and stand beside no published ones.",
         "In brackets: 95 % intervals of what as many other images would have on average." if how.resamples else None,
-        *(protocol.notes if protocol else ()),
+        *((*not_comparable(protocol, differing), *protocol.notes) if protocol else ()),
     )
     shown = {"input": how.low_res, **sets, "original": how.originals}
     caption = "The first images, shown equally large; the input is what all others start from."
@@ -312,7 +317,7 @@ def _shown(
     """
     if not asks and images.paths is not None:
         folders = [images.paths[int(place)].parent.name for place in chosen]
-        if all(re.fullmatch(WORDNET_ID, folder) for folder in folders) and set(folders) <= set(imagenet().wordnet_ids):
+        if set(folders) <= set(imagenet().wordnet_ids):
             return imagenet(), [imagenet().index(folder) for folder in folders]
     return cascade.classes, _labels(cascade, asks, text, images, known, chosen)
 

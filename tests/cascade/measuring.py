@@ -73,5 +73,5 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("cascade.measure.named.cached_array", drawings)
     monkeypatch.setattr("cascade.measure.named.glyphs", lambda split: np.arange(24 if split == "train" else 12) // 2)
-    for module in ("benchmark", "super_resolution", "evaluation", "named"):
+    for module in ("benchmark", "check", "super_resolution", "evaluation", "named"):
         monkeypatch.setattr(f"cascade.measure.{module}.extractor_of", extractor_of)

@@ -17,11 +17,14 @@ from cascade.classes import EMOJI
 from cascade.cli.main import main
 from cascade.eval.bootstrap import Interval
 from cascade.eval.classifier import class_probabilities, errors, load_classifier
+from cascade.eval.files import file_sha256
+from cascade.eval.frechet import frechet_distance
 from cascade.eval.images import BATCH, balanced_choice, image_array
 from cascade.eval.page import page
 from cascade.eval.paired import psnr
 from cascade.eval.report import Curve, Picture, Report, Row, contact_sheet, shown, table
 from cascade.eval.report_files import as_json
+from cascade.measure import check
 from cascade.measure.super_resolution import bicubic, enlarged, evaluate_sr, low_resolution, paired_values
 from cascade.stages.regression import RegressionPipeline
 
@@ -86,6 +89,45 @@ def test_samples_against_adms_file_and_a_reference_kept_by_inception_have_sfid(t
     assert found[0]["sfid"] == pytest.approx(found[1]["sfid"], rel=1e-4) and found[0]["sfid"] > 0
     assert found[0]["intervals"]["sFID"]["low"] <= found[0]["sfid"] <= found[0]["intervals"]["sFID"]["high"]
     assert found[0]["manifold"] is not None and found[1]["manifold"] is None, "ADM's file holds pictures, ours statistics"
+
+
+def test_figures_of_published_samples_stand_beside_their_evaluators(tmp_path, capsys, monkeypatch):
+    # A stand-in for ADM's two files, and figures that are computed here from its features.
+    pictures, reference = measuring.drawings(64, "heldout")[0], measuring.adm_reference(tmp_path / "VIRTUAL.npz")
+    np.savez(tmp_path / "samples.npz", arr_0=pictures, arr_1=np.arange(len(pictures)))
+    of_samples = measuring.ADMPooled().all_outputs(pictures)
+    of_real = measuring.ADMPooled().all_outputs(measuring.drawings(64, "train")[0])
+    within = np.sort(np.linalg.norm(of_real.pooled[:, None] - of_real.pooled, axis=2), axis=1)[:, 3]
+    precision = (np.linalg.norm(of_samples.pooled[:, None] - of_real.pooled, axis=2) <= within).any(axis=1).mean()
+    p = of_samples.probabilities.astype(np.float64)
+    with np.load(reference) as file:
+        distances = [
+            frechet_distance(part.mean(axis=0), np.cov(part, rowvar=False), file[mean], file[cov])
+            for part, mean, cov in ((of_samples.pooled, "mu", "sigma"), (of_samples.spatial, "mu_s", "sigma_s"))
+        ]
+    want = {
+        "IS": np.exp((p * np.log(p / p.mean(axis=0))).sum(axis=1).mean()),
+        "FID": distances[0],
+        "sFID": distances[1],
+        "precision": precision,
+    }
+    figures = {name: check.Figure(value, 1e-5 * abs(value) + 1e-9) for name, value in want.items()}
+    monkeypatch.setattr(check, "FIGURES", figures)
+    words = ["evaluate", "check", str(tmp_path / "samples.npz"), str(reference), "--device", "cpu"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.count(": agrees (within ") == 4 and f"SHA-256 {file_sha256(reference)}" in out
+    monkeypatch.setattr(check, "FIGURES", figures | {"FID": check.Figure(1.01 * distances[0], 1e-3 * distances[0])})
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out.count("DIFFERS") == 1 and "are not those of ADM's evaluator" in err
+    one_sentence(capsys, 2, "check", str(tmp_path / "samples.npz"), str(tmp_path / "samples.npz"))
+
+
+def test_the_figures_of_adms_samples_are_those_that_its_readme_prints():
+    printed = {"IS": 215.837, "FID": 3.94256, "sFID": 6.1404, "precision": 0.8265, "recall": 0.5309}
+    assert {name: figure.value for name, figure in check.FIGURES.items()} == printed
+    assert all(figure.tolerance <= 0.002 * figure.value for figure in check.FIGURES.values())
 
 
 def test_an_archive_scores_as_its_pictures(tmp_path, capsys):
@@ -176,8 +218,8 @@ def test_pictures_are_chosen_of_all_classes_alike(tmp_path):
     model = CascadePipeline.from_pretrained(measuring.model(tmp_path / "tiny"))
     options = {"images": tmp_path / "real", "num_images": 6, "resamples": 0, "sampling": model.sampling(num_inference_steps=1)}
     asked = []
-    model.upscale = lambda images, labels, *args, **kwargs: asked.extend(labels) or CascadePipeline.upscale(
-        model, images, labels, *args, **kwargs
+    model.upscale = lambda images, labels, *args, **kwargs: (
+        asked.extend(labels) or CascadePipeline.upscale(model, images, labels, *args, **kwargs)
     )
     report = evaluate_sr(model, tmp_path / "sr", **options)
     assert sorted(EMOJI.names[label] for label in asked) == ["cat"] * 2 + ["dog"] * 2 + ["fruit"] * 2
@@ -195,8 +237,8 @@ def test_the_classes_of_an_archive_are_those_of_a_cascade_without_names(tmp_path
     assert nameless.classes is None and nameless.num_classes == len(EMOJI)
     options = {"num_images": 3, "resamples": 0, "extractor": None, "sampling": nameless.sampling(num_inference_steps=1)}
     asked = []
-    nameless.upscale = lambda images, labels, *args, **kwargs: asked.extend(labels) or CascadePipeline.upscale(
-        nameless, images, labels, *args, **kwargs
+    nameless.upscale = lambda images, labels, *args, **kwargs: (
+        asked.extend(labels) or CascadePipeline.upscale(nameless, images, labels, *args, **kwargs)
     )
     evaluate_sr(nameless, tmp_path / "sr", images=archive(tmp_path / "a.npz", [7, 3, 74]), **options)
     assert sorted(asked) == [3, 7, 74]

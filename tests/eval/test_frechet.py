@@ -192,7 +192,7 @@ def spread_and_coverage(count, dimension, shift, trials, seed):
 @pytest.mark.parametrize(("dimension", "shift"), [(4, 0.5), (16, 0.2), (16, None), (64, 0.1)])
 def test_intervals_hold_the_mean_distance_of_other_sets_as_often_as_they_say(dimension, shift):
     hits, ratio = spread_and_coverage(300, dimension, shift, trials=200, seed=dimension)
-    assert 0.91 <= hits <= 0.99 and 0.85 < ratio < 1.2     # 200 trials: 0.95 +- 0.03
+    assert 0.91 <= hits <= 0.99 and 0.85 < ratio < 1.2  # 200 trials: 0.95 +- 0.03
 
 
 @pytest.mark.slow

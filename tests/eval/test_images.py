@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade.eval.images import HashedWalk, area_downsample, balanced_choice, image_array, image_folder
+from cascade.eval.images import HashedWalk, ImageStream, area_downsample, balanced_choice, image_array, image_folder
 
 
 @pytest.fixture
@@ -144,3 +144,17 @@ def test_notices_are_passed_over_and_other_texts_are_not(folder):
     assert len(image_folder(folder)) == 8, "an image is one by whatever name"
     (folder / "labels.txt").write_text("0 1 2")
     assert "labels.txt is not an image" in refusal(lambda: image_folder(folder))
+
+
+def test_a_stream_has_the_batches_and_the_hash_of_the_set_and_takes_no_more_than_a_batch(pixels):
+    taken = []
+
+    def one_by_one():
+        for image in pixels:
+            taken.append(image)
+            yield image
+
+    stream = HashedWalk(ImageStream(8, one_by_one()))
+    first = next(iter(ImageStream(8, one_by_one()).batches(3)))
+    assert len(first) == len(taken) == 3
+    assert sum(map(len, stream)) == 7 and stream.source_hash == image_array(pixels).source_hash()

@@ -101,7 +101,7 @@ def test_precision_and_recall_change_places_with_the_sets():
 @pytest.mark.parametrize("num_groups", [2, 7, 30])
 def test_leaving_a_group_out_is_measuring_without_it(monkeypatch, num_groups):
     generated, real = clouds()
-    generated[:12] = generated[:12] * 0.01 + 0.5     # a cluster, whose neighbours a group may hold
+    generated[:12] = generated[:12] * 0.01 + 0.5  # a cluster, whose neighbours a group may hold
     monkeypatch.setattr("cascade.eval.metrics.BLOCK", 17)
     monkeypatch.setattr("cascade.eval.metrics.NEAREST", 1)
     found = overlap(generated, real, k=3, num_groups=num_groups)
