@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from cascade import CascadePipeline
 from cascade.data import open_pictures
 from cascade.eval.classifier import errors
