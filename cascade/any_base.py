@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascade.stages.stage import ACCELERATOR_BATCH_SIZE, CPU_BATCH_SIZE
+from cascade.stages.stage import default_batch_size
 
 
 class AnyBase:
@@ -50,14 +50,14 @@ class AnyBase:
             labels: Class indices, one per image; None for a pipeline without classes.
             generators: Handed on if the call takes `generator`. Schedulers that draw from torch's own generator nevertheless (as
                 in DiTPipeline) find that one seeded from the first image's.
-            batch_size: Images at once; None = 1 on a CPU and 8 elsewhere.
+            batch_size: Images at once; None = `stage.default_batch_size`.
             **settings: Arguments of its call; those that are None or that it doesn't take are left out.
 
         Raises:
             RuntimeError: if it doesn't return such images.
         """
         device = self.pipeline.device
-        step = batch_size or (CPU_BATCH_SIZE if device.type == "cpu" else ACCELERATOR_BATCH_SIZE)
+        step = batch_size or default_batch_size(device, self.size)
         made = []
         for start in range(0, len(generators), step):
             part = list(generators[start : start + step])

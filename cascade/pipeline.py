@@ -129,7 +129,7 @@ class CascadePipeline:
                 pipelines of diffusers: it is what a stage takes from the one before).
             return_dict: False returns `(images,)`.
             callback_on_step_end, callback_on_step_end_tensor_inputs: As of the stages, whose pipeline is the first argument.
-            batch_size: Images that go through a network at once; None = 1 on a CPU, 8 elsewhere.
+            batch_size: Images that go through a network at once; None = 1 on a CPU, elsewhere by the memory.
             **settings: Fields of `StageSampling`, each one value for all stages that have it, or a mapping from stage names to
                 values; they win over `sampling`.
 

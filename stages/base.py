@@ -79,7 +79,7 @@ class BasePipeline(StagePipeline):
             callback_on_step_end: `callback(pipeline, step, timestep, {"latents": noisy images}) -> dict`, after every step of
                 every micro-batch; "latents" in its answer replaces them. `pipeline._interrupt = True` ends the call early.
             batch_size: Images that go through the network at once; None = 1 on a CPU, so that no byte of an image depends on the
-                others, and 8 elsewhere.
+                others, and elsewhere by the memory (`stage.default_batch_size`).
             latents: The noise to start from, unit Gaussian, [B, 3, S, S] for images of side S; None = drawn by `generator`.
             timesteps, sigmas: The scheduler's steps themselves in place of their number, where it takes them, as it takes them.
             callback_on_step_end_tensor_inputs: What the callback is given: "latents", or nothing.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import copy
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +60,22 @@ class Wrapper:
         self.prediction_type, self.num_classes = denoiser.prediction_type, denoiser.num_classes
         self.null_label, self.learned_variance = denoiser.null_label, denoiser.learned_variance
 
+    def at_level(self, log_snr: float) -> Self:
+        """This, around what `at_level` makes of the denoiser inside."""
+        made = copy.copy(self)
+        made.denoiser = at_level(self.denoiser, log_snr)
+        return made
+
+
+def at_level(denoiser: Denoiser, log_snr: float) -> Denoiser:
+    """The denoiser for images that all have this log-SNR, as in sampling; what depends on it is decided now, on the host.
+
+    So nothing has to look at the log-SNR that the images' accelerator is given, which would wait for it. A denoiser that has no
+    method of this name decides nothing by it.
+    """
+    made: Denoiser = denoiser if not hasattr(type(denoiser), "at_level") else denoiser.at_level(log_snr)  # type: ignore[attr-defined]
+    return made
+
 
 def to_x0(prediction: Tensor, prediction_type: str, x_t: Tensor, log_snr: Tensor) -> Tensor:
     """Denoised image that a prediction means (Salimans & Ho 2022, arXiv:2202.00512, appendix D). Shapes as in `Denoiser`."""
@@ -105,12 +122,19 @@ def check_interval(interval: tuple[float, float] | None) -> None:
 
 
 class _Guidance(Wrapper):
-    """What both guidances share: their strength, and the range of noise in which they act."""
+    """What guidances by a second prediction share: their strength, and the range of noise in which they act."""
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None) -> None:
         check_interval(interval)
         super().__init__(denoiser)
         self.scale, self.interval = scale, interval
+        self.active: bool | None = False if scale == 1 else True if interval is None else None
+        """Whether images are guided; None = those whose noise lies in the interval."""
+
+    def at_level(self, log_snr: float) -> Self:
+        made = super().at_level(log_snr)
+        made.active = self.is_active(torch.tensor([log_snr]))
+        return made
 
     def guide(self, away: Tensor, towards: Tensor) -> Tensor:
         """`away + scale * (towards - away)` on the channels of `away`; a learned variance behind them stays that of `towards`."""
@@ -120,10 +144,9 @@ class _Guidance(Wrapper):
 
     def is_active(self, log_snr: Tensor) -> bool:
         """Whether images at `log_snr` [B] (one level for all, as in sampling) are guided."""
-        if self.scale == 1:
-            return False
-        if self.interval is None:
-            return True
+        if self.active is not None:
+            return self.active
+        assert self.interval is not None
         sigma = float(torch.exp(-log_snr.double()[0] / 2))
         return self.interval[0] <= sigma <= self.interval[1]
 
@@ -188,6 +211,11 @@ class Autoguidance(_Guidance):
         super().__init__(denoiser, scale, interval)
         self.weak = weak
 
+    def at_level(self, log_snr: float) -> Self:
+        made = super().at_level(log_snr)
+        made.weak = at_level(self.weak, log_snr)
+        return made
+
     def __call__(
         self,
         x_t: Tensor,
@@ -206,7 +234,7 @@ class Autoguidance(_Guidance):
         return self.guide(weak, main)
 
 
-class ClassifierGuidance(Wrapper):
+class ClassifierGuidance(_Guidance):
     """A denoiser pushed towards its class by a classifier of noisy images (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
     Called, it is Algorithm 2: the predicted noise loses `sigma_vp * scale * grad log p(class | x_t)`. Under ancestral sampling
@@ -229,15 +257,14 @@ class ClassifierGuidance(Wrapper):
     ) -> None:
         if denoiser.prediction_type != "epsilon":
             raise ValueError(f"classifier guidance needs a model that predicts epsilon, not {denoiser.prediction_type!r}")
-        check_interval(interval)
         if denoiser.num_classes not in (None, classifier.num_classes):
             raise ValueError(
                 f"the classifier knows {classifier.num_classes} classes and the model {denoiser.num_classes}; guidance needs two"
                 " networks of the same classes"
             )
-        super().__init__(denoiser)
+        super().__init__(denoiser, 1 + scale, interval)
         self.own_classes, self.num_classes = denoiser.num_classes, classifier.num_classes
-        self.classifier, self.scale, self.interval = classifier, scale, interval
+        self.classifier, self.strength = classifier, scale
 
     def unguided(
         self,
@@ -254,15 +281,14 @@ class ClassifierGuidance(Wrapper):
         """`scale * grad log p(class | x_t)`, like `x_t`; None where nothing is guided; ValueError without `class_labels`."""
         if class_labels is None:
             raise ValueError(f"classifier guidance needs class_labels, indices from 0 to {self.classifier.num_classes - 1}")
-        low, high = self.interval or (0.0, float("inf"))
-        if self.scale == 0 or not low <= float(torch.exp(-log_snr.double()[0] / 2)) <= high:
+        if not self.is_active(log_snr):
             return None
         clock: Any = self.denoiser
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             log_p = self.classifier(x, clock.timesteps(log_snr)).float().log_softmax(dim=1)
             gradient = torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
-        return self.scale * gradient.to(x_t)
+        return self.strength * gradient.to(x_t)
 
     def __call__(
         self,

@@ -127,7 +127,7 @@ class SR3Pipeline(RefiningPipeline):
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]) or "pt" ([B, C, H, W], float32). **"pt" images are in [-1, 1]**, as
                 stages hand them over; those of diffusers' own pipelines are in [0, 1].
             batch_size: Images, or tiles of one, that go through the network at once; None = 1 on a CPU, so that no byte of an
-                image depends on the others, and 8 elsewhere.
+                image depends on the others, and elsewhere by the memory (`stage.default_batch_size`).
             class_labels, num_inference_steps, generator, latents, ...: All others, as in a call of `BasePipeline`.
 
         Returns:

@@ -29,10 +29,23 @@ OutputType = Literal["pil", "np", "pt"]
 OnStepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | PipelineCallback | MultiPipelineCallbacks
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-CPU_BATCH_SIZE = 1
-ACCELERATOR_BATCH_SIZE = 8
+BYTES_PER_PIXEL = 36_000
+"""Of an accelerator's memory, for each pixel of an image that is made: several times what the largest published networks need."""
 ALIGNMENT = 64
 """Bytes: torch begins every tensor that it allocates at a multiple of them."""
+
+
+def default_batch_size(device: torch.device | str, size: int) -> int:
+    """Images of this side that go through a network at once where nobody says how many.
+
+    One on a CPU, so that no byte of an image depends on the others; on a CUDA device a power of two, at most 256, that its whole
+    memory has room for at BYTES_PER_PIXEL; 8 elsewhere.
+    """
+    kind = torch.device(device).type
+    if kind != "cuda":
+        return 1 if kind == "cpu" else 8
+    room = torch.cuda.get_device_properties(device).total_memory // (BYTES_PER_PIXEL * size**2)
+    return 1 << min(max(room, 1).bit_length() - 1, 8)
 
 
 @dataclass(frozen=True)
@@ -299,7 +312,7 @@ class StagePipeline(DiffusionPipeline):
 
     @property
     def _default_batch_size(self) -> int:
-        return CPU_BATCH_SIZE if self._execution_device.type == "cpu" else ACCELERATOR_BATCH_SIZE
+        return default_batch_size(self._execution_device, self.size)
 
     def _micro_batches(self, count: int, size: int | None) -> list[slice]:
         """The images that go through the network at once: `size` of them, or the device's default."""

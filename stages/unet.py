@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from cascade.stages.denoiser import PREDICTION_TYPES
+from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, Wrapper
+from cascade.stages.graphs import graphs_of
 from cascade.stages.noise import resolution_shift, signal_and_noise
 
 LOG_SNR_SCALE = 12.5
@@ -167,7 +169,7 @@ class UNet(ModelMixin, ConfigMixin):
 
     config: Any
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResidualBlock"]
+    _no_split_modules = _repeated_blocks = ["ResidualBlock"]
 
     @register_to_config
     def __init__(
@@ -204,6 +206,11 @@ class UNet(ModelMixin, ConfigMixin):
         self.conv_out = _zero(nn.Conv2d(channels[0], 3 * patch_size**2, 3, padding=1))
 
     learned_variance = False
+
+    def hidden_matrices(self) -> set[str]:
+        """Names of the weights between its features: all matrices and kernels but those at its inputs and its output."""
+        outer = ("conv_in", "conv_out", "noise_embedding", "class_embedding", "aug_embedding")
+        return {name for name, weight in self.named_parameters() if weight.ndim > 1 and name.split(".")[0] not in outer}
 
     @property
     def prediction_type(self) -> str:
@@ -246,19 +253,34 @@ class UNet(ModelMixin, ConfigMixin):
         `low_res` [B, 3, h, w] is upsampled to H x W by bicubic interpolation and concatenated. `aug_level` None means 0.
         """
         inputs = (x_t, log_snr, class_labels, low_res, aug_level)
-        if self.config.coarse_below is None or x_t.shape[-1] != self.config.sample_size:
-            return self._predict(*inputs)
-        coarse = log_snr < self.config.coarse_below
-        if coarse.all() or not coarse.any():
-            return self._predict_coarsely(*inputs) if coarse.all() else self._predict(*inputs)
+        coarse = self.coarse(log_snr, x_t.shape[-1])
+        if coarse is None or coarse.all() or not coarse.any():
+            return self.predict(coarse is not None and bool(coarse.all()), *inputs)
         output = torch.empty_like(x_t)
-        for chosen, predict in ((coarse, self._predict_coarsely), (~coarse, self._predict)):
+        for chosen, at_half_size in ((coarse, True), (~coarse, False)):
             others = [None if value is None else value[chosen] for value in (class_labels, low_res, aug_level)]
-            output[chosen] = predict(x_t[chosen], log_snr[chosen], *others)
+            output[chosen] = self.predict(at_half_size, x_t[chosen], log_snr[chosen], *others)
         return output
 
-    def _predict_coarsely(self, x_t: Tensor, log_snr: Tensor, *others: Tensor | None) -> Tensor:
-        """x0 from the image averaged over 2x2 pixels. That halves the noise's std: the small image has 2 ln 2 more log-SNR."""
+    def coarse(self, log_snr: Tensor, size: int) -> Tensor | None:
+        """Which images of this size and log-SNR [B] are denoised at half their size, bool [B]; None = none ever."""
+        below = self.config.coarse_below
+        return None if below is None or size != self.config.sample_size else log_snr < below
+
+    def at_level(self, log_snr: float) -> Denoiser:
+        """As `denoiser.at_level`; on a CUDA device, where no hook moves its weights, as graphs that are recorded and replayed."""
+        if self.device.type != "cuda" or hasattr(self, "_hf_hook") or torch.is_grad_enabled():
+            return self  # type: ignore[return-value]  # its facts are properties, and a protocol's may be set
+        return _Recorded(self, log_snr)  # type: ignore[return-value]
+
+    def predict(self, at_half_size: bool, x_t: Tensor, log_snr: Tensor, *others: Tensor | None) -> Tensor:
+        """`forward` for images that are all denoised at half their size or all at their own, which nothing is waited for.
+
+        At half the size, x0 comes from the image averaged over 2x2 pixels. That halves the noise's std: the small image has
+        2 ln 2 more log-SNR.
+        """
+        if not at_half_size:
+            return self._predict(x_t, log_snr, *others)
         half = x_t.shape[-1] // 2
         shifted = resolution_shift(log_snr, half, x_t.shape[-1])
         scale = (signal_and_noise(shifted)[0] / signal_and_noise(log_snr)[0])[:, None, None, None]
@@ -269,9 +291,9 @@ class UNet(ModelMixin, ConfigMixin):
         self,
         x_t: Tensor,
         log_snr: Tensor,
-        class_labels: Tensor | None,
-        low_res: Tensor | None,
-        aug_level: Tensor | None,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
     ) -> Tensor:
         embedding = self._embedding(log_snr, class_labels, aug_level)
         x, upsampled = x_t.to(embedding.dtype), None
@@ -312,6 +334,35 @@ class UNet(ModelMixin, ConfigMixin):
             aug_level = torch.zeros_like(log_snr) if aug_level is None else aug_level
             embedding = embedding + self.aug_embedding(sinusoidal_embedding(AUG_LEVEL_SCALE * aug_level, width).to(dtype))
         return F.silu(embedding)
+
+
+class _Recorded(Wrapper):
+    """A network whose evaluations of images of one log-SNR are recorded as graphs, see `Graphs`."""
+
+    def __init__(self, network: UNet, log_snr: float) -> None:
+        super().__init__(network)  # type: ignore[arg-type]  # its facts are properties, and a protocol's may be set
+        self.network, self.level = network, torch.tensor(log_snr)
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`."""
+        coarse = self.network.coarse(self.level, x_t.shape[-1])
+        at_half_size = coarse is not None and bool(coarse)  # of a value on the host
+        given = {"class_labels": class_labels, "low_res": low_res, "aug_level": aug_level}
+        inputs = {"x_t": x_t, "log_snr": log_snr, **{name: value for name, value in given.items() if value is not None}}
+        work = partial(_predict_from, self.network, at_half_size)
+        return graphs_of(self.network)(at_half_size, work, inputs)
+
+
+def _predict_from(network: UNet, at_half_size: bool, inputs: dict[str, Tensor]) -> Tensor:
+    names = ("x_t", "log_snr", "class_labels", "low_res", "aug_level")
+    return network.predict(at_half_size, *(inputs.get(name) for name in names))  # type: ignore[arg-type]  # the first two are there
 
 
 def _mlp(in_width: int, width: int) -> nn.Sequential:

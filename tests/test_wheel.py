@@ -39,7 +39,7 @@ def check_that_a_users_own_modules_are_left_alone(python: Path, folder: Path) ->
     """`python -m` and scripts search the folder that they are started in first."""
     for name in ("eval.py", "stages/__init__.py", "configs/__init__.py", "tests/__init__.py"):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("raise SystemExit('the user\'s own module ran')")
+        (folder / name).write_text("raise SystemExit('the user's own module ran')")
     (folder / "pictures").mkdir()
     command = [python, "-m", "cascade", "evaluate", "images", "pictures", "--reference", "drawings:heldout"]
     done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True)

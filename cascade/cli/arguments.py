@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -51,6 +52,15 @@ natural = _number(int, lambda value: value >= 0, "a whole number of at least 0")
 seed = _number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
 scale = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0, 1 = no guidance")
 level = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def duration(text: str) -> float:
+    """Seconds of a time as 90s, 9m, 2h or 1h30m."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    seconds = 0 if found is None else sum(int(n or 0) * unit for n, unit in zip(found.groups(), (3600, 60, 1), strict=True))
+    if not seconds:
+        raise ArgumentTypeError(f"{text!r} is not a time such as 90s, 9m, 2h or 1h30m")
+    return float(seconds)
 
 
 def switch(text: str) -> bool:

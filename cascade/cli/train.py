@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade.cli import train_ema, train_plot
-from cascade.cli.arguments import natural
+from cascade.cli.arguments import duration, natural
 from cascade.cli.progress import Bars, silence_libraries
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ examples:
   cascade train emoji/base64
   cascade train emoji/base64 optimization.learning_rate=1e-4 phases.0.batch_size=32 --run runs/try
   cascade train my-recipe.yaml --dry-run
+  cascade train my-recipe.yaml --time 9m
 
 The run's folder keeps the recipe (recipe.yaml), the class names (classes.json), the curves (log.jsonl; tensorboard --logdir shows
 them too), samples as PNG, and checkpoints. The same command goes on where the last checkpoint stands and ends with the weights of
@@ -43,6 +44,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--track", action="append", metavar="NAME", help=text)
     text = "processes that prepare the data (default: 0 for drawings, else the free cores, at most 8)"
     add("--workers", type=natural, metavar="N", help=text)
+    text = "fit the recipe's lengths to this time, as 9m, 90s or 1h30m: by the speed of this machine, everything included"
+    add("--time", dest="seconds", type=duration, metavar="TIME", help=text)
     add("--dry-run", action="store_true", help="show the whole recipe and what it costs on this machine, and train nothing")
 
 
@@ -66,6 +69,7 @@ def run(args: Namespace) -> None:
         with _Watch() as watch:
             told: dict[str, Any] = {"on_progress": watch, "on_report": watch.report, "on_validation": watch.validation}
             told |= {"on_message": watch.say, "trackers": args.track, "workers": args.workers}
+            told["seconds"] = args.seconds
             made = train_stage(recipe, folder, target, **told)
     except KeyboardInterrupt as stop:
         raise RuntimeError(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint in {folder}") from None

@@ -29,7 +29,7 @@ from cascade.progress import OnProgress, part
 from cascade.runs.record import FORMAT, begin, model_hash
 from cascade.runs.share import image_name, without_bars, write_png
 from cascade.stage_sampling import Sampling
-from cascade.stages.stage import ACCELERATOR_BATCH_SIZE, CPU_BATCH_SIZE
+from cascade.stages.stage import default_batch_size
 
 Enlarge = Callable[[list[Image.Image], list[int] | None, list[int]], list[Image.Image]]
 """Small images, the class of each (None for a model without classes) and the seed of each, to large images."""
@@ -116,7 +116,7 @@ def evaluate_sr(
     begin(out, record)
     originals = real.array()
     low_res = low_resolution(originals, small)
-    step = batch_size or (CPU_BATCH_SIZE if device == "cpu" else ACCELERATOR_BATCH_SIZE)
+    step = batch_size or default_batch_size(device, size)
     made, given = {}, labels if cascade.num_classes is not None else None
     for what, maker in makers.items():
         told = part(on_progress, "enlarging" if what == "outputs" else "enlarging by regression")

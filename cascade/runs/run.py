@@ -82,7 +82,7 @@ def sample_run(
         num_images, seed, labels, format: As `RunPlan` has them; `labels` may be any sequence of classes.
         size: Side of the images; None = the cascade's `default_size`.
         sampling: How each stage is sampled, as `cascade.sampling(...)` gives it.
-        batch_size: Images that go through a network at once; None = 1 on a CPU, 8 elsewhere.
+        batch_size: Images that go through a network at once; None = 1 on a CPU, elsewhere by the memory.
         processes: How many share the run; None = one for each core and at most 8 on a CPU, else one, as for a cascade that was
             composed and never saved.
         threads: Of each process on a CPU; images differ in their last bits with it, so a run keeps its own.
@@ -96,19 +96,20 @@ def sample_run(
     import torch
 
     from cascade.costs import cost_of
-    from cascade.stages.stage import ACCELERATOR_BATCH_SIZE, CPU_BATCH_SIZE
+    from cascade.stages.stage import default_batch_size
 
     out = Path(out)
     before = check_folder(out)
     place, on_cpu = Place.from_environment(), cascade.device.type == "cpu"
+    side = cascade.sizes[cascade.stages_to(size)[-1]]
     plan = RunPlan(
         num_images=num_images,
-        size=cascade.sizes[cascade.stages_to(size)[-1]],
+        size=side,
         num_classes=cascade.num_classes,
         seed=seed,
         labels=labels if isinstance(labels, str) else tuple(labels),
         format=format,
-        batch_size=batch_size or (CPU_BATCH_SIZE if on_cpu else ACCELERATOR_BATCH_SIZE),
+        batch_size=batch_size or default_batch_size(cascade.device, side),
     )
     count = _count(cascade, plan, processes, on_cpu)
     place = place if count == 1 else Place(0, count)

@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data import default_collate
 
 from cascade.costs import operation_counter
 from cascade.data import class_names
+from cascade.stages.graphs import EAGER_CALLS
 from cascade.stages.training import Phase, PictureSet, Recipe, TrainingExamples
 from cascade.stages.training.processes import this_process
 from cascade.stages.training.recipe import PRECISIONS
 from cascade.stages.training.state import TrainingState
-from cascade.stages.training.step import step
+from cascade.stages.training.step import Stepper
 from cascade.stages.unet import UNet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -260,6 +260,15 @@ def training_speed(recipe: Recipe, num_classes: int | None, cost: TrainingCost) 
     return Speed(images / seconds, images, rate)
 
 
+def seconds_per_image(recipe: Recipe, num_classes: int | None, phase: Phase) -> float:
+    """What an image of a phase takes this process in training, data preparation included, from a few real steps."""
+    images = phase.batch_size // this_process().num_processes // recipe.optimization.accumulate
+    one = real_step(recipe, num_classes, phase, images)
+    for _ in range(EAGER_CALLS if this_process().device.type == "cuda" else 0):
+        one()  # before steps are recorded
+    return median_seconds(one, repeats=3, limit=STEP_SECONDS) / (images * this_process().num_processes)
+
+
 def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int) -> Callable[[], None]:
     """What takes one step of the recipe on so many pictures of noise: data preparation, optimizer and averages included."""
     optimization = replace(recipe.optimization, accumulate=1, compile=False)
@@ -272,9 +281,10 @@ def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int
     pictures = PictureSet(pixels, np.zeros(images, np.int64), ("noise",), (True,))
     examples = TrainingExamples(pictures, recipe, recipe.phases[0], state.network.null_label)
 
+    stepper = Stepper(state, lambda message: None)
+
     def one() -> None:
-        batch = default_collate([examples[number] for number in range(state.images_seen, state.images_seen + images)])
-        step(state, [batch], str, lambda message: None)
+        stepper([examples.read(range(state.images_seen, state.images_seen + images))], examples)
         state.images_seen += images
         state.ema.update(state.network, state.images_seen, images)
         synchronize(accelerator.device)

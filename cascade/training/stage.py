@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import init_empty_weights
+from accelerate.utils import broadcast_object_list
 
 from cascade.data import open_held_out, open_pictures
 from cascade.data.checking import cores
@@ -22,6 +24,7 @@ from cascade.stages.training.journal import LOG, TENSORBOARD, check_trackers, re
 from cascade.stages.training.meter import Report
 from cascade.stages.training.post_hoc import Snapshots
 from cascade.stages.training.processes import this_process
+from cascade.stages.training.time_box import TimeBox, fitted
 from cascade.stages.training.validation import ValidationReport
 from cascade.stages.unet import UNet
 from cascade.training.export import check_export, export_stage
@@ -66,6 +69,7 @@ def train_stage(
     *,
     trackers: Sequence[str] | None = None,
     workers: int | None = None,
+    seconds: float | None = None,
     on_progress: OnProgress = _nothing,
     on_report: Callable[[Report], None] = _nothing,
     on_validation: Callable[[ValidationReport], None] = _nothing,
@@ -82,6 +86,9 @@ def train_stage(
         export: Folder of the finished stage; None = `stage` in the run's.
         trackers: Where the curves are shown beside the log, by accelerate's names; None = TensorBoard, if it is installed.
         workers: Processes that prepare the data; None = 0 for drawings, else this process's free cores, at most `MOST_WORKERS`.
+        seconds: Time for everything, from this call on: the recipe's lengths are fitted to it, again and again by the speed that
+            was measured, and the run's recipe.yaml is what was trained in the end. A run that was stopped goes on by the recipe
+            that it was fitted to last. None = the lengths of the recipe.
         on_progress: Called while data is listed or drawn, and after every step.
         on_report: Called with a `Report` every few steps: losses, rate, speed and memory since the report before.
         on_validation: Called with a `ValidationReport`: the loss on held-out pictures.
@@ -93,7 +100,8 @@ def train_stage(
         OSError: if something can't be written; the last checkpoint is whole then.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the step is finished and a checkpoint is written; its text says so.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    begun, time_box = time.monotonic(), None
+    given = recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     run = run_folder(recipe) if run is None else Path(run)
     folder = run / STAGE if export is None else Path(export)
     check_export(folder)
@@ -113,26 +121,56 @@ def train_stage(
     class_names = None if num_classes is None or found == numbers else found
     if workers is None:
         workers = 0 if isinstance(pictures, PictureSet) else max(1, min(MOST_WORKERS, cores() // process.num_processes - 1))
+    if seconds is not None and (kept := _fitted_before(run, recipe)):
+        recipe = kept
+        on_message(f"goes on by {run / RECIPE}, which was fitted to a time before")
+    elif seconds is not None:
+        time_box = _time_box(recipe, num_classes, begun + seconds)
+        recipe = fitted(recipe, time_box.factor)
     on_message(summary(recipe, num_classes))
     if process.is_main_process:
         _keep(run, recipe, class_names, on_message)
+
+    planned = recipe
+
+    def as_it_stands() -> Recipe:
+        return planned if time_box is None else fitted(given, time_box.factor)
+
     network = train(
         recipe,
         pictures,
         run,
         held_out=held_out,
-        on_step=lambda images_seen: on_progress("training", images_seen, recipe.total_images),
+        on_step=lambda images_seen: on_progress("training", images_seen, as_it_stands().total_images),
         on_report=on_report,
         on_validation=on_validation,
         on_message=on_message,
         sample_grid=grid_maker(recipe, pictures if held_out is None else held_out, on_message),
         trackers=trackers,
         workers=workers,
+        time_box=time_box,
+        on_recipe=lambda now: write_text(run / RECIPE, recipe_to_yaml(now)) if process.is_main_process else None,
     )
+    recipe = as_it_stands()
     if process.is_main_process:
         export_stage(network, recipe, folder, class_names)
     last = {name: value for record in read_log(run / LOG) for name, value in record.items() if value is not None}
     return TrainedStage(folder, run, recipe.total_images, last.get("loss"), last.get("validation_loss"), class_names)
+
+
+def _time_box(recipe: Recipe, num_classes: int | None, end: float) -> TimeBox:
+    """The recipe's lengths in the time from now to `end`, as the main process finds them."""
+    from cascade.training.forecast import seconds_per_image
+
+    time_box = TimeBox(recipe, end, [seconds_per_image(recipe, num_classes, phase) for phase in recipe.phases])
+    (time_box.factor,) = broadcast_object_list([time_box.factor])
+    return time_box
+
+
+def _fitted_before(run: Path, recipe: Recipe) -> Recipe | None:
+    """The recipe that a run keeps, if it is this one but for its lengths."""
+    kept = load_recipe(run / RECIPE) if (run / RECIPE).is_file() else None
+    return kept if kept is not None and fitted(kept, 0) == fitted(recipe, 0) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,33 @@
 """Training examples as a pure function of (seed, number): image, noise and every other draw.
 
-Example `n` is the same whatever the batch size, the number of processes or workers and the moment of a resume: to resume is
-to go on counting, and one process or many see the same sequence. A damaged picture is replaced by the next usable one in the
-order of its epoch, which is the same picture each time.
+Example `n` is the same whatever the batch size, the number of processes or workers, the device and the moment of a resume: to
+resume is to go on counting, and one process or many see the same sequence. A damaged picture is replaced by the next usable one
+in the order of its epoch, which is the same picture each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from cascade.stages.conditioning import augment, gaussian_blur, resize
 from cascade.stages.noise import MAX_LOG_SNR, resolution_shift
+from cascade.stages.training import draws
 from cascade.stages.training.odd_pictures import TRIES, DamagedPicture, Oddity, mask_of
 from cascade.stages.training.recipe import REGRESSION, Phase, Recipe
 
 GOLDEN_RATIO = 0.6180339887498949
+
+Batch = dict[str, Tensor]
+"""Values of examples by name, each [B, ...]."""
 
 
 class Picture(NamedTuple):
@@ -114,11 +119,91 @@ class PictureSet:
         return epoch_order(seed, epoch, len(self))
 
 
+class ResidentPictures:
+    """A `PictureSource` whose pictures are in the memory of the device that trains, where `cut` takes their squares.
+
+    `read` gives a picture without pixels, or raises as that of the source would.
+
+    Args:
+        source: Where the pictures come from; each is read once, now.
+        device: Where they stay, as uint8.
+        workers: Processes that read them; 0 = this one.
+    """
+
+    def __init__(self, source: PictureSource, device: torch.device, workers: int = 0) -> None:
+        self.source, self.size, self.may_flip = source, source.size, source.may_flip
+        self.class_names, self.name, self.order = source.class_names, source.name, source.order
+        self._labels = [source.label(index) for index in range(len(source))]
+        self.pixels = torch.empty((len(source), source.size, source.size, 3), dtype=torch.uint8, device=device)
+        self._states: list[Picture | DamagedPicture] = []
+        for pixels, states in DataLoader(_Reading(source), 64, num_workers=workers, collate_fn=as_read):
+            self.pixels[len(self._states) :][: len(states)] = pixels.to(device)
+            self._states += states
+
+    @staticmethod
+    def fit(source: PictureSource, device: torch.device) -> bool:
+        """Whether the pictures take at most a third of what the accelerator has free: the rest is the training's."""
+        return 3 * len(source) * source.size**2 * 3 <= torch.cuda.mem_get_info(device)[0]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def label(self, index: int) -> int:
+        return self._labels[index]
+
+    def read(self, index: int) -> Picture:
+        state = self._states[index]
+        if isinstance(state, DamagedPicture):
+            raise state
+        return state
+
+    def cut(self, batch: Batch, side: int) -> Tensor:
+        """The squares of `side` pixels that a batch of `TrainingExamples` names, cropped and mirrored: uint8 [B, s, s, 3]."""
+        place = torch.arange(side, device=self.pixels.device)
+        rows = batch["top"][:, None] + place
+        columns = batch["left"][:, None] + torch.where(batch["flip"][:, None], side - 1 - place, place)
+        return self.pixels[batch["index"][:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+class _Reading(Dataset):
+    """Reads pictures as a DataLoader's workers ask for them: pixels uint8 [B, S, S, 3], and what else is known of each."""
+
+    def __init__(self, source: PictureSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[Picture | DamagedPicture]]:
+        pixels = np.zeros((len(indices), self.source.size, self.source.size, 3), np.uint8)
+        states: list[Picture | DamagedPicture] = []
+        for place, index in enumerate(indices):
+            try:
+                picture = self.source.read(index)
+            except DamagedPicture as error:
+                states.append(error)
+            else:
+                pixels[place] = picture.pixels
+                states.append(Picture(_NO_PIXELS, picture.oddities))
+        return torch.from_numpy(pixels), states
+
+
+def as_read(batch: Any) -> Any:
+    """Leaves nothing to collate: `__getitems__` reads a batch at a time."""
+    return batch
+
+
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+
+
 class TrainingExamples(Dataset):
     """The endless sequence of training examples of one phase of a recipe.
 
-    Indexing with the example's number gives a dictionary: `x0` [3, size, size] in [-1, 1], `eps` of its shape, `log_snr`,
-    `label`, and for an SR3 stage `low_res` [3, h, h], augmented, and `aug_level`. `index` is its picture's place in the set.
+    An example is made in two parts. `read` takes pictures and small draws, on the host and by data workers: `pixels` uint8
+    [S, S, 3], cropped and mirrored, `label`, `log_snr`, for an SR3 stage `aug_level` and `blur`, its `number`, and `index`, its
+    picture's place in the set. `complete` makes the rest of them where the network is: `x0` [3, size, size] in [-1, 1], `eps` of
+    its shape, and for an SR3 stage `low_res` [3, h, h], augmented. Of pictures that are in the network's memory already
+    (`ResidentPictures`), `read` gives places in place of pixels. Indexing with a number gives a whole example, on the host.
 
     What `DamageLog` counts: `oddities`, a bit for each kind that the picture is of, and `damaged` [TRIES, 2], place and kind of
     each damaged picture that was passed over, filled up with -1. If none of TRIES pictures is usable, `damaged` is full and the
@@ -134,6 +219,7 @@ class TrainingExamples(Dataset):
         needed = recipe.picture_size
         if pictures.size < needed or (self.low_res_size and pictures.size != needed):
             raise ValueError(f"the pictures are {pictures.size} px, but this stage is trained on {needed} px; open them so")
+        self.side = phase.size if self.low_res_size else pictures.size
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def picture_index(self, number: int, further: int = 0) -> int:
@@ -152,21 +238,54 @@ class TrainingExamples(Dataset):
     def _labels(self) -> np.ndarray:
         return np.array([self.pictures.label(place) for place in range(len(self.pictures))])
 
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.recipe.seed, 2, number])
-        index, picture, damaged = self._usable(number)
-        label = self.pictures.label(index)
-        flip = rng.random() < 0.5 and self.recipe.data.flip and self.pictures.may_flip[label]
-        dropped = rng.random() < self.recipe.objective.label_dropout
-        example = self._images(picture.pixels, flip, rng)
-        example["eps"] = _normal(rng, example["x0"].shape)
+    def __getitem__(self, number: int) -> Batch:
+        return {name: value[0] for name, value in self.complete(self.read([number])).items()}
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        """A whole batch at once, which is how a DataLoader asks."""
+        return self.read(numbers)
+
+    def read(self, numbers: Sequence[int]) -> Batch:
+        """The part of these examples that is made on the host, each value [B, ...]."""
+        number = torch.tensor(numbers)
+        found = [self._usable(each) for each in numbers]
+        label = torch.tensor([self.pictures.label(index) for index, _, _ in found])
+        may_flip = torch.tensor([self.recipe.data.flip and self.pictures.may_flip[each] for each in label.tolist()])
+        flip, dropped, *others = draws.uniform(draws.streams(self.recipe.seed, _CHOICES, number), len(_DRAWS)).T
+        drawn = dict(zip(_DRAWS, (flip, dropped, *others), strict=True))
         # the golden-ratio sequence: any stretch covers the noise levels evenly (VDM, arXiv:2107.00630, I.1)
-        example["log_snr"] = self.log_snr(torch.tensor((number * GOLDEN_RATIO) % 1.0, dtype=torch.float64)).float()
-        example["label"] = torch.tensor((self.null_label or 0) if dropped else label)
-        example["index"] = torch.tensor(index)
-        example["oddities"] = torch.tensor(mask_of(picture.oddities))
-        example["damaged"] = torch.tensor(damaged + [(-1, -1)] * (TRIES - len(damaged)))
-        return example
+        batch = {"number": number, "log_snr": self.log_snr((number.double() * GOLDEN_RATIO) % 1.0).float()}
+        batch["label"] = label.where(dropped >= self.recipe.objective.label_dropout, self.null_label or 0)
+        batch |= self._small_image(drawn)
+        batch |= self._pixels([picture for _, picture, _ in found], (flip < 0.5) & may_flip, drawn)
+        batch["index"] = torch.tensor([index for index, _, _ in found])
+        batch["oddities"] = torch.tensor([mask_of(picture.oddities) for _, picture, _ in found])
+        tries = [damaged + [(-1, -1)] * (TRIES - len(damaged)) for _, _, damaged in found]
+        return batch | {"damaged": torch.tensor(tries)}
+
+    def complete(self, batch: Batch) -> Batch:
+        """What `read` gave, with the images that the network sees, made on the batch's own device, which nothing waits for."""
+        pixels = self.pictures.cut(batch, self.side) if isinstance(self.pictures, ResidentPictures) else batch["pixels"]
+        x0 = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        made = {"x0": x0 if self.low_res_size else resize(x0, self.phase.size)}
+        made["eps"] = self._noise(_NOISE, batch["number"], made["x0"].shape)
+        if self.low_res_size:
+            low_res, blur = resize(x0, self.phase.size * self.low_res_size // self.sample_size), self.recipe.augmentation.blur
+            if blur:
+                low_res = gaussian_blur(low_res, batch["blur"], blur)
+            noise = self._noise(_LOW_RES_NOISE, batch["number"], low_res.shape)
+            made["low_res"] = augment(low_res, batch["aug_level"], noise)
+        return batch | made
+
+    def _noise(self, purpose: int, numbers: Tensor, shape: torch.Size) -> Tensor:
+        return draws.normal(draws.streams(self.recipe.seed, purpose, numbers), math.prod(shape[1:])).view(shape)
+
+    def log_snr(self, u: Tensor) -> Tensor:
+        """Log-SNR at shares `u` in [0, 1] of the recipe's law, shifted to the phase's size; shape of `u`, float64."""
+        size = self.sample_size if self.low_res_size else self.phase.size
+        if self.recipe.objective.kind == REGRESSION:
+            return torch.full_like(u, -MAX_LOG_SNR)
+        return resolution_shift(self.recipe.objective.law.log_snr(u), size, self.sample_size)
 
     def _usable(self, number: int) -> tuple[int, Picture, list[tuple[int, int]]]:
         """The first usable picture from the example's own place on: its place, itself, and those before it with their kinds."""
@@ -179,28 +298,34 @@ class TrainingExamples(Dataset):
                 damaged.append((index, error.oddity.code))
         return index, Picture(np.zeros((self.pictures.size, self.pictures.size, 3), np.uint8)), damaged
 
-    def log_snr(self, u: Tensor) -> Tensor:
-        """Log-SNR at shares `u` in [0, 1] of the recipe's law, shifted to the phase's size; shape of `u`, float64."""
-        size = self.sample_size if self.low_res_size else self.phase.size
-        if self.recipe.objective.kind == REGRESSION:
-            return torch.full_like(u, -MAX_LOG_SNR)
-        return resolution_shift(self.recipe.objective.law.log_snr(u), size, self.sample_size)
+    def _pixels(self, pictures: Sequence[Picture], flip: Tensor, drawn: Batch) -> Batch:
+        """The pictures' squares that are trained on, or where they lie in pictures that are resident."""
+        factor = self.sample_size // self.low_res_size if self.low_res_size else 1
+        places = (self.pictures.size - self.side) // factor + 1
+        top, left = ((drawn[name] * places).long() * factor for name in ("top", "left"))
+        if isinstance(self.pictures, ResidentPictures):
+            return {"top": top, "left": left, "flip": flip}
+        squares = []
+        for picture, mirrored, y, x in zip(pictures, flip.tolist(), top.tolist(), left.tolist(), strict=True):
+            square = picture.pixels[y : y + self.side, x : x + self.side]
+            squares.append(square[:, ::-1] if mirrored else square)
+        return {"pixels": torch.from_numpy(np.stack(squares))}
 
-    def _images(self, picture: np.ndarray, flip: bool, rng: np.random.Generator) -> dict[str, Tensor]:
-        if flip:
-            picture = picture[:, ::-1]
+    def _small_image(self, drawn: Batch) -> Batch:
+        """How an SR3 stage's small images are augmented."""
         if not self.low_res_size:
-            return {"x0": resize(_to_tensor(picture)[None], self.phase.size)[0]}
-        factor, crop, augmentation = self.sample_size // self.low_res_size, self.phase.size, self.recipe.augmentation
-        top, left = (factor * int(rng.integers((self.sample_size - crop) // factor + 1)) for _ in range(2))
-        x0 = _to_tensor(picture[top : top + crop, left : left + crop])[None]
-        low_res = resize(x0, crop // factor)
-        if augmentation.blur and rng.random() < 0.5:
-            low_res = gaussian_blur(low_res, torch.tensor([rng.random() * augmentation.blur]))
-        u, clean = rng.random(), augmentation.clean  # level 0 for the first `clean` of u, then rising evenly to `noise`
-        aug_level = torch.tensor([0.0 if u < clean else augmentation.noise * (u - clean) / (1 - clean)], dtype=torch.float32)
-        low_res = augment(low_res, aug_level, _normal(rng, low_res.shape))
-        return {"x0": x0[0], "low_res": low_res[0], "aug_level": aug_level[0]}
+            return {}
+        augmentation, u = self.recipe.augmentation, drawn["level"]
+        clean = augmentation.clean  # level 0 for the first `clean` of u, then rising evenly to `noise`
+        level = augmentation.noise * (u - clean) / max(1 - clean, 1e-9)
+        blur = (augmentation.blur * drawn["width"]).where(drawn["blurred"] < 0.5, 0.0)
+        return {"aug_level": level.where(u >= clean, 0.0).float(), **({"blur": blur.float()} if augmentation.blur else {})}
+
+
+_CHOICES, _NOISE, _LOW_RES_NOISE = 2, 3, 4
+"""Purposes of an example's draws, see `draws.streams`."""
+_DRAWS = ("flip", "dropped", "top", "left", "blurred", "width", "level")
+"""What each of an example's small draws decides, in their order: a new one comes last, so that the others stay."""
 
 
 def numbers(start: int, stop: int, batch_size: int, rank: int, processes: int) -> Iterator[int]:
@@ -208,11 +333,3 @@ def numbers(start: int, stop: int, batch_size: int, rank: int, processes: int) -
     share = batch_size // processes
     for batch in range(start + rank * share, stop + rank * share, batch_size):
         yield from range(batch, batch + share)
-
-
-def _to_tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float() / 127.5 - 1
-
-
-def _normal(rng: np.random.Generator, shape: torch.Size) -> Tensor:
-    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))

@@ -14,15 +14,16 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cascade.stages.training.examples import PictureSource, TrainingExamples, numbers
+from cascade.stages.training.examples import Batch, PictureSource, ResidentPictures, TrainingExamples, as_read, numbers
 from cascade.stages.training.journal import Journal
 from cascade.stages.training.meter import Meter, Report
 from cascade.stages.training.odd_pictures import DamageLog
 from cascade.stages.training.processes import sole_training, this_process
-from cascade.stages.training.recipe import PRECISIONS, Phase, Recipe
+from cascade.stages.training.recipe import PRECISIONS, Recipe
 from cascade.stages.training.signals import StopSignals, leave_signals_to_the_trainer
 from cascade.stages.training.state import Say, TrainingState
-from cascade.stages.training.step import Batch, Outcome, step
+from cascade.stages.training.step import Outcome, Stepper
+from cascade.stages.training.time_box import TimeBox, fitted
 from cascade.stages.training.validation import ValidationReport, Validator
 from cascade.stages.unet import UNet
 
@@ -42,6 +43,9 @@ def train(
     sample_grid: SampleGrid | None = None,
     trackers: Sequence[str] = (),
     workers: int = 0,
+    resident: bool | None = None,
+    time_box: TimeBox | None = None,
+    on_recipe: Callable[[Recipe], None] = lambda recipe: None,
 ) -> UNet:
     """Train a stage, or continue where its newest whole checkpoint left it: a network with averaged weights in evaluation mode.
 
@@ -60,7 +64,11 @@ def train(
         sample_grid: Makes a picture of what the network makes after so many images, as often as `recipe.samples` says; the
             weights that it meets are the averaged ones. None = no samples.
         trackers: Where the curves are shown beside `log.jsonl`, by accelerate's names; see `journal.check_trackers`.
-        workers: Processes that prepare the data; 0 = this one.
+        workers: Processes that read the pictures; 0 = this one.
+        resident: Whether the pictures are read once and stay in the memory of the device that trains, which changes no example;
+            None = on a CUDA device that has room for them.
+        time_box: Makes the recipe, which it was made with, as long as its time; `recipe` is that recipe as first fitted to it.
+        on_recipe: Called with the recipe whenever it is fitted anew.
 
     Raises:
         ValueError: if recipe, data and run folder don't belong together, another process is training there, or too many pictures
@@ -77,14 +85,26 @@ def train(
         if accelerator.is_main_process:
             held.enter_context(sole_training(run))
         state = TrainingState.begin(recipe, len(pictures.class_names), run, accelerator, on_message)
+        device = accelerator.device
+        if resident is None:
+            resident = device.type == "cuda" and ResidentPictures.fit(pictures, device)
+        if resident:
+            pictures = ResidentPictures(pictures, device, workers)
         meter = Meter(recipe, state.images_seen, lambda values: accelerator.gather(values[None]))
         validate = Validator(recipe, held_out, state.network.null_label) if held_out is not None else None
         journal = held.enter_context(Journal(run, state.images_seen, accelerator, trackers))
-        signals = held.enter_context(StopSignals())
-        for before, outcome in _steps(state, pictures, workers, on_message):
+        signals, stepper = held.enter_context(StopSignals()), Stepper(state, on_message)
+        for before, outcome in _steps(state, pictures, stepper, workers, on_message):
             meter.observe(outcome.losses, outcome.log_snr, outcome.damaged)
             on_step(state.images_seen)
-            stopping = _asked_of_any(signals, accelerator)
+            factor = None if time_box is None else time_box.after_step(state.images_seen, meter.pauses)
+            stopping, factor = _agreed(signals, factor, accelerator)
+            if factor is not None and time_box is not None:
+                time_box.factor = factor
+                state.refit(fitted(time_box.recipe, factor))
+                meter.recipe = state.recipe
+                on_recipe(state.recipe)
+            recipe = state.recipe
             save = stopping or _due(recipe.checkpoint_every, before, state)
             if report := meter.step(outcome.gradient_norm, state.images_seen, recipe.phase_at(before), close=save):
                 on_report(report)
@@ -92,13 +112,14 @@ def train(
             with meter.paused():
                 if sample_grid is not None and _due(recipe.samples.every, before, state):
                     _sample(state, sample_grid, journal)
-                validation = validate(state) if validate is not None and _due(validate.every, before, state) else None
+                validation = validate(state) if validate is not None and _due(_validated(recipe), before, state) else None
                 if validation is not None:
                     on_validation(validation)
                     journal.write(state.images_seen, validation.as_record())
                 if recipe.snapshots is not None and _due(recipe.snapshots.every, before, state):
                     state.snapshot()
                 if save:
+                    stepper.look(pictures.name)
                     state.save(None if validation is None else validation.loss)
             if stopping:
                 raise KeyboardInterrupt(f"stopped after {state.images_seen} images, with a checkpoint")
@@ -108,6 +129,12 @@ def train(
 def _due(every: int, before: int, state: TrainingState) -> bool:
     """Whether what is due every so many images, and at the end, is due after the step that began at `before`."""
     return before // every < state.images_seen // every or state.images_seen == state.recipe.total_images
+
+
+def _validated(recipe: Recipe) -> int:
+    """Images between two validations."""
+    assert recipe.validation is not None
+    return recipe.validation.every or recipe.checkpoint_every
 
 
 def _accelerator(precision: str, on_message: Say) -> Accelerator:
@@ -123,36 +150,43 @@ def _accelerator(precision: str, on_message: Say) -> Accelerator:
     return Accelerator(mixed_precision=kind)
 
 
-def _steps(state: TrainingState, pictures: PictureSource, workers: int, on_message: Say) -> Iterator[tuple[int, Outcome]]:
+def _steps(
+    state: TrainingState, pictures: PictureSource, stepper: Stepper, workers: int, on_message: Say
+) -> Iterator[tuple[int, Outcome]]:
     """Train to the end of the recipe, step by step: the images seen before each, and what it was like."""
-    recipe = state.recipe
-    damage = DamageLog(pictures, recipe.data.max_damaged)
-    while state.images_seen < recipe.total_images:
+    damage = DamageLog(pictures, state.recipe.data.max_damaged)
+    while state.images_seen < state.recipe.total_images:
+        recipe = state.recipe
         phase = recipe.phase_at(state.images_seen)
-        for parts in _batches(phase, pictures, state, workers):
+        examples = TrainingExamples(pictures, recipe, phase, state.network.null_label)
+        for parts in _batches(examples, state, workers):
             for sentence in damage.add(_of_all(parts, state.accelerator)):
                 on_message(sentence)
             before = state.images_seen
-            outcome = step(state, parts, pictures.name, on_message)
+            outcome = stepper(parts, examples)
             state.images_seen = min(before + phase.batch_size, phase.images)
             state.average(before)
             yield before, outcome
+            if state.recipe is not recipe:  # it has been fitted to the time that is left
+                break
     if table := damage.table():
         on_message(f"odd pictures of {damage.met:,} met\n{table}")
 
 
-def _batches(phase: Phase, pictures: PictureSource, state: TrainingState, workers: int) -> Iterator[list[Batch]]:
+def _batches(examples: TrainingExamples, state: TrainingState, workers: int) -> Iterator[list[Batch]]:
     """This process's share of every global batch left in the phase, in parts to be taken one after the other."""
-    recipe, accelerator = state.recipe, state.accelerator
-    processes, accumulate, whole = accelerator.num_processes, recipe.optimization.accumulate, phase.batch_size
+    accelerator, phase = state.accelerator, examples.phase
+    processes, accumulate, whole = accelerator.num_processes, state.recipe.optimization.accumulate, phase.batch_size
+    workers = 0 if isinstance(examples.pictures, ResidentPictures) else workers
     if whole % (processes * accumulate):
         raise ValueError(
             f"batch_size {whole} can't be shared evenly by {processes} processes with optimization.accumulate {accumulate};"
             f" it must be a multiple of {processes * accumulate}"
         )
     loader: DataLoader = DataLoader(
-        TrainingExamples(pictures, recipe, phase, state.network.null_label),
+        examples,
         batch_size=whole // processes // accumulate,
+        collate_fn=as_read,
         sampler=numbers(state.images_seen, phase.images, whole, accelerator.process_index, processes),
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_trainer,
@@ -175,11 +209,13 @@ def _of_all(parts: list[Batch], accelerator: Accelerator) -> Batch:
     return {key: accelerator.gather(value.to(accelerator.device)) for key, value in batch.items()}
 
 
-def _asked_of_any(signals: StopSignals, accelerator: Accelerator) -> bool:
-    """Whether any process was asked to stop: all of them have to stop after the same step."""
+def _agreed(signals: StopSignals, factor: float | None, accelerator: Accelerator) -> tuple[bool, float | None]:
+    """Whether any process was asked to stop, and how long the main one finds the recipe: all do the same after the same step."""
     if accelerator.num_processes == 1:
-        return signals.asked
-    return bool(accelerator.reduce(torch.tensor(float(signals.asked), device=accelerator.device), "sum"))
+        return signals.asked, factor
+    mine = [float(signals.asked), (factor or 0.0) * accelerator.is_main_process]
+    asked, agreed = accelerator.reduce(torch.tensor(mine, dtype=torch.float64, device=accelerator.device), "sum").tolist()
+    return bool(asked), agreed or None
 
 
 def _sample(state: TrainingState, sample_grid: SampleGrid, journal: Journal) -> None:

@@ -17,6 +17,9 @@ from cascade.stages.training.recipe import REGRESSION, Phase, Recipe
 LOG_EVERY = 50
 """Steps between two reports."""
 
+SHORTEST_PAUSE = 0.01
+"""Seconds."""
+
 LEVEL_EDGES = (-8.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
 """Log-SNR at which the bins of the loss by noise level meet: the same for every law, size and run, so that curves compare."""
 
@@ -67,15 +70,17 @@ class Meter:
     def __init__(self, recipe: Recipe, images_seen: int, gather: Callable[[Tensor], Tensor] = lambda own: own[None]) -> None:
         self.recipe, self.gather = recipe, gather
         self._by_level, self._norms = torch.zeros(2, len(LEVELS)), torch.zeros(2)
+        self.pauses: list[float] = []
+        """Seconds of each pause of at least SHORTEST_PAUSE."""
         self._begin(images_seen)
 
     def observe(self, losses: Tensor, log_snr: Tensor, damaged: int = 0) -> None:
         """Take in this process's examples of a step: loss, unless it is NaN, and noise level, [B], and how many were damaged."""
         losses, finite = losses.detach().float(), losses.isfinite()
-        bins = torch.bucketize(log_snr, log_snr.new_tensor(LEVEL_EDGES), right=True).to(losses.device)
+        bins = torch.bucketize(log_snr, log_snr.new_tensor(LEVEL_EDGES), right=True).to(losses.device, non_blocking=True)
         self._damaged += damaged
         both = torch.stack([losses.where(finite, 0), finite.float()])
-        self._by_level = self._by_level.to(losses).index_add(1, bins, both)
+        self._by_level = self._by_level.to(losses, non_blocking=True).index_add(1, bins, both)
 
     def step(self, norm: Tensor, images_seen: int, phase: Phase, close: bool = False) -> Report | None:
         """Take in the end of a step with this gradient norm; the report, if one is due.
@@ -83,7 +88,7 @@ class Meter:
         `close` asks for one now, as a checkpoint does: the run that goes on from there then reports what an unbroken one would.
         """
         finite = norm.isfinite()
-        self._norms = self._norms.to(norm) + torch.stack([norm.where(finite, 0), finite.to(norm)])
+        self._norms = self._norms.to(norm, non_blocking=True) + torch.stack([norm.where(finite, 0), finite.to(norm)])
         self._steps += 1
         if self._steps < LOG_EVERY and not close and images_seen < self.recipe.total_images:
             return None
@@ -98,7 +103,10 @@ class Meter:
         try:
             yield
         finally:
-            self._since += time.monotonic() - begun
+            seconds = time.monotonic() - begun
+            self._since += seconds
+            if seconds > SHORTEST_PAUSE:
+                self.pauses.append(seconds)
 
     def _begin(self, images_seen: int) -> None:
         self._by_level, self._norms = torch.zeros_like(self._by_level), torch.zeros_like(self._norms)

@@ -95,11 +95,12 @@ class Objective:
 class Optimization:
     """How the weights move.
 
-    learning_rate: Of Adam, after the warm-up.
+    optimizer: "adam", or "muon" for the hidden matrices beside Adam for the rest (`muon.Muon`; 1e-3 is a good rate for both).
+    learning_rate: After the warm-up.
     warmup: Images over which the rate rises linearly from 0.
     cooldown: Share of the training, at its end, over which the rate falls linearly to 0; 0 = constant (SR3).
     betas: Of Adam: how much of the averages of gradient and squared gradient a step keeps (torch's default: 0.9, 0.999).
-    weight_decay: Of AdamW; 0 = Adam.
+    weight_decay: Of AdamW, and of Muon; 0 = Adam.
     clip_norm: Largest gradient norm.
     ema_half_life: Images after which a weight's share in the moving average has halved.
     ema_ramp: The half-life is at most this share of the images seen, so that the average forgets the start.
@@ -108,9 +109,10 @@ class Optimization:
         the step stays that of the whole batch.
     gradient_checkpointing: Compute each block's inner values again in the backward pass instead of keeping them: about a third
         more work for much less memory.
-    compile: Whether torch.compile translates the network first, which takes minutes.
+    compile: Whether torch.compile translates the network's blocks first, which takes a minute or more and pays on accelerators.
     """
 
+    optimizer: str = "adam"
     learning_rate: float = 1e-4
     warmup: int = 10_000
     cooldown: float = 0.0
@@ -236,6 +238,7 @@ class Recipe:
         o = self.objective
         choices = {"weighting": (o.weighting, ("none", "min_snr", "sigmoid")), "loss": (o.loss, ("l1", "l2"))}
         choices |= {"kind of the objective": (o.kind, (DIFFUSION, REGRESSION)), "result": (self.result, ("last", "best"))}
+        choices |= {"optimizer": (self.optimization.optimizer, ("adam", "muon"))}
         choices |= {"precision": (self.optimization.precision, tuple(PRECISIONS))}
         for name, (chosen, known) in choices.items():
             _require(chosen in known, f"{name} is {chosen!r}, expected one of {known}")

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 
 from cascade.stages.training import checkpoint, post_hoc
 from cascade.stages.training.ema import EMA, MovingAverage, PowerAverage
-from cascade.stages.training.recipe import Recipe
+from cascade.stages.training.muon import Muon
+from cascade.stages.training.recipe import Optimization, Recipe
 from cascade.stages.training.start_from import difference, settings_of, take_weights
 from cascade.stages.unet import UNet
 
@@ -25,7 +26,8 @@ class TrainingState:
     """Network, optimizer, averages of the weights and the number of images seen.
 
     `ema` is the average that the stage is made of; `power` are those that only snapshots are made of.
-    `network` is the bare network, whose weights are saved; `prepared` the same one as accelerate runs it.
+    `network` is the bare network, whose weights are saved; `prepared` the same one as accelerate runs it. `optimizers` are by the
+    names of their files in a checkpoint.
     """
 
     def __init__(self, recipe: Recipe, num_classes: int, run: Path) -> None:
@@ -34,9 +36,8 @@ class TrainingState:
         self.network = UNet(**recipe.network, num_classes=recipe.num_classes(num_classes)).to(memory_format=torch.channels_last)
         self.prepared: Any = self.network
         self.accelerator: Accelerator
-        o, weights = recipe.optimization, self.network.parameters()
-        beta1, beta2 = o.betas
-        self.optimizer: Any = torch.optim.AdamW(weights, lr=0.0, betas=(beta1, beta2), weight_decay=o.weight_decay, fused=True)
+        o = recipe.optimization
+        self.optimizers: dict[str, Any] = optimizers_of(self.network, o)
         self.ema = EMA(self.network, o.ema_half_life, o.ema_ramp)
         self.power = [PowerAverage(self.network, std) for std in recipe.snapshots.stds] if recipe.snapshots is not None else []
         self.averages = [self.ema, *self.power]
@@ -82,7 +83,10 @@ class TrainingState:
             )
         for average in self.averages:
             average.weights = {name: tensors[average.name][name] for name in average.weights}
-        checkpoint.restore_optimizer(self.optimizer, tensors["optimizer"])
+        if absent := next((name for name in self.optimizers if name not in tensors), None):
+            raise ValueError(f"{self.run} holds a run without {absent}, which can't begin in its middle; use another folder")
+        for name, optimizer in self.optimizers.items():
+            checkpoint.restore_optimizer(optimizer, tensors[name])
         self.images_seen, self.bad_steps = facts["images_seen"], facts.get("bad_steps", 0)
 
     def _prepare(self, accelerator: Accelerator, scaler: dict[str, Any] | None) -> None:
@@ -90,13 +94,42 @@ class TrainingState:
         self.accelerator = accelerator
         if self.recipe.optimization.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
-        self.prepared, self.optimizer = accelerator.prepare(self.network, self.optimizer)
         if self.recipe.optimization.compile:
-            self.prepared = torch.compile(self.prepared)
+            self.network.compile_repeated_blocks()
+        self.prepared, *prepared = accelerator.prepare(self.network, *self.optimizers.values())
+        self.optimizers = dict(zip(self.optimizers, prepared, strict=True))
+        if accelerator.device.type == "cuda":  # rates in its memory, where a recorded step reads them
+            for group in self._groups():
+                group |= {"lr": torch.zeros((), device=accelerator.device), "capturable": True}
         if scaler is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(scaler)
         for average in self.averages:
             average.weights = {name: value.to(accelerator.device) for name, value in average.weights.items()}
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for optimizer in self.optimizers.values():
+            yield from optimizer.param_groups
+
+    def set_rate(self) -> None:
+        """Set the learning rate of the step that starts now."""
+        rate = self.recipe.learning_rate_at(self.images_seen)
+        for group in self._groups():
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def move(self, finite: torch.Tensor) -> None:
+        """Let the optimizers move the weights by their gradients, unless those are not `finite`, bool []."""
+        for optimizer in self.optimizers.values():
+            if self.accelerator.scaler is None:  # float16's leaves such a step out itself, and lowers its scale
+                optimizer.optimizer.grad_scale, optimizer.optimizer.found_inf = None, (~finite).float()
+            optimizer.step()
+
+    def refit(self, recipe: Recipe) -> None:
+        """Go on by the same recipe of another length."""
+        self.recipe = recipe
+        self.ema.half_life = recipe.optimization.ema_half_life
 
     def average(self, images_before: int) -> None:
         """Take the weights into the averages, after a step that began at `images_before` and ended at `images_seen`."""
@@ -129,9 +162,8 @@ class TrainingState:
     def save(self, validation_loss: float | None = None) -> None:
         """Let the main process write a checkpoint, with the validation loss measured at this moment, if it was."""
         if self.accelerator.is_main_process:
-            optimizer = checkpoint.optimizer_tensors(self.optimizer.optimizer)
-            groups = {average.name: average.weights for average in self.averages}
-            groups |= {"network": self.network.state_dict(), "optimizer": optimizer}
+            groups = {average.name: average.weights for average in self.averages} | {"network": self.network.state_dict()}
+            groups |= {name: checkpoint.optimizer_tensors(each.optimizer) for name, each in self.optimizers.items()}
             facts = {
                 "network": settings_of(self.network),
                 "bad_steps": self.bad_steps,
@@ -159,3 +191,14 @@ class TrainingState:
         network.disable_gradient_checkpointing()
         network.load_state_dict(weights)
         return network.eval()
+
+
+def optimizers_of(network: UNet, optimization: Optimization) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of a network's weights, by the names of their files in a checkpoint."""
+    hidden = network.hidden_matrices() if optimization.optimizer == "muon" else set()
+    matrices = [weight for name, weight in network.named_parameters() if name in hidden]
+    others = [weight for name, weight in network.named_parameters() if name not in hidden]
+    beta1, beta2 = optimization.betas
+    decay = optimization.weight_decay
+    adam = torch.optim.AdamW(others, lr=0.0, betas=(beta1, beta2), weight_decay=decay, fused=True)
+    return {"optimizer": adam} | ({"muon": Muon(matrices, decay)} if matrices else {})

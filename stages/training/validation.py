@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch.utils.data import DataLoader
 
 from cascade.stages.training.examples import PictureSource, TrainingExamples
 from cascade.stages.training.objective import denoising_loss
@@ -49,7 +48,6 @@ class Validator:
 
     def __init__(self, recipe: Recipe, held_out: PictureSource, null_label: int | None) -> None:
         assert recipe.validation is not None
-        self.every = recipe.validation.every or recipe.checkpoint_every
         self.count, self.phase = min(recipe.validation.images, len(held_out)), recipe.phases[-1]
         data, objective = replace(recipe.data, flip=False, balanced=False), replace(recipe.objective, label_dropout=0.0)
         fixed = replace(recipe, seed=SEED, data=data, objective=objective)
@@ -65,8 +63,9 @@ class Validator:
         batch_size = self.phase.batch_size // accelerator.num_processes // optimization.accumulate
         sums = torch.zeros(len(self.levels), dtype=torch.float64)
         with state.averaged() as network:
-            for batch in DataLoader(self.examples, batch_size=batch_size, sampler=numbers):
-                batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+            for start in range(0, len(numbers), batch_size):
+                read = self.examples.read(numbers[start : start + batch_size])
+                batch = self.examples.complete({name: value.to(accelerator.device) for name, value in read.items()})
                 levels = [level.to(batch["log_snr"]).expand(len(batch["x0"])) for level in self.levels]
                 each = [denoising_loss(Running(network, network), {**batch, "log_snr": level}, objective) for level in levels]
                 sums += torch.stack([losses.double().sum().cpu() for losses in each])

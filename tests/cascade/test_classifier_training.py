@@ -64,9 +64,7 @@ def test_a_shift_moves_by_at_most_the_stated_share():
     image = torch.ones(1, 3, 64, 64)
     image[:, :, :, 32:] = -1
     settings = TrainingSettings(max_shift=0.1, max_scale=0.0, max_rotation=0.0)
-    got = _augment(
-        image.expand(300, -1, -1, -1), torch.zeros(300, dtype=torch.bool), settings, torch.Generator().manual_seed(0)
-    )
+    got = _augment(image.expand(300, -1, -1, -1), torch.zeros(300, dtype=torch.bool), settings, torch.Generator().manual_seed(0))
     edges = (got[:, 0, 32] > 0).sum(dim=1)
     assert edges.min() >= 32 - 7 and edges.max() <= 32 + 7 and edges.float().std() > 2
 

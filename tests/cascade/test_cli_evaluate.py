@@ -230,7 +230,7 @@ def test_an_interval_stands_beside_its_value_in_the_table_and_as_numbers_in_json
     assert json.loads(as_json(report))["rows"][0]["values"]["FID"] == {
         "estimate": 3.94159, "low": 3.8, "high": 4.0832, "confidence": 0.95,
     }  # fmt: skip
-    assert "<small>[3.80, 4.08]</small>" in page(report) and '<span>[3.80, 4.08]</span>' in page(report)
+    assert "<small>[3.80, 4.08]</small>" in page(report) and "<span>[3.80, 4.08]</span>" in page(report)
 
 
 def test_a_contact_sheet_puts_every_picture_in_its_place():

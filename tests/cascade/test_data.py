@@ -24,6 +24,7 @@ from cascade.classes import imagenet
 from cascade.data import class_names, open_held_out, open_pictures, shards
 from cascade.data.folder import Photos
 from cascade.stages.training import Data, Phase, Recipe, TrainingExamples
+from cascade.stages.training.examples import as_read
 from cascade.stages.training.odd_pictures import DamagedPicture, Oddity
 
 SIZE = 16
@@ -120,8 +121,9 @@ def test_examples_are_a_function_of_their_number_whoever_reads_them(folder, tmp_
     """Data workers, a resume in the middle, and a first use in the middle change nothing."""
     pattern = write_parquet(folder, tmp_path / "shards", 7)
     one_by_one = [examples(pattern)[n] for n in range(20, 40)]
-    loader = DataLoader(examples(pattern), batch_size=5, sampler=range(20, 40), num_workers=workers)
-    batches = list(loader)
+    made = examples(pattern)
+    loader = DataLoader(made, batch_size=5, sampler=range(20, 40), num_workers=workers, collate_fn=as_read)
+    batches = [made.complete(batch) for batch in loader]
     assert len(batches) == 4
     for place, batch in enumerate(batches):
         for key, values in batch.items():

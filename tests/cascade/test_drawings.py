@@ -39,9 +39,7 @@ PICTURES = {
     "streamline-emojis": "3dd8b2ad219bdf33",
     "twemoji": "15f86b5d9f2a4711",
 }
-BLACK_LEFT_HALF = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="2" height="2"><path d="M0 0H1V2H0z" fill="#000"/></svg>'
-)
+BLACK_LEFT_HALF = '<svg xmlns="http://www.w3.org/2000/svg" width="2" height="2"><path d="M0 0H1V2H0z" fill="#000"/></svg>'
 
 
 @pytest.fixture(scope="module")

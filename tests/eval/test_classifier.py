@@ -25,7 +25,7 @@ def pictures(count: int) -> np.ndarray:
 
 
 def test_agreement_counts_first_and_first_five():
-    probabilities = np.tile(np.arange(8.0), (8, 1))         # class 7 is the most probable, then 6, ...
+    probabilities = np.tile(np.arange(8.0), (8, 1))  # class 7 is the most probable, then 6, ...
     top1, top5 = errors(probabilities, np.arange(8))
     assert top1.tolist() == [label != 7 for label in range(8)] and top5.tolist() == [label < 3 for label in range(8)]
 
@@ -69,4 +69,4 @@ def test_the_shipped_classifier_is_small_and_states_its_accuracy():
     model, facts = load_classifier()
     assert SHIPPED_WEIGHTS.stat().st_size < 5e6
     assert len(json.loads(facts["class_names"])) == model.config.num_classes
-    assert 0.32 < float(facts["heldout_top1"]) < 1       # 0.32 is what a nearest neighbour in pixels reaches
+    assert 0.32 < float(facts["heldout_top1"]) < 1  # 0.32 is what a nearest neighbour in pixels reaches

@@ -29,8 +29,8 @@ def test_photographs_are_named_by_the_right_imagenet_classes(extractor, photos, 
     probabilities = extractor.probabilities(batch)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
     classes = probabilities.argmax(axis=1).tolist()
-    assert classes[0] in range(281, 286)        # the domestic cats
-    assert classes[1] in (504, 967)             # coffee mug, espresso
+    assert classes[0] in range(281, 286)  # the domestic cats
+    assert classes[1] in (504, 967)  # coffee mug, espresso
 
 
 def test_features_of_an_image_do_not_depend_on_the_batch(extractor, photos):
@@ -40,13 +40,9 @@ def test_features_of_an_image_do_not_depend_on_the_batch(extractor, photos):
 
 def test_resizing_equals_pillows_antialiased_bicubic_in_float(extractor, photos, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        extractor._network, "extract_features", lambda x: seen.append(x) or torch.zeros(len(x), 1280, 1, 1)
-    )
+    monkeypatch.setattr(extractor._network, "extract_features", lambda x: seen.append(x) or torch.zeros(len(x), 1280, 1, 1))
     photo = photos["cat"]
     extractor(photo[None])
-    channels = [
-        Image.fromarray(photo[..., c].astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC) for c in range(3)
-    ]
+    channels = [Image.fromarray(photo[..., c].astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC) for c in range(3)]
     want = (np.stack([np.asarray(c).clip(0, 255) for c in channels]) - 127) / 128
     np.testing.assert_allclose(seen[0][0].numpy(), want, atol=2e-5)

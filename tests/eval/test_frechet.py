@@ -129,7 +129,7 @@ def test_what_is_not_a_pair_of_gaussians_is_refused(mean2, cov2, message):
 @pytest.mark.parametrize("count", [8, 200])
 def test_the_distance_of_redrawn_features_is_that_of_their_statistics(count):
     rng = np.random.default_rng(count)
-    features, real = rng.normal(size=(count, 12)), rng.normal(0.5, 2, size=(9, 12))     # both sides short of full rank at 8
+    features, real = rng.normal(size=(count, 12)), rng.normal(0.5, 2, size=(9, 12))  # both sides short of full rank at 8
     mean, cov = real.mean(axis=0), np.cov(real, rowvar=False)
     distance = redrawn_distance(features, mean, cov)
     for index in (np.arange(count), rng.integers(0, count, count), np.repeat(np.arange(4), 3)):

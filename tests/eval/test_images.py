@@ -97,7 +97,6 @@ def test_area_downsample_takes_block_means():
 
 def test_area_downsample_equals_pillow_box_filter(pixels):
     want = [
-        np.asarray(Image.fromarray(p[:, :, 0].astype(np.float32), mode=None).resize((2, 2), Image.Resampling.BOX))
-        for p in pixels
+        np.asarray(Image.fromarray(p[:, :, 0].astype(np.float32), mode=None).resize((2, 2), Image.Resampling.BOX)) for p in pixels
     ]
     np.testing.assert_allclose(area_downsample(pixels, 2)[..., 0], want, rtol=1e-6)

@@ -9,9 +9,7 @@ import torch
 from cascade.eval.metrics import inception_score, kernel_distance, kid, overlap
 
 
-def clouds(
-    generated: int = 60, real: int = 80, dimension: int = 6, shift: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
+def clouds(generated: int = 60, real: int = 80, dimension: int = 6, shift: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     return rng.normal(shift, 0.8, (generated, dimension)), rng.normal(0, 1, (real, dimension))
 
@@ -56,7 +54,7 @@ def test_kid_of_subsets_is_repeatable_and_close_to_the_whole():
 
 def manifold_by_definition(generated: np.ndarray, real: np.ndarray, k: int) -> tuple[float, float, float, float]:
     def reach(points):
-        return [sorted(np.linalg.norm(points - p, axis=1))[k] for p in points]      # [0] is the point itself
+        return [sorted(np.linalg.norm(points - p, axis=1))[k] for p in points]  # [0] is the point itself
 
     reach_generated, reach_real = reach(generated), reach(real)
     in_real = [[np.linalg.norm(g - r) <= d for r, d in zip(real, reach_real, strict=True)] for g in generated]
@@ -74,7 +72,7 @@ def test_manifold_follows_the_definitions(k):
     generated, real = clouds()
     got = manifold(generated, real, k=k)
     want = manifold_by_definition(generated, real, k)
-    assert 0.2 < want[0] < 1 and 0.2 < want[3] < 1     # a case that can tell right from wrong
+    assert 0.2 < want[0] < 1 and 0.2 < want[3] < 1  # a case that can tell right from wrong
     assert (got.precision, got.recall, got.density, got.coverage) == pytest.approx(want, rel=1e-12)
 
 
@@ -108,7 +106,7 @@ def test_equal_sets_overlap_fully_and_distant_ones_not_at_all():
 
 
 def test_precision_and_recall_agree_with_torch_fidelity(torchvision):
-    prc = pytest.importorskip("torch_fidelity.metric_prc")     # 0.4: the first set is the generated one
+    prc = pytest.importorskip("torch_fidelity.metric_prc")  # 0.4: the first set is the generated one
 
     generated, real = clouds()
     settings = {"prc_neighborhood": 3, "prc_batch_size": 1000, "save_cpu_ram": False, "verbose": False}
@@ -136,7 +134,7 @@ def test_inception_score_of_two_answers_in_closed_form():
 def test_inception_score_splits_are_consecutive():
     p = np.eye(2)[[0] * 10 + [1] * 10]
     got = inception_score(p, num_splits=2)
-    assert (got.mean, got.std) == (1, 0)        # each half holds one class only
+    assert (got.mean, got.std) == (1, 0)  # each half holds one class only
     assert inception_score(p, num_splits=1).mean == pytest.approx(2)
 
 

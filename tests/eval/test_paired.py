@@ -66,7 +66,7 @@ def test_consistency_counts_in_hundred_thousandths_of_the_squared_range():
 
 def test_consistency_sees_only_what_survives_averaging(outputs):
     low_res = area_downsample(outputs, 12).round().astype(np.uint8)
-    rounding = 1e5 / 255**2 / 12        # variance of rounding to whole numbers
+    rounding = 1e5 / 255**2 / 12  # variance of rounding to whole numbers
     np.testing.assert_allclose(consistency(outputs, low_res), rounding, rtol=0.25)
 
 

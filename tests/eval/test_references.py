@@ -70,7 +70,7 @@ def test_a_result_carries_the_distance_and_what_it_depends_on(tmp_path):
 
 
 def test_real_images_are_at_distance_zero_from_their_own_reference(tmp_path):
-    images = image_array(pictures(0, count=9))      # fewer images than features
+    images = image_array(pictures(0, count=9))  # fewer images than features
     reference = kept(tmp_path / "real.npz", images)
     result = distance_to(reference, measure(images, BlockMeans(), crop_rule="centre"))
     assert result.distance <= 1e-9 * np.trace(reference.cov)
@@ -112,7 +112,7 @@ def test_the_distance_to_adms_reference(adm_file):
     path, arrays, _ = adm_file
     reference = load_adm_reference(path, image_size=8)
     statistics = FeatureStatistics(6)
-    statistics.update(arrays["mu"] + np.vstack([np.eye(6), -np.eye(6)]))        # covariance 2 / 11 identity
+    statistics.update(arrays["mu"] + np.vstack([np.eye(6), -np.eye(6)]))  # covariance 2 / 11 identity
     got = distance_to(reference, Measurement.of(replace(reference.provenance, weights_hash="f" * 64), statistics))
     assert got.distance == pytest.approx(6 * (1 - np.sqrt(2 / 11)) ** 2, rel=1e-9)
 

@@ -3,8 +3,18 @@ import itertools
 import pytest
 import torch
 
-from cascade.stages.denoiser import PREDICTION_TYPES, Autoguidance, ClassifierFreeGuidance, Denoiser, convert, from_x0, to_x0
+from cascade.stages.denoiser import (
+    PREDICTION_TYPES,
+    Autoguidance,
+    ClassifierFreeGuidance,
+    Denoiser,
+    at_level,
+    convert,
+    from_x0,
+    to_x0,
+)
 from cascade.stages.noise import add_noise, signal_and_noise
+from cascade.stages.unet import UNet
 
 RNG = torch.Generator().manual_seed(0)
 X0 = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=RNG)
@@ -148,3 +158,26 @@ def test_guidance_that_cannot_be_is_refused(wrong, word):
 def test_scale_one_needs_no_null_label():
     model = Linear(null_label=None)
     torch.testing.assert_close(ClassifierFreeGuidance(model, 1.0)(X_T, LOG_SNR, LABELS), model(X_T, LOG_SNR, LABELS))
+
+
+@pytest.mark.parametrize("interval", [None, (0.5, 2.0)])
+def test_at_a_level_nothing_is_looked_at_and_nothing_changes(interval):
+    """Tensors on the meta device have no values: to look at one raises."""
+    network = UNet(
+        sample_size=16, num_classes=3, prediction_type="sample", channels=[8], blocks=[1], attention_sizes=[], head_channels=8,
+        layout="efficient", coarse_below=0.5,
+    ).eval()  # fmt: skip
+    torch.nn.init.normal_(network.conv_out.weight)
+    x_t, labels = torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
+    for guided in (ClassifierFreeGuidance(network, 3.0, interval), Autoguidance(network, network, 2.0, interval)):
+        for level in (-2.0, -0.5, 0.4, 0.6, 2.0):
+            inputs = (x_t, torch.full((2,), level), labels)
+            assert torch.equal(at_level(guided, level)(*inputs), guided(*inputs))
+    bare = Linear()
+    assert at_level(bare, 1.0) is bare
+    guided = ClassifierFreeGuidance(Linear(), 3.0, interval)
+    on_meta = [value.to("meta") for value in (X_T, LOG_SNR, LABELS)]
+    assert at_level(guided, 0.3)(*on_meta).shape == X_T.shape
+    if interval is not None:
+        with pytest.raises(RuntimeError, match="meta"):
+            guided(*on_meta)

@@ -1,12 +1,14 @@
 """Damaged pictures are replaced by a rule that depends on nothing but the example's number, and are counted and named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from cascade.stages.training import Data, Optimization, Phase, Recipe, TrainingExamples, train
-from cascade.stages.training.examples import Picture, epoch_order
+from cascade.stages.training import Augmentation, Data, Optimization, Phase, Recipe, TrainingExamples, train
+from cascade.stages.training.examples import Picture, ResidentPictures, as_read, epoch_order
 from cascade.stages.training.odd_pictures import FEWEST, ODDITIES, TRIES, DamagedPicture, DamageLog, Oddity, mask_of, oddities_in
 
 NETWORK = {"sample_size": 8, "channels": [8], "blocks": [1], "attention_sizes": [], "head_channels": 8, "layout": "efficient"}
@@ -26,7 +28,10 @@ class Pictures:
     def read(self, index: int) -> Picture:
         if index in self.damaged:
             raise DamagedPicture(self.damaged[index])
-        return Picture(np.full((8, 8, 3), index, np.uint8), self.odd.get(index, ()))
+        return Picture(self.pixels_of(index), self.odd.get(index, ()))
+
+    def pixels_of(self, index: int) -> np.ndarray:
+        return np.full((8, 8, 3), index, np.uint8)
 
     def label(self, index: int) -> int:
         return index % 2
@@ -89,8 +94,10 @@ def test_the_other_examples_are_those_of_a_whole_set():
 def test_replacement_is_the_same_in_workers_and_backwards(workers):
     pictures = Pictures(10, DAMAGED, {1: (Oddity.GREYSCALE, Oddity.ROTATED)})
     backwards = {n: examples(pictures)[n] for n in reversed(range(12, 36))}
-    for place, batch in enumerate(DataLoader(examples(pictures), batch_size=6, sampler=range(12, 36), num_workers=workers)):
-        for key, values in batch.items():
+    made = examples(pictures)
+    loader = DataLoader(made, batch_size=6, sampler=range(12, 36), num_workers=workers, collate_fn=as_read)
+    for place, batch in enumerate(loader):
+        for key, values in made.complete(batch).items():
             assert torch.equal(values, torch.stack([backwards[12 + 6 * place + i][key] for i in range(6)]))
 
 
@@ -158,7 +165,25 @@ def test_a_training_goes_on_past_damage_and_tells_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_on_damaged_pictures_resumes_to_the_bit(tmp_path, workers):
+def test_resident_pictures_give_the_same_examples(workers):
+    """Crops, mirrored or not, taken on the device from pictures read once are those that are cut as they are read."""
+    rng = np.random.default_rng(0)
+    pictures = Pictures(10, DAMAGED, {1: (Oddity.GREYSCALE, Oddity.ROTATED)})
+    pixels = rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    pictures.pixels_of = lambda index: pixels[index]
+    resident = ResidentPictures(pictures, torch.device("cpu"), workers)
+    small = {"network": {**NETWORK, "low_res_size": 4, "aug_level": True}, "phases": (Phase(size=4, images=100, batch_size=4),)}
+    for made in (recipe(), replace(recipe(), **small, augmentation=Augmentation(noise=0.5, blur=1.0))):
+        one, other = (TrainingExamples(source, made, made.phases[0], 2) for source in (pictures, resident))
+        whole, kept = (each.complete(each.read(range(60))) for each in (one, other))
+        assert kept.keys() - whole.keys() == {"top", "left", "flip"} and whole.keys() - kept.keys() == {"pixels"}
+        assert all(torch.equal(whole[key], kept[key]) for key in whole.keys() & kept.keys())
+        assert len({tuple(x) for x in whole["x0"].flatten(1).tolist()}) > 7  # many squares
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_on_damaged_pictures_resumes_to_the_bit(tmp_path, workers, resident):
     pictures, steps = Pictures(10, DAMAGED), []
 
     class Killed(Exception):
@@ -171,9 +196,11 @@ def test_a_training_on_damaged_pictures_resumes_to_the_bit(tmp_path, workers):
 
     whole = train(recipe(80, 0.5), pictures, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(recipe(80, 0.5), pictures, tmp_path / "stopped", on_step=kill, workers=workers)
+        train(recipe(80, 0.5), pictures, tmp_path / "stopped", on_step=kill, workers=workers, resident=resident)
     messages: list[str] = []
-    resumed = train(recipe(80, 0.5), pictures, tmp_path / "stopped", on_message=messages.append, workers=workers)
+    resumed = train(
+        recipe(80, 0.5), pictures, tmp_path / "stopped", on_message=messages.append, workers=workers, resident=resident
+    )
     assert messages[0] == "continued from 40 images"
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
 

@@ -8,10 +8,16 @@ import torch
 from accelerate import Accelerator
 from toy import NETWORK, optimization, pictures, recipe, weights
 
+from cascade.stages.graphs import Graphs
+from cascade.stages.noise import SR3Law
+from cascade.stages.training import Augmentation, Objective
 from cascade.stages.training import step as step_module
-from cascade.stages.training.examples import TrainingExamples
+from cascade.stages.training.checkpoint import optimizer_tensors
+from cascade.stages.training.examples import ResidentPictures, TrainingExamples
+from cascade.stages.training.loop import _accelerator as accelerator_at
 from cascade.stages.training.state import TrainingState
-from cascade.stages.training.step import step
+from cascade.stages.training.step import RecordedStep, Stepper
+from cascade.stages.unet import ResidualBlock
 
 
 def begin(folder, accelerator=None, dropout=0.0, **changes):
@@ -22,19 +28,23 @@ def begin(folder, accelerator=None, dropout=0.0, **changes):
 
 def parts_of(state, count, size=8):
     """The next batch in `count` parts."""
-    examples = TrainingExamples(pictures(), state.recipe, state.recipe.phases[1], state.network.null_label)
     numbers = range(state.images_seen, state.images_seen + size)
-    return [
-        torch.utils.data.default_collate([examples[number] for number in numbers[place * size // count :][: size // count]])
-        for place in range(count)
-    ]
+    return [examples_of(state).read(numbers[place * size // count :][: size // count]) for place in range(count)]
+
+
+def examples_of(state):
+    return TrainingExamples(pictures(), state.recipe, state.recipe.phases[1], state.network.null_label)
+
+
+def step(state, parts, on_message=pytest.fail):
+    return Stepper(state, on_message)(parts, examples_of(state))
 
 
 def trained(folder, parts, steps=3, **changes):
     state = begin(folder, **changes)
     outcomes = []
     for _ in range(steps):
-        outcomes.append(step(state, parts_of(state, parts), str, pytest.fail))
+        outcomes.append(step(state, parts_of(state, parts)))
         state.images_seen += 8
     return weights(state.network), outcomes
 
@@ -47,7 +57,7 @@ def gradient_of(folder, parts):
         torch.nn.init.normal_(parameter, std=0.1)
     batch = parts_of(state, parts)
     for place in range(parts):
-        step_module._backward(state, batch, place)
+        step_module._backward(state, batch, place, examples_of(state))
     return torch.cat([parameter.grad.flatten() for parameter in state.network.parameters()])
 
 
@@ -69,8 +79,8 @@ def test_dropout_differs_between_parts_and_is_the_same_in_a_repeated_step(tmp_pa
         if "conv2" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     part = parts_of(state, 2)[0]
-    first, again = (step_module._backward(state, [part, part], 0) for _ in range(2))
-    second = step_module._backward(state, [part, part], 1)
+    first, again = (step_module._backward(state, [part, part], 0, examples_of(state)) for _ in range(2))
+    second = step_module._backward(state, [part, part], 1, examples_of(state))
     assert torch.equal(first, again) and not torch.equal(first, second)
 
 
@@ -90,16 +100,80 @@ def test_compiling_changes_no_result(tmp_path, monkeypatch):
 
 def test_gradient_checkpointing_and_compile_reach_the_network(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(torch, "compile", lambda network: calls.append(network) or network)
+    monkeypatch.setattr(torch, "compile", lambda block: calls.append(block) or block)
     state = begin(tmp_path, gradient_checkpointing=True, compile=True)
-    assert state.network.gradient_checkpointing and len(calls) == 1
+    blocks = [module for module in state.network.modules() if isinstance(module, ResidualBlock)]
+    assert state.network.gradient_checkpointing and len(calls) == len(blocks) > 3
 
 
 def test_the_rate_and_the_betas_are_those_of_the_recipe(tmp_path):
     state = begin(tmp_path, betas=(0.8, 0.95), weight_decay=0.1)
-    step(state, parts_of(state, 1), str, pytest.fail)
-    (group,) = state.optimizer.param_groups
+    step(state, parts_of(state, 1))
+    (group,) = state.optimizers["optimizer"].param_groups
     assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.8, 0.95), 0.1, state.recipe.learning_rate_at(0))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_step_that_can_be_recorded_is_the_ordinary_one_up_to_rounding(tmp_path, optimizer, precision):
+    """The same losses, and weights that moved in the same direction, with images at both sizes of `coarse_below`."""
+    network = {**NETWORK, "dropout": 0.0, "prediction_type": "sample", "coarse_below": 1.0}
+    made = recipe(network=network, optimization=optimization(optimizer=optimizer, precision=precision, warmup=0))
+    moved, losses = [], []
+    for recorded in (False, True):
+        accelerator = accelerator_at(precision, lambda message: None)
+        state = TrainingState.begin(made, 2, tmp_path / str(recorded), accelerator, pytest.fail)
+        before, stepper = weights(state.network), Stepper(state, pytest.fail)
+        stepper._recorded = RecordedStep(state) if recorded else None
+        outcomes = []
+        for _ in range(3):
+            outcomes.append(stepper(parts_of(state, 1), examples_of(state)))
+            state.images_seen += 8
+        moved.append(weights(state.network) - before)
+        losses.append(torch.stack([outcome.losses for outcome in outcomes]))
+        assert (torch.cat([outcome.log_snr for outcome in outcomes]) < 1).float().mean().item() not in (0, 1)
+    exact = precision == "float32"
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4 if exact else 0.02, atol=1e-5 if exact else 0.01)
+    likeness = torch.nn.functional.cosine_similarity(*moved, dim=0).item()
+    assert likeness > (0.9999 if exact else 0.95)
+
+
+@pytest.mark.parametrize("low_res_size", [None, 4])
+def test_a_step_looks_at_no_value(tmp_path, low_res_size):
+    """On the meta device, whose tensors have none: no CUDA device would be waited for, and a graph can be recorded."""
+    network = {**NETWORK, "prediction_type": "sample"}
+    network |= {"coarse_below": 1.0} if low_res_size is None else {"low_res_size": low_res_size, "aug_level": True}
+    made = recipe(
+        network=network,
+        optimization=optimization(optimizer="muon", precision="bfloat16"),
+        objective=Objective(law=SR3Law(), l1_above=1.0, weighting="min_snr"),
+        augmentation=Augmentation(noise=0.3, blur=1.0),
+    )
+    state = TrainingState.begin(made, 2, tmp_path, accelerator_at("bfloat16", lambda message: None), pytest.fail)
+    examples = examples_of(state)
+    examples.pictures = ResidentPictures(examples.pictures, torch.device("meta"))
+    state.network.to("meta")
+    step = RecordedStep(state)
+    step.graphs = Graphs(torch.device("meta"))
+    losses, norm = step(examples.read(range(8)), examples)
+    assert losses.device.type == "meta" and losses.shape == (8,) and norm.shape == ()
+
+
+def test_a_recorded_step_without_a_finite_gradient_moves_nothing(tmp_path):
+    state, messages = begin(tmp_path, optimizer="muon"), []
+    stepper = Stepper(state, messages.append)
+    stepper._recorded = RecordedStep(state)
+    stepper(parts_of(state, 1), examples_of(state))
+    before = {name: values.clone() for each in state.optimizers.values() for name, values in optimizer_tensors(each).items()}
+    values = weights(state.network)
+    hook = state.network.conv_out.weight.register_hook(lambda gradient: gradient * float("nan"))
+    stepper(parts_of(state, 1), examples_of(state))
+    hook.remove()
+    after = {name: values for each in state.optimizers.values() for name, values in optimizer_tensors(each).items()}
+    assert torch.equal(weights(state.network), values) and state.bad_steps == 1 and len(messages) == 1
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    stepper(parts_of(state, 1), examples_of(state))
+    assert not torch.equal(weights(state.network), values) and state.bad_steps == 0
 
 
 class Broken:
@@ -123,32 +197,32 @@ def test_a_step_without_a_finite_gradient_moves_nothing_and_names_its_pictures(t
     state, messages = begin(tmp_path), []
     before = weights(state.network)
     (part,) = parts_of(state, 1)
-    outcome = step(state, [part], "picture {}".format, messages.append)
+    outcome = step(state, [part], messages.append)
     assert torch.equal(weights(state.network), before) and state.bad_steps == 1
     black = part["label"] == 0
     assert torch.equal(outcome.losses.isnan(), black)
     named = zip(part["index"][black], part["log_snr"][black], strict=True)
     expected = ", ".join(f"picture {i} at log-SNR {level:.1f}" for i, level in named)
     assert messages == [f"skipped a step at 0 images: its gradient is not a number; no finite loss for {expected}"]
-    step(state, [part], str, pytest.fail)
+    step(state, [part])
     assert not torch.equal(weights(state.network), before) and state.bad_steps == 0
 
 
 def test_several_bad_steps_in_a_row_end_the_run_with_level_and_names(tmp_path, monkeypatch):
     Broken(monkeypatch, {2, 4, 5, 6, 7, 8})
     state, messages = begin(tmp_path), []
-    words = r"5 steps in a row, up to 0 images.*no finite loss for p\d+ at log-SNR -?\d+\.\d, .* and 8 more"
+    words = r"5 steps in a row, up to 0 images.*no finite loss for picture \d+ at log-SNR -?\d+\.\d, .* and 8 more"
     with pytest.raises(FloatingPointError, match=words):
         for _ in range(8):
-            step(state, parts_of(state, 1, size=16), "p{}".format, messages.append)
+            step(state, parts_of(state, 1, size=16), messages.append)
     assert len(messages) == 6
 
 
 def test_a_gradient_that_overflows_behind_finite_losses_names_the_whole_batch(tmp_path):
     state, messages = begin(tmp_path), []
     state.network.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
-    step(state, parts_of(state, 1), "p{}".format, messages.append)
-    assert "its pictures are p" in messages[0] and messages[0].count("log-SNR") == 8
+    step(state, parts_of(state, 1), messages.append)
+    assert "its pictures are picture " in messages[0] and messages[0].count("log-SNR") == 8
 
 
 @pytest.fixture
@@ -165,7 +239,7 @@ def test_float16s_scale_is_searched_for_without_a_word(tmp_path, scaled):
     state = begin(tmp_path / "scaled", scaled)
     before, steps = weights(state.network), 0
     while torch.equal(weights(state.network), before):
-        outcome = step(state, parts_of(state, 1), str, pytest.fail)
+        outcome = step(state, parts_of(state, 1))
         steps += 1
     assert step_module.MAX_BAD_STEPS < steps < 25 and outcome.gradient_norm.isfinite()
     assert scaled.scaler.get_scale() == 2.0 ** (30 - steps + 1) and state.bad_steps == 0
@@ -174,7 +248,7 @@ def test_float16s_scale_is_searched_for_without_a_word(tmp_path, scaled):
 def test_the_scale_does_not_change_the_gradient(tmp_path, scaled):
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     state = begin(tmp_path / "scaled", scaled)
-    outcome = step(state, parts_of(state, 2), str, pytest.fail)
+    outcome = step(state, parts_of(state, 2))
     scaled.state._mixed_precision = "no"
     _, (other,) = trained(tmp_path / "plain", 2, steps=1)
     torch.testing.assert_close(outcome.gradient_norm, other.gradient_norm, rtol=2e-3, atol=0)
@@ -186,12 +260,12 @@ def test_float16_ends_a_run_whose_loss_is_no_number(tmp_path, scaled, monkeypatc
     state = begin(tmp_path, scaled)
     with pytest.raises(FloatingPointError, match="5 steps in a row"):
         for _ in range(5):
-            step(state, parts_of(state, 1), str, lambda message: None)
+            step(state, parts_of(state, 1), lambda message: None)
 
 
 def test_the_scale_is_part_of_a_checkpoint(tmp_path, scaled):
     state = begin(tmp_path, scaled)
-    step(state, parts_of(state, 1), str, pytest.fail)
+    step(state, parts_of(state, 1))
     state.save()
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     again = begin(tmp_path, scaled)
