@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from cascade import presets
 from cascade.costs import operation_counter
 from cascade.stages import published
 from cascade.stages.published.families import family_of
 from cascade.stages.published.pixel_transformer import rotation
+from torch import Tensor, nn
 
 FILE = "pMF-B-16.pt"
 

@@ -133,7 +133,7 @@ class _Guidance(Wrapper):
 
     def at_level(self, log_snr: float) -> Self:
         made = super().at_level(log_snr)
-        made.active = self.is_active(torch.tensor([log_snr]))
+        made.active = self.is_active(torch.tensor([log_snr], dtype=torch.float64))
         return made
 
     def guide(self, away: Tensor, towards: Tensor) -> Tensor:
@@ -252,9 +252,7 @@ class ClassifierGuidance(_Guidance):
         ValueError: if the denoiser predicts anything but the noise, or the interval is empty.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, classifier: Any, scale: float, interval: tuple[float, float] | None = None
-    ) -> None:
+    def __init__(self, denoiser: Denoiser, classifier: Any, scale: float, interval: tuple[float, float] | None = None) -> None:
         if denoiser.prediction_type != "epsilon":
             raise ValueError(f"classifier guidance needs a model that predicts epsilon, not {denoiser.prediction_type!r}")
         if denoiser.num_classes not in (None, classifier.num_classes):

@@ -124,7 +124,7 @@ def add_commands(parser: ArgumentParser, *commands: tuple[str, str, Callable[[Ar
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Options of every command that runs a model."""
-    text = "a shipped model, a folder, or an id on the Hugging Face Hub (default emoji)"
+    text = "a shipped or installed model, a folder, or an id on the Hugging Face Hub (default emoji)"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M", help=text)
     add_sampling_options(parser)
 
@@ -161,7 +161,7 @@ def given(args: Namespace, *names: str) -> dict[str, Any]:
 
 def add_resamples(parser: ArgumentParser) -> None:
     """How intervals are made, for commands that measure."""
-    text = "bootstrap resamples behind each 95 %% interval; 0 = no intervals (default 100)"
+    text = "redrawn sets behind the 95 %% intervals of means; 0 = no intervals and no extrapolation (default 100)"
     parser.add_argument("--resamples", type=natural, default=100, metavar="N", help=text)
 
 
