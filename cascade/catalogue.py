@@ -8,13 +8,14 @@ from pathlib import Path
 from cascade import models, presets
 from cascade.folder import CARD, MANIFEST, Manifest
 from cascade.presets import Preset, PublishedFile
+from cascade.stages.saved import ModelError
 
 
 @dataclass(frozen=True)
 class Entry:
     """A model as a list shows it.
 
-    kind: "model", which is here; or "preset", which is made from published files.
+    kind: "model", which is here; "preset", which is made from published files; or "broken: " and why.
     sizes: Sides of the pictures of its stages.
     classes: Their number; None = none, or not known before it is made.
     megabytes: Of its folder, or of the files that a preset needs; None = not stated.
@@ -39,7 +40,10 @@ def catalogue() -> list[Entry]:
 
 
 def _here(name: str, folder: Path) -> Entry:
-    manifest = Manifest.read(folder)
+    try:
+        manifest = Manifest.read(folder)
+    except ModelError as error:
+        return Entry(name, f"broken: {error}", (), None, None, ())
     sizes = tuple(stage.size for stage in manifest.stages)
     classes = None if manifest.classes is None else len(manifest.classes)
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -4,6 +4,7 @@ Hub. Needs no torch."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -20,8 +21,11 @@ folder of data, with `cascade.json` in it: `imagenet = "cascade_imagenet"`. The 
 
 
 def folders() -> dict[str, Path]:
-    """Folders of the models that are here by name."""
-    return dict(SHIPPED)
+    """Folders of the models that are here by name: shipped ones, and those that exactly one installed package offers."""
+    offers = packaged()
+    counts = Counter(offer.name for offer in offers)
+    alone = {one.name: one.folder for one in offers if one.folder is not None and counts[one.name] == 1}
+    return SHIPPED | {name: folder for name, folder in alone.items() if name not in SHIPPED}
 
 
 class HubOptions(TypedDict, total=False):

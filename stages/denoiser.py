@@ -122,7 +122,7 @@ def check_interval(interval: tuple[float, float] | None) -> None:
 
 
 class _Guidance(Wrapper):
-    """What both guidances share: their strength, and the range of noise in which they act."""
+    """What guidances by a second prediction share: their strength, and the range of noise in which they act."""
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None) -> None:
         check_interval(interval)
@@ -234,7 +234,7 @@ class Autoguidance(_Guidance):
         return self.guide(weak, main)
 
 
-class ClassifierGuidance(Wrapper):
+class ClassifierGuidance(_Guidance):
     """A denoiser pushed towards its class by a classifier of noisy images (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
     Called, it is Algorithm 2: the predicted noise loses `sigma_vp * scale * grad log p(class | x_t)`. Under ancestral sampling
@@ -255,15 +255,14 @@ class ClassifierGuidance(Wrapper):
     def __init__(self, denoiser: Denoiser, classifier: Any, scale: float, interval: tuple[float, float] | None = None) -> None:
         if denoiser.prediction_type != "epsilon":
             raise ValueError(f"classifier guidance needs a model that predicts epsilon, not {denoiser.prediction_type!r}")
-        check_interval(interval)
         if denoiser.num_classes not in (None, classifier.num_classes):
             raise ValueError(
                 f"the classifier knows {classifier.num_classes} classes and the model {denoiser.num_classes}; guidance needs two"
                 " networks of the same classes"
             )
-        super().__init__(denoiser)
+        super().__init__(denoiser, 1 + scale, interval)
         self.own_classes, self.num_classes = denoiser.num_classes, classifier.num_classes
-        self.classifier, self.scale, self.interval = classifier, scale, interval
+        self.classifier, self.strength = classifier, scale
 
     def unguided(
         self,
@@ -280,15 +279,14 @@ class ClassifierGuidance(Wrapper):
         """`scale * grad log p(class | x_t)`, like `x_t`; None where nothing is guided; ValueError without `class_labels`."""
         if class_labels is None:
             raise ValueError(f"classifier guidance needs class_labels, indices from 0 to {self.classifier.num_classes - 1}")
-        low, high = self.interval or (0.0, float("inf"))
-        if self.scale == 0 or not low <= float(torch.exp(-log_snr.double()[0] / 2)) <= high:
+        if not self.is_active(log_snr):
             return None
         clock: Any = self.denoiser
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             log_p = self.classifier(x, clock.timesteps(log_snr)).float().log_softmax(dim=1)
             gradient = torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
-        return self.scale * gradient.to(x_t)
+        return self.strength * gradient.to(x_t)
 
     def __call__(
         self,

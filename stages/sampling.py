@@ -220,11 +220,14 @@ def sample(
         x_t = x / run.scale[i].item()
         level = run.log_snr[i].nan_to_num(posinf=MAX_LOG_SNR, neginf=-MAX_LOG_SNR).item()
         log_snr = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
-        one: Any = denoiser.until(run.end_of(i)) if ends and isinstance(denoiser, FlowMapGuidance) else denoiser
-        gradient = None
-        if isinstance(denoiser, ClassifierGuidance) and isinstance(run.scheduler, DDPMScheduler):
-            one, gradient = denoiser.unguided, denoiser.gradient(x_t, log_snr, class_labels)
-        prediction = at_level(one, level)(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
+        one, gradient = at_level(denoiser, level), None
+        if isinstance(one, FlowMapGuidance) and ends:
+            one = one.until(run.end_of(i))
+        if isinstance(one, ClassifierGuidance) and isinstance(run.scheduler, DDPMScheduler):
+            gradient = one.gradient(x_t, log_snr, class_labels)
+            prediction = one.unguided(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
+        else:
+            prediction = one(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
         finite &= prediction.isfinite().flatten(1).all(dim=1)
         _scale_model_input(run.scheduler, x, t)  # some count their steps by it
         x = run.scheduler.step(_output(run, i, denoiser, prediction, x, x_t), t, x, **options).prev_sample

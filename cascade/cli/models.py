@@ -21,6 +21,8 @@ def run(args: Namespace) -> None:
 
 def _described(entry: Entry) -> list[str]:
     """A model in a line, and a line for every file that it lacks."""
+    if not entry.sizes:
+        return [f"{entry.name} ({entry.kind})"]
     size = "size not stated" if entry.megabytes is None else f"{entry.megabytes:,.0f} MB"
     classes = "" if entry.classes is None else f", {entry.classes} classes"
     licences = "; ".join(entry.licences) or "licence not stated"

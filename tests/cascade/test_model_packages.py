@@ -87,6 +87,17 @@ def test_broken_and_newer_packages_are_told_in_a_sentence(site):
         Manifest.read(resolve("newer"))
 
 
+def test_packaged_models_are_listed_and_a_broken_one_hides_no_other(site, capsys):
+    install(site, "their-model", "tiny-beetles")
+    broken = install(site, "half", "half")
+    (broken / "cascade.json").write_text("{")
+    assert main(["models"]) == 0
+    said = capsys.readouterr().out
+    assert "emoji (model): 64 -> 256 -> 1024 px" in said and "pmf-b-256 (preset)" in said
+    assert "tiny-beetles (model): 8 px, 2 classes, 0 MB, licence not stated" in said
+    assert "half (broken: " in said and "cascade.json is damaged" in said
+
+
 def test_a_refining_stage_without_classes_needs_none_behind_a_base_with_classes(here, capsys):
     """As SR3's own cascade: only the base sees the class."""
     shape = {"channels": [8], "blocks": [1], "attention_sizes": [], "head_channels": 8, "layout": "efficient"}

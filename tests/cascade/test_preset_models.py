@@ -134,7 +134,7 @@ def test_guide_of_a_preset_may_be_a_classifier(cache, tmp_path, monkeypatch):
         pictures.append(np.asarray(Image.open(out)))
     assert pictures[0].shape == (16, 16, 3) and (pictures[0] != pictures[1]).any()
     stage = CascadePipeline.from_pretrained("tiny-g").stages["base"]
-    assert isinstance(stage.guided(None, None), ClassifierGuidance) and stage.guided(None, None).scale == 8.0
+    assert isinstance(stage.guided(None, None), ClassifierGuidance) and stage.guided(None, None).strength == 8.0
 
 
 def test_flow_map_with_a_stage_of_ours_behind_it(cache, tmp_path, monkeypatch):

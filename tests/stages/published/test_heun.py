@@ -124,7 +124,8 @@ def test_one_step_is_the_denoised_image_and_churn_at_the_start_is_refused() -> N
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_can_take_the_place_of_ours(name: str) -> None:
-    noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for ours in (EDMHeunScheduler(s_churn=40), FlowHeunScheduler(), ConsistencyScheduler()):
         other = scheduler_class(name).from_config(ours.config)
-        assert sample(Gaussian(), other, noise, 25).std() == pytest.approx(Gaussian.std, rel=0.25)  # first order: coarse
+        end = sample(Gaussian(), other, noise, 25, generator=torch.Generator().manual_seed(1))
+        assert end.std() == pytest.approx(Gaussian.std, rel=0.3)  # first order: coarse
