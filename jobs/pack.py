@@ -178,7 +178,7 @@ def report(out: Path) -> None:
     there = [path for path in subprocess.run(words, check=True, capture_output=True, text=True).stdout.split("\0") if path]
     heavy = [path for path in there if HEAVY.fullmatch(path) or path.startswith("cascade/assets/drawings")]
     total, gone = (sum(_size(Path(path)) for path in paths) for paths in (there, heavy))
-    print(f"the checkout: {total / MIB:.1f} MiB, {(total - gone) / MIB:.1f} without what the job doesn't need of it; to move that out:")
+    print(f"the checkout: {total / MIB:.1f} MiB, {(total - gone) / MIB:.1f} without its heavy files; to move those out:")
     places = "'cascade/assets/*.xz' 'cascade/assets/emoji/*.safetensors' 'tests/*/reference/*' eval/weights docs/images"
     print(f"    git ls-files -z {places} | xargs -0 rm")
     print("and to bring it back: git ls-files -dz | xargs -0 git checkout --")
