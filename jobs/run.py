@@ -28,8 +28,8 @@ RESULTS, RUN, SITE, LOG = Path("results"), Path("run"), Path("site"), "job.log"
 STAGE = RUN / "stage"
 MOST_FILES, MOST_BYTES = 8, 64 * 2**20
 """That come back."""
-GRACE = 15
-"""Seconds that a step has to end after it was told to."""
+GRACE, SHORTEST = 15, 5
+"""Seconds that a step has to end after it was told to, and with fewer than which none is begun."""
 
 
 class Job:
@@ -83,6 +83,9 @@ class Job:
     def step(self, name: str, words: Sequence[str], limit: float) -> bool:
         """Run a program to its end, or to its limit, and bring back what it made; returns whether it succeeded."""
         limit = min(limit, self.left)
+        if limit < SHORTEST:
+            self.log(f"{name}: left out, there is no time for it")
+            return False
         self.log(f"{name}: begins, at most {limit:.0f} s")
         done = self.finish(name, self.start(words), limit)
         try:
@@ -150,13 +153,13 @@ def main() -> None:
         return
     if options.tests:
         job.step("gpu tests", ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"], options.tests)
-    job.finish("data", data, 120)
     ending = 5 + options.grids + options.benchmark
+    job.finish("data", data, (job.left - ending) / 2)
     left = job.left - ending
     job.step("training", ["-m", "jobs.steps", "train", "--seconds", f"{left:.1f}"], left + GRACE)
     job.step("samples", ["-m", "jobs.steps", "samples"], options.grids)
-    words = ["--stage", "stage", "--json", str(RESULTS / "benchmark.json"), "--seconds", f"{job.left - 10:.0f}"]
     if options.benchmark:
+        words = ["--stage", "stage", "--json", str(RESULTS / "benchmark.json"), "--seconds", f"{job.left - 10:.0f}"]
         job.step("benchmark", ["benchmarks/accelerator.py", *words], job.left - 3)
     job.log(f"finished with {job.left:.0f} s left")
     for path in sorted(job.out.iterdir()):
