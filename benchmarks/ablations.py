@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from cascade.classes import EMOJI
 from cascade.cli.main import main as cascade_command
 from cascade.eval.images import Images, image_array
@@ -125,7 +124,7 @@ class Measuring:
 
     def on_real(self, images: Images) -> dict[str, Value]:
         """Of images made from `low_res`."""
-        paired = paired_values(images, self.originals, self.low_res, RESAMPLES)
+        paired = paired_values(*map(image_array, (images, self.originals, self.low_res)), RESAMPLES)
         return paired | self._shares(images, replace(self.every, features=self.every.features[self.chosen]))
 
     def on_samples(self, images: Images) -> dict[str, Value]:
@@ -141,7 +140,7 @@ class Measuring:
         """Of the shipped classifier of drawings."""
         classifier = classifier_of(EMOJI)
         assert classifier is not None
-        return error_values(images, self.labels, classifier[1], RESAMPLES)
+        return error_values(image_array(images), self.labels, classifier[1], RESAMPLES)
 
 
 def load(name: str, seed: int) -> Any:

@@ -18,10 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from cascade.classes import EMOJI
 from cascade.data.drawings import MAY_FLIP
 from cascade.eval.classifier import (
@@ -36,6 +32,9 @@ from cascade.eval.classifier import (
 from cascade.eval.images import Images
 from cascade.measure.named import image_source
 from cascade.runs.record import labels_of_run
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from cascade import CascadePipeline
 from cascade.stages.cpu_convolutions import packed_convolutions
 from cascade.stages.denoiser import ClassifierFreeGuidance, Wrapper
 from cascade.training.forecast import convolution_rate, median_seconds
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def step_of(stage: Any, dtype: torch.dtype, compiled: bool, log_snr: float) -> tuple[Callable[[], Any], float]:

@@ -27,10 +27,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DModel
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-
 from cascade.costs import operation_counter
 from cascade.files import CONFIGS
 from cascade.stages.training import Recipe
@@ -38,6 +34,9 @@ from cascade.stages.training.processes import this_process
 from cascade.stages.training.recipe import PRECISIONS
 from cascade.training.forecast import DTYPES, FORWARDS, convolution_rate, real_step, synchronize, training_cost
 from cascade.training.recipes import load_recipe
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 
 RECIPES = ("emoji/base64", "emoji/sr256")
 NUM_CLASSES = 75

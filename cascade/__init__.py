@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from cascade.torchvision_mend import Mender
 
 if TYPE_CHECKING:
     from cascade.composed import compose as compose
@@ -37,6 +40,8 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES, "__version__"]
+
+sys.meta_path.insert(0, Mender())
 
 
 def __getattr__(name: str) -> Any:

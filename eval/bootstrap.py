@@ -1,12 +1,14 @@
-"""How much a measured number would vary with other images of the same kind."""
+"""How much a measured number would vary with other images of the same kind: intervals of means and of distances."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-CONFIDENCE = 0.95  # share of the redrawn values that an interval holds
+CONFIDENCE = 0.95  # share of other sets of images whose mean number an interval holds
+NORMAL = 1.959964  # standard deviations on either side of the mean that hold it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Interval of a statistic of `count` images from `num_resamples` draws of as many with replacement, always the same ones.
 
-    The spread of the redrawn values around their own mean is laid around the estimate (Efron & Tibshirani 1993, chapter 13).
-    Distances between distributions grow when images repeat, and this keeps that growth out; the bias that a distance has at
-    `count` images stays in.
+    The spread of the redrawn values around their own mean is laid around the estimate (Efron & Tibshirani 1993, chapter 13). For
+    means only: distances grow when images repeat, which makes this interval of one up to five times too wide.
 
     `statistic` gives the number that results from the images of indices [count]; `on_resample` is told the number of draws done.
     Raises ValueError below 2 images or resamples.
@@ -46,3 +47,23 @@ def bootstrap_interval(
             on_resample(done + 1)
     low, high = np.quantile(redrawn - redrawn.mean(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(estimate=estimate, low=estimate + float(low), high=estimate + float(high), confidence=CONFIDENCE)
+
+
+def distance_interval(estimate: float, standard_error: float) -> Interval:
+    """Interval of a squared distance, symmetric in its root d, which is nearer to normal: (d -+ 1.96 e / 2d)^2."""
+    if estimate <= 0:
+        return Interval(estimate=estimate, low=0.0, high=NORMAL * standard_error, confidence=CONFIDENCE)
+    root = math.sqrt(estimate)
+    reach = NORMAL * standard_error / (2 * root)
+    return Interval(estimate=estimate, low=max(root - reach, 0.0) ** 2, high=(root + reach) ** 2, confidence=CONFIDENCE)
+
+
+def share_interval(estimate: float, standard_error: float, freedom: int) -> Interval:
+    """Interval of a share, in 0 ... 1, whose standard error has so many degrees of freedom.
+
+    Student's quantile by its series in 1/freedom (Abramowitz & Stegun 1964, 26.7.5), good to 2 % from 4 on.
+    """
+    z = NORMAL
+    quantile = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    low, high = max(estimate - quantile * standard_error, 0.0), min(estimate + quantile * standard_error, 1.0)
+    return Interval(estimate=estimate, low=low, high=high, confidence=CONFIDENCE)

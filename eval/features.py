@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.eval.images import Images, ImageSet
+from cascade.eval.images import HashedWalk, Images, ImageSet, ImageStream
 from cascade.eval.statistics import Provenance
 
 
@@ -42,19 +42,34 @@ class ADMExtractor(FeatureExtractor, Protocol):
         ...
 
 
-def outputs(images: ImageSet, extractor: FeatureExtractor) -> Iterator[tuple[NDArray[np.float32], ...]]:
-    """Batch by batch the features of images, [n, D]; of an `ADMExtractor` with spatial features and class probabilities."""
-    for batch in images.batches():
-        yield extractor.all_outputs(batch) if isinstance(extractor, ADMExtractor) else (extractor(batch),)
+class Walk:
+    """One walk of a set of images through a network; when it has ended, it knows where the features came from.
+
+    Batch by batch it gives the features of images, [n, D]; of an `ADMExtractor` with spatial features and class probabilities.
+    """
+
+    def __init__(self, images: ImageSet | ImageStream, extractor: FeatureExtractor, crop_rule: str | None):
+        """`crop_rule` as `Provenance` has it."""
+        self._images, self._extractor, self._crop_rule = HashedWalk(images), extractor, crop_rule
+        self._size = images.size
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], ...]]:
+        extractor = self._extractor
+        for batch in self._images:
+            yield extractor.all_outputs(batch) if isinstance(extractor, ADMExtractor) else (extractor(batch),)
+
+    @property
+    def provenance(self) -> Provenance:
+        return provenance(self._extractor, self._size, self._crop_rule, self._images.source_hash)
 
 
-def provenance(images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None) -> Provenance:
-    """What is on record of features of these images by this extractor; `crop_rule` as `Provenance` has it."""
+def provenance(extractor: FeatureExtractor, size: int, crop_rule: str | None, source_hash: str) -> Provenance:
+    """What is on record of features by this extractor of images of `size` pixels."""
     return Provenance(
         extractor=extractor.name,
         weights_hash=extractor.weights_hash,
         resize_mode=extractor.resize_mode,
-        image_size=images.size,
+        image_size=size,
         crop_rule=crop_rule,
-        source_hash=images.source_hash(),
+        source_hash=source_hash,
     )

@@ -1,7 +1,6 @@
 """Inception features as FID papers use them, in the three modes that clean-fid distinguishes."""
 
 import importlib
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -57,10 +56,12 @@ class Inception:
         if mode == "clean":
             self._resize_cleanly = _clean_fid("resize").build_resizer("clean")
         elif mode == "legacy_pytorch":
-            import_torchvision()
+            _clean_fid("inception_pytorch")  # missing, it is missed before weights are downloaded
         file, self.weights_hash = (PYTORCH_FID if mode == "legacy_pytorch" else TORCHSCRIPT).locate(weights, sha256)
         self._network: Any = _pytorch_fid_network(file) if mode == "legacy_pytorch" else torch.jit.load(file, map_location="cpu")
         self._network.to(device).eval()
+        if torch.device(device).type == "cpu":  # whose convolutions are faster so
+            self._network.to(device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> NDArray[np.float32]:
@@ -122,36 +123,14 @@ def tensorflow_resize(images: Tensor, size: int) -> Tensor:
     return images
 
 
-def import_torchvision() -> ModuleType:
-    """torchvision, also where its wheel was built for CUDA but torch was not.
-
-    Such a wheel can't load its compiled operators, and its import fails while describing two of them. They are declared before
-    it, without an implementation; networks and transforms then work, also for whoever imports torchvision later, and `ops.nms`
-    raises when it is called. Raises ValueError if torchvision is not installed.
-    """
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None:
-        raise ValueError("torchvision is not installed; run `pip install -c constraints.txt torchvision`")
-    if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
-        try:
-            torch.ops.load_library(str(next(Path(found.origin).parent.glob("_C.*"))))  # as its import does
-        except (OSError, StopIteration):
-            for operator in ("nms", "qnms"):
-                _TORCHVISION_OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision")
-
-
-_TORCHVISION_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # what is defined here lives as long as this
-
-
 def _clean_fid(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"cleanfid.{module}")
     except ImportError as error:
-        raise ValueError("clean-fid is not installed; run `pip install --no-deps clean-fid==0.1.35`") from error
+        raise ValueError(f"{error.name} is not installed; run `pip install 'cascade-diffusion[eval]'`") from error
 
 
-def _pytorch_fid_network(file: Path) -> torch.nn.Module:
+def _pytorch_fid_network(file: Path) -> Any:
     """clean-fid's own network, with weights from `file` where clean-fid would download them unverified."""
     network: Any = _clean_fid("inception_pytorch")
     state = torch.load(file, map_location="cpu", weights_only=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.eval.features import FeatureExtractor, outputs, provenance
+from cascade.eval.features import FeatureExtractor, Walk
 from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
-from cascade.eval.images import Images, ImageSet
+from cascade.eval.images import Images, ImageSet, ImageStream
 from cascade.eval.published_weights import cached_download
 from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz
 
@@ -35,31 +35,40 @@ class Reference(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class FrechetResult:
-    """A Frechet distance with everything that it depends on; `provenance` is of the samples."""
+    """A Frechet distance with everything that it depends on; `provenance` is of the samples.
+
+    reference_hash: SHA-256 of the reference's file, or of the real images' pixels in order.
+    """
 
     distance: float
     num_samples: int
     reference: str
     reference_count: int | None
     reference_hash: str | None
+    reference_provenance: Provenance
     provenance: Provenance
 
 
 def measure(
-    images: ImageSet, extractor: FeatureExtractor, *, crop_rule: str | None, on_batch: Callable[[int], None] | None = None
+    images: ImageSet | ImageStream,
+    extractor: FeatureExtractor,
+    *,
+    crop_rule: str | None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Measurement:
     """Feature statistics of at least 2 images, of spatial features too where the extractor has them, and where they came from.
 
     `crop_rule` is how the images were cut from their originals; `on_batch` is called with the number of images done so far.
     """
     statistics: list[FeatureStatistics] = []
-    for parts in outputs(images, extractor):
+    walk = Walk(images, extractor, crop_rule)
+    for parts in walk:
         statistics = statistics or [FeatureStatistics(part.shape[1]) for part in parts[:2]]
         for one, part in zip(statistics, parts[:2], strict=True):
             one.update(part)
         if on_batch:
             on_batch(statistics[0].count)
-    return Measurement.of(provenance(images, extractor, crop_rule), *statistics)
+    return Measurement.of(walk.provenance, *statistics)
 
 
 def reference_of(name: str, measurement: Measurement, file_hash: str | None) -> Reference:
@@ -130,6 +139,7 @@ def distance_to(reference: Reference, samples: Measurement) -> FrechetResult:
         reference=reference.name,
         reference_count=reference.count,
         reference_hash=reference.file_hash,
+        reference_provenance=reference.provenance,
         provenance=samples.provenance,
     )
 

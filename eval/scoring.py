@@ -1,24 +1,26 @@
 """The scores of a set of samples against real images, from features that are computed once."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cascade.eval.bootstrap import Interval, bootstrap_interval
-from cascade.eval.features import FeatureExtractor, outputs, provenance
+from cascade.eval.bootstrap import Interval, bootstrap_interval, distance_interval, share_interval
+from cascade.eval.features import FeatureExtractor, Walk, provenance
 from cascade.eval.files import complete
-from cascade.eval.frechet import frechet_distance, redrawn_distance
+from cascade.eval.frechet import distance_of_part, frechet_distance, standard_error
 from cascade.eval.images import ImageSet
-from cascade.eval.metrics import ADM_SPLIT, Estimate, inception_score, kid, overlap
+from cascade.eval.metrics import ADM_SPLIT, Estimate, inception_score, jackknife_error, kid, overlap
 from cascade.eval.references import FrechetResult, Reference, check_comparable, distance_to, reference_of
 from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance
 
 MANIFOLD_K = 3  # as ADM's evaluator has it
-FEWEST_FOR_PUBLISHED = 10_000
+HALVINGS = 5  # random ones, both halves of which the extrapolation is made of
+GROUPS = 20  # of samples, each left out in turn for the intervals of recall and coverage
+FEWEST_FOR_PUBLISHED = 50_000
 """Samples below which a Frechet distance is not comparable with published ones."""
 
 DISTANCE_NAMES = {"efficientnet-lite0": "EfficientNet-Lite Frechet distance", "inception-v3": "FID", "dinov2-vitl14": "FD-DINOv2"}
@@ -51,15 +53,17 @@ class Scores:
 
     distance_name: What the Frechet distance is called; never FID unless it is that.
     frechet: The distance with all that it depends on.
+    extrapolated: The distance of infinitely many samples, as far as these tell; None = not measured, or there are enough.
     sfid: Frechet distance of ADM's spatial features; None = not measured, or the reference lacks them.
     inception_score: Of the samples alone; None = not measured.
     kid: Kernel distance of the same features; this and the next are None against a reference of statistics alone.
     manifold: Precision, recall, density and coverage, k = 3 (`overlap`).
-    intervals: 95 % bootstrap intervals by the names of `values`; see `score`.
+    intervals: 95 % intervals by the names of `values`; see `score`.
     """
 
     distance_name: str
     frechet: FrechetResult
+    extrapolated: float | None = None
     sfid: float | None = None
     inception_score: Estimate | None = None
     kid: Estimate | None = None
@@ -75,6 +79,7 @@ class Scores:
         """All that was measured, by the names that tables have, with its interval where there is one."""
         found: dict[str, float | None] = {
             self.distance_name: self.frechet.distance,
+            f"{self.distance_name}, extrapolated": self.extrapolated,
             "sFID": self.sfid,
             "IS": None if self.inception_score is None else self.inception_score.mean,
             self.kernel_name: None if self.kid is None else 1000 * self.kid.mean,
@@ -97,24 +102,40 @@ def feature_set(
     images and network, to be found again; spatial features and probabilities, which are asked of samples, are not kept.
     `on_batch` is called with (images done, images in all).
     """
-    made_by = provenance(images, extractor, crop_rule)
-    path = None
     if cache is not None:
-        path = cache / f"{extractor.name}-{extractor.resize_mode}-{extractor.weights_hash[:16]}-{made_by.source_hash}.npy"
-        if path.is_file():
-            return FeatureSet(images.name, np.load(path, allow_pickle=False), made_by)
-    parts: list[tuple[NDArray[np.float32], ...]] = []
+        return _kept_features(images, extractor, crop_rule, cache, on_batch)
+    walk = Walk(images, extractor, crop_rule)
+    columns = _columns(walk, len(images), on_batch)
+    return FeatureSet(images.name, columns[0], walk.provenance, *columns[1:])
+
+
+def _kept_features(
+    images: ImageSet, extractor: FeatureExtractor, crop_rule: str | None, cache: Path, on_batch: Callable[[int, int], None] | None
+) -> FeatureSet:
+    made_by = provenance(extractor, images.size, crop_rule, images.source_hash())
+    path = cache / f"{extractor.name}-{extractor.resize_mode}-{extractor.weights_hash[:16]}-{made_by.source_hash}.npy"
+    if path.is_file():
+        return FeatureSet(images.name, np.load(path, allow_pickle=False), made_by)
+    (features,) = _columns(((extractor(batch),) for batch in images.batches()), len(images), on_batch)
+    with complete(path) as file:
+        np.save(file, features)
+    return FeatureSet(images.name, features, made_by)
+
+
+def _columns(
+    batches: Iterable[tuple[NDArray[np.float32], ...]], count: int, on_batch: Callable[[int, int], None] | None
+) -> list[NDArray[np.float32]]:
+    """What a network says of `count` images, one array for each of its outputs, filled as batches arrive."""
+    columns: list[NDArray[np.float32]] = []
     done = 0
-    for found in outputs(images, extractor) if path is None else ((extractor(batch),) for batch in images.batches()):
-        parts.append(found)
+    for found in batches:
+        columns = columns or [np.empty((count, part.shape[1]), np.float32) for part in found]
+        for column, part in zip(columns, found, strict=True):
+            column[done : done + len(part)] = part
         done += len(found[0])
         if on_batch is not None:
-            on_batch(done, len(images))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    if path is not None:
-        with complete(path) as file:
-            np.save(file, columns[0])
-    return FeatureSet(images.name, columns[0], made_by, *columns[1:])
+            on_batch(done, count)
+    return columns
 
 
 def distance_name(made_by: Provenance) -> str:
@@ -129,19 +150,24 @@ def score(
     real: FeatureSet | None = None,
     *,
     resamples: int,
+    overlaps: bool = True,
+    groups: NDArray | None = None,
     on_resample: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """All that can be measured of samples against a reference.
 
-    Intervals cover what other samples of the same model would change, with the reference as it is: the distances, precision and
-    density from samples drawn again; recall and coverage, which are shares of real images, from real images drawn again. The
-    Inception Score and the kernel distance have the spread over their parts instead.
+    Intervals hold the number that sets of as many samples of the same model have on average, against the same reference, in 95 %
+    of cases: of distances by `frechet.standard_error`, of recall and coverage by leaving parts of the samples out, of precision
+    and density, which are means over samples, by `mean_interval`. The Inception Score and the kernel distance have the spread
+    over their parts instead.
 
     Args:
         reference: Statistics of real images, or their features.
         real: Features of real images, for kernel distance and overlap; None = those of `reference` if it has them.
-        resamples: Redrawn sets behind each interval; 0 = no intervals.
-        on_resample: Called with (redrawn sets done, in all) of the distances, which take long.
+        resamples: Redrawn sets behind the intervals of means; 0 = no intervals and no extrapolation.
+        overlaps: Whether precision, recall, density and coverage are wanted, which take the most time.
+        groups: Which samples are not independent of each other, [N], for the intervals of distances; None = all are.
+        on_resample: Called with (parts done, in all) of the extrapolation, which takes long.
 
     Raises ValueError if they are not comparable (`references.check_comparable`) or have too few images.
     """
@@ -150,29 +176,74 @@ def score(
         reference = reference_of(reference.name, reference.measurement(), reference.provenance.source_hash)
     measured = samples.measurement()
     frechet = distance_to(reference, measured)
-    name = distance_name(samples.provenance)
-    kinds = {name: (samples.features, reference.mean, reference.cov)}
-    sfid = None
-    mean, cov = reference.mean_spatial, reference.cov_spatial
-    if samples.spatial is not None and mean is not None and cov is not None:
-        assert measured.mean_spatial is not None and measured.cov_spatial is not None
-        sfid = frechet_distance(measured.mean_spatial, measured.cov_spatial, mean, cov)
-        kinds["sFID"] = (samples.spatial, mean, cov)
-    intervals = _distance_intervals(kinds, resamples, on_resample)
-    inception = kernel = found = None
-    if samples.probabilities is not None:
-        inception = inception_score(samples.probabilities, num_splits=math.ceil(len(samples.probabilities) / ADM_SPLIT))
+    name, sfid = distance_name(samples.provenance), None
+    intervals: dict[str, Interval] = {}
+    if resamples:
+        error = standard_error(samples.features, measured.mean, measured.cov, reference.mean, reference.cov, groups)
+        intervals[name] = distance_interval(frechet.distance, error)
+    if measured.mean_spatial is not None and reference.mean_spatial is not None:
+        assert measured.cov_spatial is not None and reference.cov_spatial is not None and samples.spatial is not None
+        of_samples, of_real = (measured.mean_spatial, measured.cov_spatial), (reference.mean_spatial, reference.cov_spatial)
+        sfid = frechet_distance(*of_samples, *of_real)
+        if resamples:
+            intervals["sFID"] = distance_interval(sfid, standard_error(samples.spatial, *of_samples, *of_real, groups))
+    extrapolated = None
+    if resamples and MANIFOLD_K < len(samples.features) < FEWEST_FOR_PUBLISHED:
+        extrapolated = _extrapolated(samples.features, reference, frechet.distance, on_resample)
+    kernel = found = None
     if real is not None:
         check_comparable(real.provenance, samples.provenance)
         kernel = kid(samples.features, real.features)
-        if min(len(samples.features), len(real.features)) > MANIFOLD_K:
-            values = overlap(samples.features, real.features, k=MANIFOLD_K)
-            found = {key: float(each.mean()) for key, each in values.items()}
-            shares = {key: mean_interval(each, resamples) for key, each in values.items()}
-            intervals |= {key: share for key, share in shares.items() if isinstance(share, Interval)}
+        if overlaps and min(len(samples.features), len(real.features)) > MANIFOLD_K:
+            found, of_overlap = _overlap(samples.features, real.features, resamples)
+            intervals |= of_overlap
     return Scores(
-        distance_name=name, frechet=frechet, sfid=sfid, inception_score=inception, kid=kernel, manifold=found, intervals=intervals
+        distance_name=name,
+        frechet=frechet,
+        extrapolated=extrapolated,
+        sfid=sfid,
+        inception_score=inception_score_of(samples),
+        kid=kernel,
+        manifold=found,
+        intervals=intervals,
     )
+
+
+def _extrapolated(
+    features: NDArray[np.float32], reference: Reference, distance: float, on_part: Callable[[int, int], None] | None
+) -> float:
+    """The distance of infinitely many samples, if it falls with their inverse number (Chong & Forsyth 2020, arXiv:1911.07023): as
+    much below that of all as that is below the mean of random halves."""
+    of_part, rng = distance_of_part(features, reference.mean, reference.cov), np.random.default_rng(0)
+    halves = [half for _ in range(HALVINGS) for half in np.array_split(rng.permutation(len(features)), 2)]
+    found = []
+    for half in halves:
+        found.append(of_part(half))
+        if on_part is not None:
+            on_part(len(found), len(halves))
+    return 2 * distance - float(np.mean(found))
+
+
+def _overlap(samples: NDArray, real: NDArray, resamples: int) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Precision, recall, density and coverage, and their intervals."""
+    num_groups = min(GROUPS, len(samples) // 2) if resamples and len(samples) > 2 * MANIFOLD_K + 1 else 0
+    values = overlap(samples, real, k=MANIFOLD_K, num_groups=num_groups)
+    found = {name: float(getattr(values, name).mean()) for name in ("precision", "recall", "density", "coverage")}
+    intervals: dict[str, Interval] = {}
+    for name in ("precision", "density"):
+        if isinstance(interval := mean_interval(getattr(values, name), resamples), Interval):
+            intervals[name] = interval
+    for name in ("recall", "coverage") if num_groups else ():
+        error = jackknife_error(getattr(values, f"{name}_without"))
+        intervals[name] = share_interval(found[name], error, num_groups - 1)
+    return found, intervals
+
+
+def inception_score_of(samples: FeatureSet) -> Estimate | None:
+    """The Inception Score in random parts of at most ADM_SPLIT; None where class probabilities were not measured."""
+    if samples.probabilities is None:
+        return None
+    return inception_score(samples.probabilities, num_splits=math.ceil(len(samples.probabilities) / ADM_SPLIT))
 
 
 def mean_interval(values: NDArray, resamples: int) -> float | Interval:
@@ -180,23 +251,6 @@ def mean_interval(values: NDArray, resamples: int) -> float | Interval:
     if not resamples:
         return float(values.mean())
     return bootstrap_interval(lambda index: float(values[index].mean()), len(values), num_resamples=resamples)
-
-
-def _distance_intervals(
-    kinds: Mapping[str, tuple[NDArray, NDArray, NDArray]], resamples: int, on_resample: Callable[[int, int], None] | None
-) -> dict[str, Interval]:
-    """Intervals of Frechet distances of features to a Gaussian, (features, mean, cov) by name."""
-    intervals: dict[str, Interval] = {}
-
-    def tell(done: int) -> None:
-        if on_resample is not None:
-            on_resample(len(intervals) * resamples + done, len(kinds) * resamples)
-
-    for name, gaussian in kinds.items() if resamples else ():
-        distance, count = redrawn_distance(*gaussian), len(gaussian[0])
-        found = bootstrap_interval(distance, count, num_resamples=resamples, on_resample=tell)
-        intervals[name] = replace(found, low=max(found.low, 0.0))  # of few images the spread can reach below
-    return intervals
 
 
 def _statistics(features: NDArray[np.float32]) -> FeatureStatistics:

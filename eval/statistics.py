@@ -1,6 +1,10 @@
 """Streaming mean and covariance of features, and the file that keeps them together with where they came from."""
 
 import json
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.eval.files import complete
+
+LARGE = 1 << 26  # bytes from which an array of an archive is not read into memory
+LOCAL_HEADER = 30  # bytes of a member's header before its name, in a zip archive
 
 Features = NDArray[np.floating]  # [N, D], one row per image
 
@@ -116,19 +123,52 @@ def load_measurement(path: Path) -> Measurement:
     return Measurement(**values, count=int(arrays["count"]), provenance=provenance)
 
 
+def npz_names(path: Path) -> set[str]:
+    """Names of the arrays of an .npz file. Raises ValueError as `read_npz`."""
+    with _readable(path), np.load(path, allow_pickle=False) as file:
+        return set(file.files)
+
+
 def read_npz(path: Path, required: set[str]) -> dict[str, NDArray]:
-    """All arrays of an .npz file, read without pickle.
+    """All arrays of an .npz file, read without pickle; those of `LARGE` bytes or more stay in the file where it is uncompressed.
 
     Raises ValueError if the file is missing, is not an .npz, holds pickled objects, or lacks one of the `required` names.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # zipfile, zlib, numpy and json each raise their own for a damaged archive
-        raise ValueError(f"{path} is not a readable .npz archive of plain arrays: {error}") from error
+    with _readable(path), np.load(path, allow_pickle=False) as file:
+        mapped = {name: _mapped(path, info) for name, info in _large_members(path).items()}
+        arrays = {name: mapped[name] if name in mapped else file[name] for name in file.files}
     missing = sorted(required - arrays.keys())
     if missing:
         raise ValueError(f"{path} lacks the arrays {missing}; it holds {sorted(arrays)}")
     return arrays
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """ValueError where a file is missing or no archive of plain arrays."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        yield
+    except Exception as error:  # zipfile, zlib, numpy and json each raise their own for a damaged archive
+        raise ValueError(f"{path} is not a readable .npz archive of plain arrays: {error}") from error
+
+
+def _large_members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    with zipfile.ZipFile(path) as archive:
+        stored = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED and info.file_size >= LARGE]
+    return {info.filename.removesuffix(".npy"): info for info in stored}
+
+
+def _mapped(path: Path, info: zipfile.ZipInfo) -> NDArray:
+    """An array as it lies uncompressed in an archive, read-only."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(LOCAL_HEADER)
+        file.seek(sum(struct.unpack("<HH", header[26:30])), 1)  # the member's name and extra field
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")

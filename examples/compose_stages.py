@@ -8,9 +8,8 @@ Here the base is a DDPMPipeline of diffusers with random weights, so it paints n
 import sys
 from pathlib import Path
 
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
 from cascade import CascadePipeline, StageSampling
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 
 def main(out: Path) -> None:

@@ -161,7 +161,7 @@ def given(args: Namespace, *names: str) -> dict[str, Any]:
 
 def add_resamples(parser: ArgumentParser) -> None:
     """How intervals are made, for commands that measure."""
-    text = "bootstrap resamples behind each 95 %% interval; 0 = no intervals (default 100)"
+    text = "redrawn sets behind the 95 %% intervals of means; 0 = no intervals and no extrapolation (default 100)"
     parser.add_argument("--resamples", type=natural, default=100, metavar="N", help=text)
 
 

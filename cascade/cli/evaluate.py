@@ -24,6 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         parser,
         ("reference", "Measure real pictures once and keep the statistics.", _reference_options, _reference),
         ("images", "Score pictures against real ones.", _images_options, _images),
+        ("check", "Measure samples that ADM publishes, and tell whether the figures are ADM's.", _check_options, _check),
         ("sr", "Enlarge real pictures made small, and compare with the originals.", _sr_options, _sr),
     )
 
@@ -71,13 +72,21 @@ def _images_options(parser: ArgumentParser) -> None:
     _add_extractor(parser)
 
 
+def _check_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("samples", metavar="SAMPLES", help="admnet_guided_upsampled_imagenet256.npz of guided-diffusion")
+    add("reference", metavar="REFERENCE", help="VIRTUAL_imagenet256_labeled.npz of guided-diffusion")
+    add("--weights", type=Path, metavar="FILE", help="of NVIDIA's TorchScript Inception (default: downloaded once, checked)")
+    add("--device", metavar="D", help="where it runs (default: an accelerator if there is one)")
+
+
 def _sr_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a cascade (default emoji)")
     text = f"{_IMAGES}; a folder of class folders says what they show (default drawings:heldout)"
     add("--images", default="drawings:heldout", metavar="IMAGES", help=text)
     add("--stage", metavar="NAME", help="which SR3 stage (default: the last)")
-    add("-n", "--num-images", type=positive, default=100, metavar="N", help="the first N pictures (default 100)")
+    add("-n", "--num-images", type=positive, default=100, metavar="N", help="pictures, of all classes alike (default 100)")
     add("--seed", type=seed, default=0, metavar="S", help="of the first picture (default 0)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures and the report")
     add("--regression", type=Path, metavar="DIR", help="a regression stage of the same sizes, measured too")
@@ -104,6 +113,7 @@ def _images(args: Namespace) -> None:
 
     from cascade.eval.report import shown
     from cascade.eval.scoring import FEWEST_FOR_PUBLISHED
+    from cascade.measure.comparisons import reference_shown
     from cascade.measure.evaluation import evaluate
 
     with Bars() as bars:
@@ -115,12 +125,27 @@ def _images(args: Namespace) -> None:
     if args.json:
         print(json.dumps(asdict(scores), indent=2))
         return
-    count = "an unknown number of" if frechet.reference_count is None else f"{frechet.reference_count:,}"
     for name, value in scores.values().items():
         print(f"{name}: {shown(value)}")
-    print(f"{frechet.num_samples:,} pictures against {count} of {frechet.reference}, SHA-256 {frechet.reference_hash}")
+    print(f"{frechet.num_samples:,} pictures against {frechet.reference}: {reference_shown(frechet)}")
     if args.resamples:
-        print(f"in brackets: 95 % intervals from {args.resamples} bootstrap resamples")
+        print("in brackets: 95 % intervals of what as many other pictures of the same kind would have on average")
+
+
+def _check(args: Namespace) -> None:
+    from cascade.measure.check import check_against_adm
+
+    with Bars() as bars:
+        found = check_against_adm(args.samples, args.reference, **given(args, "weights", "device"), on_progress=bars)
+    for figure in found.figures:
+        verdict = "agrees" if figure.agrees else "DIFFERS"
+        within = f"within {figure.published.tolerance:g}"
+        print(f"{figure.name}: {figure.ours:.6g} here, {figure.published.value:g} by ADM's evaluator: {verdict} ({within})")
+    print(
+        f"{found.num_samples:,} samples, SHA-256 of their pixels {found.samples_hash}; reference, SHA-256 {found.reference_hash}"
+    )
+    if not found.agrees:
+        raise RuntimeError("this program's figures are not those of ADM's evaluator, or the files are others")
 
 
 def _sr(args: Namespace) -> None:

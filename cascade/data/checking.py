@@ -1,12 +1,10 @@
-"""Every picture of a set read once, by the rules of training: to count what is odd, or to keep the square pictures."""
+"""Every picture of a set read once, by the rules of training: to count what is odd, or for the square pictures."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -31,29 +29,16 @@ def check(pictures: PictureSource, workers: int, progress: Progress) -> DamageLo
     return log
 
 
-def keep_pixels(pictures: PictureSource, path: Path, workers: int, progress: Progress) -> tuple[np.memmap, DamageLog]:
-    """Write all usable pictures, in their order, into a file. Arguments as in `check`.
+def read_pixels(pictures: PictureSource, workers: int, log: DamageLog, progress: Progress) -> Iterator[np.ndarray]:
+    """All usable pictures, in their order, uint8 [size, size, 3] each; what is odd is noted in `log`. Arguments as in `check`.
 
-    Returns:
-        The file as an array, uint8 [N, size, size, 3], read-only; and the log of what is odd.
-
-    Raises:
-        ValueError: if no picture is usable.
-        OSError: if the file can't be written or the disk has no room.
+    Raises ValueError in the end if no picture is usable.
     """
-    log, size = DamageLog(pictures, max_damaged=1.0), pictures.size
-    needed, free = len(pictures) * size * size * 3, shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise OSError(
-            f"{len(pictures):,} pictures of {size} px take {needed / 1e9:.1f} GB, but {path.parent} has {free / 1e9:.1f}"
+    yield from _read_all(pictures, workers, log, progress)
+    if log.skipped() == len(pictures):
+        raise ValueError(
+            f"none of the {len(pictures):,} pictures can be used at {pictures.size} px; `cascade data check` tells why"
         )
-    with path.open("wb") as file:
-        for pixels in _read_all(pictures, workers, log, progress):
-            file.write(pixels.tobytes())
-    count = len(pictures) - log.skipped()
-    if not count:
-        raise ValueError(f"none of the {len(pictures):,} pictures can be used at {size} px; `cascade data check` tells why")
-    return np.memmap(path, np.uint8, "r", shape=(count, size, size, 3)), log
 
 
 def cores() -> int:

@@ -91,6 +91,11 @@ def drawings(split: str) -> list[Drawing]:
     return sorted(found, key=lambda drawing: (drawing.class_name, f"{drawing.name}.svg"))
 
 
+def glyphs(split: str) -> np.ndarray:
+    """Code points of each drawing of a split, in the order of `drawings`, [N]: what several sets have each drawn once."""
+    return np.array([drawing.name.split("__")[1] for drawing in drawings(split)])
+
+
 def render(svg: str, size: int) -> np.ndarray:
     """Draw on white; what is not square is fitted in and centred.
 

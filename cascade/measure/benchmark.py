@@ -11,14 +11,14 @@ import numpy as np
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import ImageSet, image_folder
 from cascade.eval.memorisation import nearest_in_features
-from cascade.eval.references import Reference
+from cascade.eval.references import FrechetResult, Reference
 from cascade.eval.report import Picture, Report, Row, number_of
 from cascade.eval.report_files import write_report
-from cascade.eval.scoring import FEWEST_FOR_PUBLISHED, MANIFOLD_K, FeatureSet, Scores, feature_set, score
+from cascade.eval.scoring import MANIFOLD_K, FeatureSet, Scores, feature_set, score
 from cascade.files import Progress
 from cascade.measure import comparisons
 from cascade.measure.comparisons import SHOWN, table_values
-from cascade.measure.named import extractor_of, image_source, reference_source
+from cascade.measure.named import HeldOut, extractor_of, heldout_drawings, reference_source
 from cascade.measure.protocols import Protocol, load_protocol
 from cascade.measure.super_resolution import evaluate_sr
 from cascade.pipeline import CascadePipeline
@@ -26,10 +26,9 @@ from cascade.progress import part
 from cascade.runs.run import RunOptions, SampleRun, sample_run
 from cascade.runs.share import image_name, without_bars, write_png
 
-FLOOR_SEED = 0
 INTERVALS = (
-    "In brackets: 95 % intervals from {} bootstrap resamples of the pictures. They cover what other samples of the same model"
-    " would change, not what few samples add to every distance."
+    "In brackets: 95 % intervals, which hold what as many other samples of the same model would have on average; they leave out"
+    " what few samples add to every distance. Extrapolated: the distance of infinitely many samples, as far as these tell."
 )
 
 
@@ -42,10 +41,11 @@ def benchmark(
     seed: int = 0,
     reference: str | None = None,
     weights: Path | None = None,
+    stage: str | None = None,
     resamples: int = 100,
     **run: Unpack[RunOptions],
 ) -> Report | None:
-    """Sample a model by a protocol, or enlarge real images by its last stage, score the images, and write a report.
+    """Sample a model by a protocol, or enlarge real images by one of its stages, score the images, and write a report.
 
     The same call goes on where one was stopped.
 
@@ -57,7 +57,8 @@ def benchmark(
         seed: Added to the protocol's seeds.
         reference: Real images or statistics, as `cascade.measure.named.reference_source` takes them; None = the protocol's own.
         weights: File of the feature network; None = its own, or downloaded once.
-        resamples: Redrawn sets behind each 95 % interval; 0 = no intervals.
+        stage: Which one enlarges, by a protocol of super-resolution; None = the one that makes images of the protocol's size.
+        resamples: Redrawn sets behind the 95 % intervals of means; 0 = no intervals and no extrapolation.
         **run: `sampling`, `batch_size`, `processes`, `threads` and `on_progress`, as `sample_run` takes them.
 
     Returns:
@@ -68,14 +69,18 @@ def benchmark(
         ConnectionError: if weights or statistics must be downloaded and can't be.
     """
     protocol = protocol if isinstance(protocol, Protocol) else load_protocol(protocol)
+    comparisons.check_vocabulary(protocol, cascade.classes, cascade.num_classes)
     source = reference or protocol.reference
     if source is None:
         raise ValueError(f"protocol {protocol.name} needs a reference: {protocol.reference_file}")
     count = num_images or protocol.num_images
+    if stage is not None and protocol.kind != "super-resolution":
+        raise ValueError(f"stage is {stage!r}, but protocol {protocol.name} measures samples of the whole cascade; leave it out")
     if protocol.kind == "super-resolution":
+        stage = stage or next((name for name, size in cascade.sizes.items() if size == protocol.size), None)
         options: Any = {key: run.get(key) for key in ("sampling", "batch_size", "on_progress")}
         options |= {"extractor": protocol.extractor, "weights": weights, "crop_rule": protocol.crop_rule, "resamples": resamples}
-        return evaluate_sr(cascade, out, images=source, num_images=count, seed=seed, protocol=protocol, **options)
+        return evaluate_sr(cascade, out, images=source, stage=stage, num_images=count, seed=seed, protocol=protocol, **options)
     return _samples_report(_Job(cascade, protocol, Path(out), count, seed, source, weights, resamples, run))
 
 
@@ -100,7 +105,7 @@ class _Job:
         return feature_set(images, extractor, crop_rule=self.protocol.crop_rule, on_batch=self.told(f"features of {what}"))
 
     def scores(self, samples: FeatureSet, reference: Reference | FeatureSet, real: FeatureSet | None, what: str) -> Scores:
-        return score(samples, reference, real, resamples=self.resamples, on_resample=self.told(f"intervals of {what}"))
+        return score(samples, reference, real, resamples=self.resamples, on_resample=self.told(f"extrapolation of {what}"))
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,11 @@ def _samples_report(job: _Job) -> Report | None:
     described: Any = {"image_size": protocol.size, "extractor": protocol.extractor, "crop_rule": protocol.crop_rule}
     real = reference_source(job.reference, **described, progress=job.told("drawings"))
     extractor = extractor_of(protocol.extractor, job.weights, str(job.cascade.device))
-    heldout, labels = _heldout(job)
+    heldout: HeldOut | None = None
+    labels: Any = protocol.labels
+    if protocol.labels == "heldout":
+        heldout = heldout_drawings(protocol.size, job.num_images, job.told("drawings"))
+        labels = tuple(int(label) for label in heldout.labels)
     runs = []
     for seed in protocol.seeds:
         folder = job.out / (f"samples-{job.seed + seed}" if len(protocol.seeds) > 1 else "samples")
@@ -138,15 +147,16 @@ def _samples_report(job: _Job) -> Report | None:
     for run in runs:
         images = image_folder(run.folder, size=protocol.size)
         sets.append(_Samples(run, images, job.features(images, extractor, "the samples")))
-    rows, details, pictures = _compared(job, sets, real, extractor, heldout)
-    first, limits = sets[0], _limits(protocol, job.num_images)
-    rows += comparisons.published_rows(protocol, bool(limits))
+    scores, rows, details, pictures = _compared(job, sets, real, extractor, heldout)
+    first = sets[0]
+    differing = comparisons.differences(protocol, job.num_images, scores[0].frechet)
+    rows += comparisons.published_rows(protocol, differing)
     report = Report(
         title=f"{job.cascade.name}: {protocol.title}",
-        facts=_facts(job, sets),
+        facts=_facts(job, sets, scores[0].frechet),
         columns=comparisons.columns_of(rows, ("NFE",)),
         rows=tuple(rows),
-        notes=(*limits, *protocol.notes, *[INTERVALS.format(job.resamples)] * bool(job.resamples)),
+        notes=(*comparisons.not_comparable(protocol, differing), *protocol.notes, *[INTERVALS] * bool(job.resamples)),
         pictures=(comparisons.by_class(first.images, first.asked, job.cascade.classes), *_stages(job, first), *pictures),
         curve=comparisons.distance_curve(rows, protocol.distance),
         details=details | {"run": first.run.record},
@@ -155,45 +165,36 @@ def _samples_report(job: _Job) -> Report | None:
     return report
 
 
-def _heldout(job: _Job) -> tuple[ImageSet | None, Any]:
-    """Held-out drawings for the floor, as many as samples, where the protocol has one; and the labels of the samples."""
-    protocol = job.protocol
-    if protocol.labels != "heldout":
-        return None, protocol.labels
-    every, labels = image_source("drawings:heldout", size=protocol.size, progress=job.told("drawings"))
-    assert labels is not None
-    if job.num_images > len(every):
-        floor = f"{len(every)} held-out drawings for the floor of {protocol.name}"
-        raise ValueError(f"num_images is {job.num_images}, but there are only {floor}")
-    chosen = np.sort(np.random.default_rng(FLOOR_SEED).permutation(len(every))[: job.num_images])
-    return every.take(chosen), tuple(int(label) for label in labels[chosen])
-
-
 def _compared(
-    job: _Job, sets: list[_Samples], real: ImageSet | Reference, extractor: FeatureExtractor, heldout: ImageSet | None
-) -> tuple[list[Row], dict[str, Any], list[Picture]]:
-    """Our rows, everything measured, and pictures of neighbours."""
+    job: _Job, sets: list[_Samples], real: ImageSet | Reference, extractor: FeatureExtractor, heldout: HeldOut | None
+) -> tuple[list[Scores], list[Row], dict[str, Any], list[Picture]]:
+    """Scores of each set, our rows, everything measured, and pictures of neighbours."""
     reference, theirs = comparisons.reference_features(real, extractor, job.protocol.crop_rule, job.run.get("on_progress"))
     scores = [job.scores(each.features, reference, theirs, "the samples") for each in sets]
     rows = _sample_rows(job, sets, scores)
     details: dict[str, Any] = {"scores": {f"seed {s.run.plan.seed}": asdict(one) for s, one in zip(sets, scores, strict=True)}}
     if theirs is None or not isinstance(real, ImageSet):
-        return rows, details, []
+        return scores, rows, details, []
     first = sets[0]
     if heldout is None:
         near = nearest_in_features(first.features.features, theirs.features)
-        return rows, details, [comparisons.closest("features", near, first.images, real)]
-    floor = job.features(heldout, extractor, "held-out drawings")
+        return scores, rows, details, [comparisons.closest("features", near, first.images, real)]
+    floor = job.features(heldout.images, extractor, "held-out drawings")
     floor_scores = job.scores(floor, reference, theirs, "the floor")
     of_samples, of_floor, pictures = comparisons.beside_drawings(
-        (theirs, real), (floor, heldout), (first.features, first.images), first.asked, job.resamples
+        (theirs, real), (floor, heldout.images), (first.features, first.images), first.asked, job.resamples
     )
     rows[0] = replace(rows[0], values={**rows[0].values, **of_samples})
-    note = f"{len(heldout):,} real drawings of the same classes"
+    note = f"{len(heldout.images):,} real drawings of the same classes"
     values = {**table_values(floor_scores, job.protocol.distance), **of_floor}
     rows.append(Row(name="held-out drawings (floor)", values=values, note=note, ours=True))
+    if job.resamples:
+        by_glyph = score(floor, reference, resamples=job.resamples, overlaps=False, groups=heldout.glyphs)
+        note = f"intervals as if their {len(np.unique(heldout.glyphs)):,} glyphs, not their drawings, were others"
+        of_distance = {job.protocol.distance: table_values(by_glyph, job.protocol.distance)[job.protocol.distance]}
+        rows.append(Row(name="held-out drawings (floor), by glyph", values=of_distance, note=note, ours=True))
     details["scores"]["heldout"] = asdict(floor_scores)
-    return rows, details, pictures
+    return scores, rows, details, pictures
 
 
 def _sample_rows(job: _Job, sets: list[_Samples], scores: list[Scores]) -> list[Row]:
@@ -237,19 +238,7 @@ def _stages(job: _Job, samples: _Samples) -> list[Picture]:
     return [Picture(title="Stages", caption=caption, rows=rows)]
 
 
-def _limits(protocol: Protocol, num_images: int) -> list[str]:
-    """Why our row can't stand beside published ones, in words."""
-    if not protocol.published:
-        return []
-    if num_images < FEWEST_FOR_PUBLISHED:
-        few = f"{num_images:,} samples are fewer than {FEWEST_FOR_PUBLISHED:,}"
-        return [f"{few}: our row is not comparable with any published one."]
-    if num_images != protocol.num_images:
-        return [f"{num_images:,} samples, where the protocol has {protocol.num_images:,}: our row is not comparable."]
-    return []
-
-
-def _facts(job: _Job, sets: list[_Samples]) -> dict[str, str]:
+def _facts(job: _Job, sets: list[_Samples], frechet: FrechetResult) -> dict[str, str]:
     record, described = sets[0].run.record, sets[0].features.provenance
     plans = [each.run.plan for each in sets]
     seeds = " and ".join(f"{plan.seed:,} to {plan.seed + plan.num_images - 1:,}" for plan in plans)
@@ -261,7 +250,7 @@ def _facts(job: _Job, sets: list[_Samples]) -> dict[str, str]:
         "samples": f"{job.num_images:,} of {job.protocol.size} px, seeds {seeds}",
         "labels": job.protocol.labels,
         **settings,
-        "reference": job.reference,
+        "reference": f"{job.reference}, {comparisons.reference_shown(frechet)}",
         "extractor": f"{described.extractor} ({described.resize_mode}), SHA-256 {described.weights_hash}",
         "crop rule": job.protocol.crop_rule or "not known",
         "software": ", ".join(f"{name} {version}" for name, version in record["software"].items()),

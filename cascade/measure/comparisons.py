@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from cascade.classes import EMOJI, Vocabulary
+from cascade.classes import EMOJI, Vocabulary, imagenet
 from cascade.eval.classifier import errors
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import ImageSet, image_array
 from cascade.eval.memorisation import Neighbours, nearest_in_features, nearest_in_pixels
-from cascade.eval.references import Reference
+from cascade.eval.references import FrechetResult, Reference
 from cascade.eval.report import Curve, Picture, Row, Value, number_of
 from cascade.eval.scoring import FeatureSet, Scores, feature_set, mean_interval
 from cascade.files import cache_folder
-from cascade.measure.named import classifier_of
+from cascade.measure.named import WEIGHTS, classifier_of
 from cascade.measure.protocols import Protocol
 from cascade.progress import OnProgress, part
 
@@ -50,7 +50,7 @@ def reference_features(
 
 def table_values(scores: Scores, distance: str) -> dict[str, Value]:
     """All that was measured, the distance by the name that a table gives it."""
-    return {distance if name == scores.distance_name else name: value for name, value in scores.values().items()}
+    return {name.replace(scores.distance_name, distance): value for name, value in scores.values().items()}
 
 
 def columns_of(rows: Iterable[Row], last: Sequence[str] = ()) -> tuple[str, ...]:
@@ -59,13 +59,53 @@ def columns_of(rows: Iterable[Row], last: Sequence[str] = ()) -> tuple[str, ...]
     return tuple([name for name in found if name not in last] + [name for name in last if name in found])
 
 
-def published_rows(protocol: Protocol, apart: bool) -> list[Row]:
-    """The published figures of a protocol; `apart` if ours can't stand beside any."""
+def check_vocabulary(protocol: Protocol, classes: Vocabulary | None, num_classes: int | None) -> None:
+    """Raise ValueError unless a model's classes are those of the protocol; classes without names must be as many."""
+    if protocol.vocabulary == "imagenet" and (num_classes != len(imagenet()) or classes not in (None, imagenet())):
+        count = "no classes" if num_classes is None else f"{num_classes:,} others"
+        raise ValueError(f"protocol {protocol.name} measures models of ImageNet's 1,000 classes, but this one has {count}")
+
+
+def differences(protocol: Protocol, num_images: int, frechet: FrechetResult | None) -> list[str]:
+    """What of a measurement is not as the protocol has it, in words, so that no published row compares with it; `frechet` is its
+    distance, None = none was measured."""
+    found = []
+    if num_images != protocol.num_images:
+        found.append(f"{num_images:,} images, where the protocol has {protocol.num_images:,}")
+    if frechet is None:
+        return [*found, "no distance was measured"]
+    network, weights = WEIGHTS.get(protocol.extractor), frechet.provenance.weights_hash
+    if network is not None and weights != network.sha256:
+        found.append(f"the extractor's weights have SHA-256 {weights}, the published ones {network.sha256}")
+    crop_rule = frechet.reference_provenance.crop_rule
+    if crop_rule != protocol.crop_rule:
+        found.append(f"the reference's crop rule is {crop_rule or 'not known'}, where the protocol has {protocol.crop_rule}")
+    if protocol.reference_file is not None and protocol.reference_sha256 is None:
+        found.append("no SHA-256 of the protocol's reference is on record, so ours can't be told to be it")
+    elif protocol.reference_sha256 not in (None, frechet.reference_hash):
+        found.append(f"the reference has SHA-256 {frechet.reference_hash}, the protocol's {protocol.reference_sha256}")
+    return found
+
+
+def reference_shown(frechet: FrechetResult) -> str:
+    """Count and hash of what samples were measured against, for reports."""
+    count = "an unknown number of" if frechet.reference_count is None else f"{frechet.reference_count:,}"
+    return f"{count} images, SHA-256 {frechet.reference_hash}"
+
+
+def published_rows(protocol: Protocol, differing: Sequence[str]) -> list[Row]:
+    """The published figures of a protocol, marked where they, or ours (`differing`), were measured differently."""
     rows = []
     for row in protocol.published:
-        note = "; ".join(filter(None, (row.source, row.protocol)))
-        rows.append(Row(name=row.name, values=row.values, note=note, comparable=row.comparable and not apart))
+        alone = row.evaluator == protocol.evaluator and not row.differs
+        note = "; ".join(filter(None, (row.source, f"evaluator: {row.evaluator}", row.differs)))
+        rows.append(Row(name=row.name, values=row.values, note=note, comparable=alone and not differing))
     return rows
+
+
+def not_comparable(protocol: Protocol, differing: Sequence[str]) -> list[str]:
+    """The note above published rows where none compares."""
+    return [f"No published figure compares with ours: {'; '.join(differing)}."] if differing and protocol.published else []
 
 
 def beside_drawings(

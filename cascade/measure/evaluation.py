@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from cascade.data import crops, open_pictures
-from cascade.data.checking import cores, keep_pixels
+from cascade.data.checking import cores, read_pixels
 from cascade.devices import find_device
-from cascade.eval.images import ImageSet, image_array
+from cascade.eval.images import ImageStream
 from cascade.eval.references import Reference, load_reference, measure
 from cascade.eval.scoring import MANIFOLD_K, Scores, feature_set, score
 from cascade.eval.statistics import save_measurement
@@ -19,6 +16,7 @@ from cascade.measure.comparisons import reference_features
 from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
 from cascade.progress import OnProgress, part
 from cascade.stages.training import Data
+from cascade.stages.training.odd_pictures import DamageLog
 
 
 def evaluate(
@@ -42,7 +40,7 @@ def evaluate(
         weights: Its file; None = its own, or downloaded once.
         size: Side that the pictures must have, at which drawings are drawn; None = that of the first, drawings at 256.
         crop_rule: How the pictures were cut from their originals; only equal ones are compared.
-        resamples: Redrawn sets behind each 95 % interval; 0 = no intervals.
+        resamples: Redrawn sets behind the 95 % intervals of means; 0 = no intervals and no extrapolation.
         device: Where the extractor runs; None = on an accelerator if there is one.
         on_progress: Told of features and intervals.
 
@@ -57,7 +55,7 @@ def evaluate(
     told = part(on_progress, "features of the pictures")
     samples = feature_set(found, network, crop_rule=crop_rule_of(images, crop_rule), on_batch=told)
     theirs, of_images = reference_features(real, network, crop_rule_of(reference, None), on_progress)
-    return score(samples, theirs, of_images, resamples=resamples, on_resample=part(on_progress, "intervals"))
+    return score(samples, theirs, of_images, resamples=resamples, on_resample=part(on_progress, "extrapolation"))
 
 
 @dataclass(frozen=True)
@@ -96,24 +94,15 @@ def build_reference(
     if crop and (not size or crop_rule):
         raise ValueError("crop needs the size of the pictures, and names their crop rule itself: leave crop_rule out")
     network = extractor_of(extractor, weights, str(find_device(device)))
-    with _cut(str(images), crop, size, out.parent, on_progress) as (found, rule, odd):
-        told = part(on_progress, "features")
-        rule = rule or crop_rule_of(str(images), crop_rule)
-        save_measurement(out, measure(found, network, crop_rule=rule, on_batch=lambda n: told(n, len(found))))
-    return BuiltReference(load_reference(out), found.size, odd)
-
-
-@contextmanager
-def _cut(
-    images: str, crop: str | None, size: int | None, folder: Path, on_progress: OnProgress | None
-) -> Iterator[tuple[ImageSet, str | None, str]]:
-    """Square pictures, photos cut for a while into a file in `folder`; the name of the rule; and which photos were odd."""
     if crop is None or size is None:
-        yield image_source(images, size=size, minimum=2)[0], None, ""
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".cutting-", dir=folder) as cutting:
-        told = part(on_progress, "cutting")
-        photos = open_pictures(Data(source=images, crop=crop), size, told)
-        pixels, log = keep_pixels(photos, Path(cutting) / "pictures", cores(), told)
-        yield image_array(pixels, name=images, minimum=2), crops.crop_rule(crop).recorded, log.table()
+        found = image_source(str(images), size=size, minimum=2)[0]
+        told = part(on_progress, "features")
+        rule = crop_rule_of(str(images), crop_rule)
+        save_measurement(out, measure(found, network, crop_rule=rule, on_batch=lambda n: told(n, len(found))))
+        return BuiltReference(load_reference(out), found.size)
+    told = part(on_progress, "cutting and features")
+    photos = open_pictures(Data(source=str(images), crop=crop), size, told)
+    log = DamageLog(photos, max_damaged=1.0)
+    cut = ImageStream(size, read_pixels(photos, cores(), log, told))  # never on the disk: all of ImageNet at 256 px are 252 GB
+    save_measurement(out, measure(cut, network, crop_rule=crops.crop_rule(crop).recorded))
+    return BuiltReference(load_reference(out), size, log.table())

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cascade.classes import EMOJI, Vocabulary, imagenet
-from cascade.data.drawings import DRAWINGS, cached_array
+from cascade.data.drawings import DRAWINGS, cached_array, glyphs
 from cascade.eval.classifier import class_probabilities, load_classifier
-from cascade.eval.dinov2 import DINOv2
+from cascade.eval.dinov2 import VIT_L14, DINOv2
 from cascade.eval.efficientnet import EfficientNetLite
 from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import Images, ImageSet, image_array, image_folder
-from cascade.eval.inception import ADMInception, Inception
+from cascade.eval.inception import PYTORCH_FID, TORCHSCRIPT, ADMInception, Inception
 from cascade.eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
 from cascade.eval.scoring import MANIFOLD_K
-from cascade.eval.statistics import Provenance, read_npz
+from cascade.eval.statistics import Provenance, npz_names, read_npz
 from cascade.files import Progress
 from cascade.measure.protocols import EXTRACTORS
 
@@ -28,6 +29,13 @@ INCEPTION_MODES: dict[str, Any] = {
     "inception-pytorch": "legacy_pytorch",
 }
 DRAWINGS_CROP_RULE = "drawings"
+WEIGHTS = {
+    "inception-clean": TORCHSCRIPT,
+    "inception-tensorflow": TORCHSCRIPT,
+    "inception-pytorch": PYTORCH_FID,
+    "dinov2": VIT_L14,
+}
+"""The published weights of each extractor that has any."""
 
 Classify = Callable[[Images], np.ndarray]
 """Class probabilities [N, C] of uint8 RGB images [N, S, S, 3]."""
@@ -52,6 +60,24 @@ def image_source(
     if not path.exists():
         raise ValueError(f"there is no {text}; give a folder of images, an .npz, or {', '.join(DRAWINGS)}")
     return image_folder(path, size=size, minimum=minimum), None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out drawings: their pictures, their classes, and what each draws, by its code points, as other sets do too, [N]."""
+
+    images: ImageSet
+    labels: np.ndarray
+    glyphs: np.ndarray
+
+
+def heldout_drawings(size: int, count: int, progress: Progress) -> HeldOut:
+    """`count` of the held-out drawings, always the same ones, in order, `size` pixels wide; ValueError if there are fewer."""
+    pictures, labels = cached_array(size, "heldout", progress=progress)
+    if count > len(pictures):
+        raise ValueError(f"num_images is {count}, but there are only {len(pictures)} held-out drawings for the floor")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(pictures))[:count])
+    return HeldOut(image_array(pictures, name="drawings:heldout").take(chosen), labels[chosen], glyphs("heldout")[chosen])
 
 
 def crop_rule_of(text: str, given: str | None) -> str | None:
@@ -96,7 +122,7 @@ def reference_source(
         return load_clean_fid_reference(name, split or "train", image_size, INCEPTION_MODES[extractor])
     path = Path(text).expanduser()
     if path.suffix == ".npz" and path.is_file():
-        arrays = read_npz(path, set()).keys()
+        arrays = npz_names(path)
         if "provenance" in arrays:
             return load_reference(path)
         if "mu_s" in arrays:

@@ -16,14 +16,19 @@ EXTRACTORS = ("efficientnet-lite0", "inception-clean", "inception-tensorflow", "
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What someone else measured of a model: values by the names of the table's columns, where they are published, how they were
-    measured, where that is known, and whether as this protocol measures."""
+    """What someone else measured of a model.
+
+    values: By the names of the table's columns.
+    source: Where they are published.
+    evaluator: Whose program and which reference they come from; those of the protocol's own compare.
+    differs: How else they were measured differently; "" = not at all.
+    """
 
     name: str
     values: dict[str, float]
     source: str
-    protocol: str = ""
-    comparable: bool = True
+    evaluator: str = "not stated"
+    differs: str = ""
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -43,6 +48,9 @@ class Protocol:
     distance: What the distance's column is called.
     reference: Real images, as `cascade.measure.named` names them; None = a file that the user gives.
     reference_file: What that file is and where it is published; None = none is needed.
+    reference_sha256: Of that file, where it is published; None = it is not, or there are several.
+    evaluator: Whose program and reference this protocol is; published rows of the same one can be compared.
+    vocabulary: "imagenet" for models of its 1,000 classes alone; None = any.
     crop_rule: How the real images were cut from their originals.
     labels: Classes of samples: "balanced", "random" (as `RunPlan` has them), or "heldout": those of the held-out drawings that
         make the floor.
@@ -61,6 +69,9 @@ class Protocol:
     distance: str
     reference: str | None = None
     reference_file: str | None = None
+    reference_sha256: str | None = None
+    evaluator: str | None = None
+    vocabulary: str | None = None
     crop_rule: str | None = None
     labels: str = "balanced"
     seeds: tuple[int, ...] = (0,)
@@ -69,9 +80,14 @@ class Protocol:
     published: tuple[Published, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, known in (("kind", KINDS), ("labels", LABELS), ("extractor", EXTRACTORS)):
+        for key, known in (
+            ("kind", KINDS),
+            ("labels", LABELS),
+            ("extractor", EXTRACTORS),
+            ("vocabulary", (None, "imagenet")),
+        ):
             if (value := getattr(self, key)) not in known:
-                raise ValueError(f"{key} is {value!r}, expected one of {', '.join(known)}")
+                raise ValueError(f"{key} is {value!r}, expected one of {', '.join(map(str, known))}")
         for key in ("size", "num_images"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")

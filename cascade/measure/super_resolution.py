@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cascade.classes import Vocabulary
+from cascade.classes import EMOJI, Vocabulary
+from cascade.data.drawings import DRAWINGS
 from cascade.eval.classifier import errors
 from cascade.eval.features import FeatureExtractor
-from cascade.eval.images import Images, ImageSet, area_downsample, image_array, image_folder
+from cascade.eval.images import Images, ImageSet, area_downsample, balanced_choice, image_folder
 from cascade.eval.paired import consistency, psnr, ssim
-from cascade.eval.references import Reference, measure, reference_of
+from cascade.eval.references import FrechetResult
 from cascade.eval.report import Picture, Report, Row, Value
 from cascade.eval.report_files import write_report
-from cascade.eval.scoring import feature_set, mean_interval, score
+from cascade.eval.scoring import FeatureSet, feature_set, inception_score_of, mean_interval, score
 from cascade.files import Progress
 from cascade.folder import StageEntry, load_stage
-from cascade.measure.comparisons import SHOWN, columns_of, published_rows
+from cascade.measure.comparisons import SHOWN, columns_of, differences, not_comparable, published_rows, reference_shown
 from cascade.measure.named import Classify, classifier_of, crop_rule_of, extractor_of, image_source
 from cascade.measure.protocols import Protocol
 from cascade.pipeline import CascadePipeline
@@ -40,25 +41,34 @@ class _Measuring:
     """What the images of a row are measured against, and how: real images, their classes, and the small ones made of them."""
 
     name: str
-    originals: Images
-    low_res: Images
+    originals: ImageSet
+    low_res: ImageSet
     labels: list[int] | None
     extractor: FeatureExtractor | None
-    reference: Reference | None
+    reference: FeatureSet | None
     classifier: tuple[str, Classify] | None
     crop_rule: str | None
     resamples: int
 
-    def values(self, images: Images, paired: bool = True) -> dict[str, Value]:
-        """Of outputs; of the originals themselves with `paired` False, whose distance would be 0."""
-        found = paired_values(images, self.originals, self.low_res, self.resamples) if paired else {}
-        if self.extractor is not None and self.reference is not None:
-            features = feature_set(image_array(images), self.extractor, crop_rule=self.crop_rule)
-            distance = score(features, self.reference, resamples=self.resamples).values()
-            found |= {name: value for name, value in distance.items() if paired or name == "IS"}
-        if self.classifier is not None and self.labels is not None:
-            found |= error_values(images, self.labels, self.classifier[1], self.resamples)
-        return found
+    def values(self, images: ImageSet) -> tuple[dict[str, Value], FrechetResult | None]:
+        """Of outputs, and the distance with all that it depends on."""
+        paired = paired_values(images, self.originals, self.low_res, self.resamples)
+        if self.extractor is None or self.reference is None:
+            return paired | self._errors(images), None
+        features = feature_set(images, self.extractor, crop_rule=self.crop_rule)
+        scores = score(features, self.reference, resamples=self.resamples, overlaps=False)
+        return paired | scores.values() | self._errors(images), scores.frechet
+
+    def of_originals(self) -> dict[str, Value]:
+        """Of the originals themselves: what does not compare them with themselves."""
+        score_alone = None if self.reference is None else inception_score_of(self.reference)
+        found: dict[str, Value] = {} if score_alone is None else {"IS": score_alone.mean}
+        return found | self._errors(self.originals)
+
+    def _errors(self, images: ImageSet) -> dict[str, Value]:
+        if self.classifier is None or self.labels is None:
+            return {}
+        return error_values(images, self.labels, self.classifier[1], self.resamples)
 
 
 def evaluate_sr(
@@ -86,7 +96,7 @@ def evaluate_sr(
         out: Folder of the report; the stage's pictures are kept in `outputs/`, those of a regression in `regression/`.
         images: Real images, as `cascade.measure.named.image_source` takes them; a folder of class folders says what they show.
         stage: Name of the stage; None = the last.
-        num_images: The first so many images.
+        num_images: How many images, of all classes alike (`cascade.eval.images.balanced_choice`).
         seed: Of the first image; image i has seed + i.
         regression: Folder of SR3's regression baseline; None = no row of it.
         extractor: Feature network of the distance; None = no distance.
@@ -105,8 +115,9 @@ def evaluate_sr(
         raise ValueError(f"stage {name!r} makes {size} px from {small} px, but protocol {protocol.name} is {wanted} px")
     network = None if extractor is None else extractor_of(extractor, weights, device)
     every, known = image_source(str(images), size=size)
-    real = every.take(np.arange(min(num_images, len(every))))
-    labels = _labels(cascade, real, known)
+    chosen = balanced_choice(_groups(every, known), len(every), num_images)
+    real = every.take(chosen)
+    labels = _labels(cascade, str(images), every, known, chosen)
     makers = {"outputs": by_stage(cascade, name, sampling, batch_size)}
     settings = cascade.described([name], sampling, batch_size) | {"stage": name, "seed": seed, "images": real.source_hash()}
     if regression is not None:
@@ -114,37 +125,42 @@ def evaluate_sr(
         settings["regression"] = model_hash(regression)
     record = {"format": FORMAT, "model": {"name": cascade.name, "sha256": model_hash(cascade)}, "settings": settings}
     begin(out, record)
-    originals = real.array()
-    low_res = low_resolution(originals, small)
+    low_res = real.mapped(lambda originals: low_resolution(originals, small), small)
     step = batch_size or default_batch_size(device, size)
     made, given = {}, labels if cascade.num_classes is not None else None
     for what, maker in makers.items():
         told = part(on_progress, "enlarging" if what == "outputs" else "enlarging by regression")
         made[what] = enlarged(maker, low_res, given, out / what, seed=seed, batch_size=step, on_progress=told)
-    sets = {f"{cascade.name}, {name}": made.pop("outputs"), **made, "bicubic": bicubic(low_res, size)}
+    interpolated = low_res.mapped(lambda images: bicubic(images, size), size)
+    sets = {f"{cascade.name}, {name}": made.pop("outputs"), **made, "bicubic": interpolated}
     classifier = classifier_of(cascade.classes, device) if labels is not None else None
     text, rule = str(images), crop_rule_of(str(images), crop_rule)
-    reference = None if network is None else reference_of(real.name, measure(real, network, crop_rule=rule), real.source_hash())
-    how = _Measuring(text, originals, low_res, labels, network, reference, classifier, rule, resamples)
+    reference = None if network is None else feature_set(real, network, crop_rule=rule)
+    how = _Measuring(text, real, low_res, labels, network, reference, classifier, rule, resamples)
     report = _report(how, sets, regression, protocol, record)
     write_report(report, out)
     return report
 
 
 def _report(
-    how: _Measuring, sets: dict[str, Images], regression: Path | None, protocol: Protocol | None, record: dict[str, Any]
+    how: _Measuring, sets: dict[str, ImageSet], regression: Path | None, protocol: Protocol | None, record: dict[str, Any]
 ) -> Report:
     """Every set of large images measured and shown, above the originals and what is published."""
-    rows = [Row(name=what, values=how.values(one), note=f"{len(one):,} images", ours=True) for what, one in sets.items()]
-    rows.append(Row(name="originals", values=how.values(how.originals, paired=False), note="the images themselves", ours=True))
-    rows += published_rows(protocol, False) if protocol else ()
+    rows, frechet = [], None
+    for what, one in sets.items():
+        values, frechet = how.values(one)
+        rows.append(Row(name=what, values=values, note=f"{len(one):,} images", ours=True))
+    rows.append(Row(name="originals", values=how.of_originals(), note="the images themselves", ours=True))
+    differing = differences(protocol, len(how.originals), frechet) if protocol else []
+    rows += published_rows(protocol, differing) if protocol else ()
     network, classifier = how.extractor, how.classifier and how.classifier[0]
-    model, settings, small = record["model"], record["settings"], how.low_res.shape[1]
+    model, settings, small = record["model"], record["settings"], how.low_res.size
     facts = {
         "model": f"{model['name']}, SHA-256 {model['sha256']}",
         "stage": settings["stage"],
-        "images": f"the first {len(how.originals):,} of {how.name}, averaged over blocks to {small} px",
+        "images": f"{len(how.originals):,} of {how.name}, of all classes alike, averaged over blocks to {small} px",
         "seeds": f"from {settings['seed']}",
+        "reference": frechet and f"the originals, {reference_shown(frechet)}",
         "regression": regression and f"{regression.name}, SHA-256 {settings['regression']}",
         "extractor": network and f"{network.name} ({network.resize_mode}), SHA-256 {network.weights_hash}",
         "classifier": classifier,
@@ -152,19 +168,20 @@ def _report(
     notes = (
         "PSNR, in dB, SSIM and consistency, the squared error to the input after averaging down in 1e-5, are means over images.",
         classifier and f"Errors are those of {classifier}, not of SR3's ResNet-50, and stand beside no published ones.",
-        f"In brackets: 95 % intervals from {how.resamples} bootstrap resamples of the images." if how.resamples else None,
-        *(protocol.notes if protocol else ()),
+        "In brackets: 95 % intervals of what as many other images would have on average." if how.resamples else None,
+        *((*not_comparable(protocol, differing), *protocol.notes) if protocol else ()),
     )
     shown = {"input": how.low_res, **sets, "original": how.originals}
     caption = "The first images, shown equally large; the input is what all others start from."
-    pictures = Picture(title="Pictures", caption=caption, rows=tuple((what, one[:SHOWN]) for what, one in shown.items()))
+    first = np.arange(min(SHOWN, len(how.originals)))
+    pictures = tuple((what, images.take(first).array()) for what, images in shown.items())
     return Report(
-        title=protocol.title if protocol else f"{model['name']}, {settings['stage']}: {small} to {how.originals.shape[1]} px",
+        title=protocol.title if protocol else f"{model['name']}, {settings['stage']}: {small} to {how.originals.size} px",
         facts={key: text for key, text in facts.items() if text},
         columns=columns_of(rows),
         rows=tuple(rows),
         notes=tuple(filter(None, notes)),
-        pictures=(pictures,),
+        pictures=(Picture(title="Pictures", caption=caption, rows=pictures),),
         details={"run": record},
     )
 
@@ -223,9 +240,9 @@ def by_regression(cascade: CascadePipeline, name: str, folder: Path) -> Enlarge:
 
 
 def enlarged(
-    enlarge: Enlarge, low_res: Images, labels: list[int] | None, out: Path, *, seed: int, batch_size: int, on_progress: Progress
-) -> Images:
-    """Large images, uint8 [N, S, S, 3], each kept as a PNG in `out` as soon as it is there; existing ones are not made again.
+    enlarge: Enlarge, low_res: ImageSet, labels: list[int] | None, out: Path, *, seed: int, batch_size: int, on_progress: Progress
+) -> ImageSet:
+    """Large images, each kept as a PNG in `out` as soon as it is there; existing ones are not made again.
 
     Image i has seed + i; `batch_size` consecutive ones are made together, always the same. Nothing else may lie in `out`.
     """
@@ -235,37 +252,63 @@ def enlarged(
         on_progress(start, len(low_res))
         if all(files[i].is_file() for i in block):
             continue
-        small = [Image.fromarray(low_res[i]) for i in block]
+        small = [Image.fromarray(one) for one in low_res.take(np.array(block)).array()]
         made = enlarge(small, None if labels is None else [labels[i] for i in block], [seed + i for i in block])
         for i, image in zip(block, made, strict=True):
             write_png(files[i], image)
     on_progress(len(low_res), len(low_res))
-    return image_folder(out).array()
+    return image_folder(out)
 
 
-def paired_values(outputs: Images, originals: Images, low_res: Images, resamples: int) -> dict[str, Value]:
+def paired_values(outputs: ImageSet, originals: ImageSet, low_res: ImageSet, resamples: int) -> dict[str, Value]:
     """PSNR in dB, SSIM and SR3's consistency in 1e-5 of outputs against their originals, means over images."""
-    values = {"PSNR": psnr(outputs, originals), "SSIM": ssim(outputs, originals), "consistency": consistency(outputs, low_res)}
-    return {name: mean_interval(one, resamples) for name, one in values.items()}
+    columns: dict[str, list[np.ndarray]] = {"PSNR": [], "SSIM": [], "consistency": []}
+    for made, real, small in zip(outputs.batches(), originals.batches(), low_res.batches(), strict=True):
+        for column, one in zip(columns.values(), (psnr(made, real), ssim(made, real), consistency(made, small)), strict=True):
+            column.append(one)
+    return {name: mean_interval(np.concatenate(parts), resamples) for name, parts in columns.items()}
 
 
-def error_values(outputs: Images, labels: list[int], classify: Classify, resamples: int) -> dict[str, Value]:
+def error_values(outputs: ImageSet, labels: list[int], classify: Classify, resamples: int) -> dict[str, Value]:
     """Shares of outputs whose class a classifier does not name first, or among its first five."""
-    top1, top5 = errors(classify(outputs), np.array(labels))
+    asked, wrong, done = np.array(labels), [], 0
+    for batch in outputs.batches():
+        wrong.append(np.stack(errors(classify(batch), asked[done : done + len(batch)])))
+        done += len(batch)
+    top1, top5 = np.concatenate(wrong, axis=1)
     return {"top-1 error": mean_interval(top1, resamples), "top-5 error": mean_interval(top5, resamples)}
 
 
-def _labels(cascade: CascadePipeline, images: ImageSet, known: np.ndarray | None) -> list[int] | None:
-    """What the images show: known of drawings and archives, else by the name of the folder that each lies in; None where neither
-    says so and the model needs none."""
-    if known is not None and cascade.classes is not None and len(known) >= len(images):
-        return [int(label) for label in known[: len(images)]]
+def _groups(images: ImageSet, known: np.ndarray | None) -> Any:
+    """What each image shows, as far as it matters for a balanced choice: the known classes, else the folder that it lies in."""
+    if known is not None and len(known) == len(images):
+        return known
+    return None if images.paths is None else [path.parent.name for path in images.paths]
+
+
+def _labels(
+    cascade: CascadePipeline, text: str, images: ImageSet, known: np.ndarray | None, chosen: np.ndarray
+) -> list[int] | None:
+    """What the chosen images show: known of drawings and archives, else by the name of the folder that each lies in; None where
+    neither says so and the model needs none."""
+    if cascade.classes is None and cascade.num_classes is None:
+        return None
     try:
+        if known is not None and len(known) == len(images) and (text not in DRAWINGS or cascade.classes in (None, EMOJI)):
+            return _checked_labels(cascade, text, known[chosen])
         if images.paths is None:
             raise ValueError(f"{images.name} doesn't say what its images show, which {cascade.name!r} must know")
         classes = cascade.classes or Vocabulary.from_names([f"class {i}" for i in range(cascade.num_classes or 0)])
-        return [classes.index(path.parent.name) for path in images.paths]
+        return [classes.index(images.paths[int(place)].parent.name) for place in chosen]
     except ValueError:
         if cascade.num_classes is not None:
             raise
         return None
+
+
+def _checked_labels(cascade: CascadePipeline, text: str, labels: np.ndarray) -> list[int]:
+    count = cascade.num_classes or len(cascade.classes or ())
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1 or labels.min() < 0 or labels.max() >= count:
+        span = f"{labels.min()} to {labels.max()}" if labels.dtype.kind in "iuf" else f"of type {labels.dtype}"
+        raise ValueError(f"the classes of {text} are {span}, but {cascade.name!r} has classes 0 to {count - 1}")
+    return [int(label) for label in labels]

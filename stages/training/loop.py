@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -93,6 +95,7 @@ def train(
         meter = Meter(recipe, state.images_seen, lambda values: accelerator.gather(values[None]))
         validate = Validator(recipe, held_out, state.network.null_label) if held_out is not None else None
         journal = held.enter_context(Journal(run, state.images_seen, accelerator, trackers))
+        held.enter_context(_deterministic(accelerator.device))
         signals, stepper = held.enter_context(StopSignals()), Stepper(state, on_message)
         for before, outcome in _steps(state, pictures, stepper, workers, on_message):
             meter.observe(outcome.losses, outcome.log_snr, outcome.damaged)
@@ -129,6 +132,24 @@ def train(
 def _due(every: int, before: int, state: TrainingState) -> bool:
     """Whether what is due every so many images, and at the end, is due after the step that began at `before`."""
     return before // every < state.images_seen // every or state.images_seen == state.recipe.total_images
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Let a CUDA device add up in one order, so that a run that was stopped ends with the bits of a whole one; CPUs do anyway."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic  # whose setting is a property that types don't know
+    filled, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for; read when the library is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = filled
 
 
 def _validated(recipe: Recipe) -> int:

@@ -12,14 +12,20 @@ import torch
 from PIL import Image
 
 from benchmarks import drawings_classifier
+from cascade import CascadePipeline
+from cascade.classes import EMOJI
 from cascade.cli.main import main
 from cascade.eval.bootstrap import Interval
 from cascade.eval.classifier import class_probabilities, errors, load_classifier
+from cascade.eval.files import file_sha256
+from cascade.eval.frechet import frechet_distance
+from cascade.eval.images import BATCH, balanced_choice, image_array
 from cascade.eval.page import page
 from cascade.eval.paired import psnr
 from cascade.eval.report import Curve, Picture, Report, Row, contact_sheet, shown, table
 from cascade.eval.report_files import as_json
-from cascade.measure.super_resolution import bicubic, low_resolution
+from cascade.measure import check
+from cascade.measure.super_resolution import bicubic, enlarged, evaluate_sr, low_resolution, paired_values
 from cascade.stages.regression import RegressionPipeline
 
 
@@ -53,7 +59,7 @@ def test_a_set_against_itself_has_distance_zero_and_full_overlap(tmp_path, capsy
     assert scores["frechet"]["distance"] == pytest.approx(0, abs=1e-6)
     assert scores["manifold"]["precision"] == scores["manifold"]["recall"] == scores["manifold"]["coverage"] == 1
     assert scores["distance_name"] == "EfficientNet-Lite Frechet distance"
-    assert "12 pictures are fewer than 10,000" in err
+    assert "12 pictures are fewer than 50,000" in err
 
 
 def test_a_kept_reference_gives_the_distance_of_its_pictures(tmp_path, capsys):
@@ -85,6 +91,45 @@ def test_samples_against_adms_file_and_a_reference_kept_by_inception_have_sfid(t
     assert found[0]["manifold"] is not None and found[1]["manifold"] is None, "ADM's file holds pictures, ours statistics"
 
 
+def test_figures_of_published_samples_stand_beside_their_evaluators(tmp_path, capsys, monkeypatch):
+    # A stand-in for ADM's two files, and figures that are computed here from its features.
+    pictures, reference = measuring.drawings(64, "heldout")[0], measuring.adm_reference(tmp_path / "VIRTUAL.npz")
+    np.savez(tmp_path / "samples.npz", arr_0=pictures, arr_1=np.arange(len(pictures)))
+    of_samples = measuring.ADMPooled().all_outputs(pictures)
+    of_real = measuring.ADMPooled().all_outputs(measuring.drawings(64, "train")[0])
+    within = np.sort(np.linalg.norm(of_real.pooled[:, None] - of_real.pooled, axis=2), axis=1)[:, 3]
+    precision = (np.linalg.norm(of_samples.pooled[:, None] - of_real.pooled, axis=2) <= within).any(axis=1).mean()
+    p = of_samples.probabilities.astype(np.float64)
+    with np.load(reference) as file:
+        distances = [
+            frechet_distance(part.mean(axis=0), np.cov(part, rowvar=False), file[mean], file[cov])
+            for part, mean, cov in ((of_samples.pooled, "mu", "sigma"), (of_samples.spatial, "mu_s", "sigma_s"))
+        ]
+    want = {
+        "IS": np.exp((p * np.log(p / p.mean(axis=0))).sum(axis=1).mean()),
+        "FID": distances[0],
+        "sFID": distances[1],
+        "precision": precision,
+    }
+    figures = {name: check.Figure(value, 1e-5 * abs(value) + 1e-9) for name, value in want.items()}
+    monkeypatch.setattr(check, "FIGURES", figures)
+    words = ["evaluate", "check", str(tmp_path / "samples.npz"), str(reference), "--device", "cpu"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.count(": agrees (within ") == 4 and f"SHA-256 {file_sha256(reference)}" in out
+    monkeypatch.setattr(check, "FIGURES", figures | {"FID": check.Figure(1.01 * distances[0], 1e-3 * distances[0])})
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out.count("DIFFERS") == 1 and "are not those of ADM's evaluator" in err
+    one_sentence(capsys, 2, "check", str(tmp_path / "samples.npz"), str(tmp_path / "samples.npz"))
+
+
+def test_the_figures_of_adms_samples_are_those_that_its_readme_prints():
+    printed = {"IS": 215.837, "FID": 3.94256, "sFID": 6.1404, "precision": 0.8265, "recall": 0.5309}
+    assert {name: figure.value for name, figure in check.FIGURES.items()} == printed
+    assert all(figure.tolerance <= 0.002 * figure.value for figure in check.FIGURES.values())
+
+
 def test_an_archive_scores_as_its_pictures(tmp_path, capsys):
     a, b = folder(tmp_path / "a"), str(folder(tmp_path / "b", seed=1))
     np.savez(tmp_path / "a.npz", arr_0=np.stack([np.asarray(Image.open(path)) for path in sorted(a.iterdir())]))
@@ -104,8 +149,12 @@ def test_an_sr3_stage_stands_beside_regression_bicubic_and_originals(tmp_path, c
     rows = {row["name"]: row["values"] for row in report["rows"]}
     assert list(rows) == ["tiny, sr64", "regression", "bicubic", "originals"]
     distance = "EfficientNet-Lite Frechet distance"
-    assert report["columns"] == ["PSNR", "SSIM", "consistency", distance, "top-1 error", "top-5 error"]
-    pictures, labels = (each[:3] for each in measuring.drawings(64, "heldout"))
+    kernel = "kernel distance x 1000"
+    errors_ = ["top-1 error", "top-5 error"]
+    assert report["columns"] == ["PSNR", "SSIM", "consistency", distance, kernel, *errors_], "three pictures: no extrapolation"
+    pictures, labels = measuring.drawings(64, "heldout")
+    chosen = balanced_choice(labels, len(labels), 3)
+    pictures, labels = pictures[chosen], labels[chosen]
     small = low_resolution(pictures, 16)
     assert rows["bicubic"]["PSNR"]["estimate"] == pytest.approx(psnr(bicubic(small, 64), pictures).mean(), rel=1e-12)
     assert rows["bicubic"]["PSNR"]["low"] <= rows["bicubic"]["PSNR"]["estimate"] <= rows["bicubic"]["PSNR"]["high"]
@@ -137,6 +186,64 @@ def test_a_folder_that_is_no_fitting_regression_is_one_sentence(tmp_path, capsys
     model = str(measuring.model(tmp_path / "tiny"))
     words = ["sr", model, "-n", "2", "--device", "cpu", "--regression", str(prepare(tmp_path)), "--out", str(tmp_path / "sr")]
     assert problem in one_sentence(capsys, 2, *words) and not (tmp_path / "sr").exists()
+
+
+def test_an_evaluation_of_sr3_holds_a_batch_of_images_at_a_time(tmp_path):
+    held, originals = [], np.random.default_rng(0).integers(0, 256, (3 * BATCH, 16, 16, 3), dtype=np.uint8)
+
+    def noted(images):
+        held.append(len(images))
+        return images
+
+    real = image_array(originals).mapped(noted, 16)
+    small = real.mapped(lambda images: low_resolution(images, 4), 4)
+    sizes = []
+
+    def enlarge(images, labels, seeds):
+        sizes.append(len(images))
+        return [image.resize((16, 16)) for image in images]
+
+    made = enlarged(enlarge, small, None, tmp_path / "out", seed=0, batch_size=5, on_progress=lambda *_: None)
+    assert max(held) == max(sizes) == 5 and sum(sizes) == len(made) == len(made.paths) == 3 * BATCH
+    values = paired_values(made, real, small, 0)
+    assert max(held) == BATCH
+    assert values["PSNR"] == pytest.approx(psnr(made.array(), originals).mean(), rel=1e-12)
+
+
+def test_pictures_are_chosen_of_all_classes_alike(tmp_path):
+    drawings = measuring.drawings(64, "heldout")[0]
+    for i, name in enumerate(["cat"] * 7 + ["dog"] * 3 + ["fruit"] * 2):
+        (tmp_path / "real" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawings[i]).save(tmp_path / "real" / name / f"{i:02d}.png")
+    model = CascadePipeline.from_pretrained(measuring.model(tmp_path / "tiny"))
+    options = {"images": tmp_path / "real", "num_images": 6, "resamples": 0, "sampling": model.sampling(num_inference_steps=1)}
+    asked = []
+    model.upscale = lambda images, labels, *args, **kwargs: (
+        asked.extend(labels) or CascadePipeline.upscale(model, images, labels, *args, **kwargs)
+    )
+    report = evaluate_sr(model, tmp_path / "sr", **options)
+    assert sorted(EMOJI.names[label] for label in asked) == ["cat"] * 2 + ["dog"] * 2 + ["fruit"] * 2
+    assert "of all classes alike" in report.facts["images"]
+
+
+def archive(path, labels):
+    np.savez(path, arr_0=measuring.drawings(64, "heldout")[0][: len(labels)], arr_1=np.array(labels))
+    return path
+
+
+def test_the_classes_of_an_archive_are_those_of_a_cascade_without_names(tmp_path):
+    model = CascadePipeline.from_pretrained(measuring.model(tmp_path / "tiny"))
+    nameless = CascadePipeline({name: stage for name, stage in model.stages.items()}, name="nameless")
+    assert nameless.classes is None and nameless.num_classes == len(EMOJI)
+    options = {"num_images": 3, "resamples": 0, "extractor": None, "sampling": nameless.sampling(num_inference_steps=1)}
+    asked = []
+    nameless.upscale = lambda images, labels, *args, **kwargs: (
+        asked.extend(labels) or CascadePipeline.upscale(nameless, images, labels, *args, **kwargs)
+    )
+    evaluate_sr(nameless, tmp_path / "sr", images=archive(tmp_path / "a.npz", [7, 3, 74]), **options)
+    assert sorted(asked) == [3, 7, 74]
+    with pytest.raises(ValueError, match=r"classes of .*b.npz are 3 to 75, but 'nameless' has classes 0 to 74"):
+        evaluate_sr(nameless, tmp_path / "sr2", images=archive(tmp_path / "b.npz", [7, 3, 75]), **options)
 
 
 def test_low_resolution_of_even_blocks_is_their_mean():

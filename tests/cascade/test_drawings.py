@@ -21,6 +21,7 @@ from cascade.data.drawings import (
     area_average,
     cached_array,
     drawings,
+    glyphs,
     notice,
     render,
     write_image_folder,
@@ -291,3 +292,10 @@ def test_notice_names_every_set_and_licence():
     assert all(set_name in text for set_name in PICTURES)
     assert all(licence in text for licence in ("Apache-2.0", "creativecommons.org/licenses/by/4.0", "AS IS"))
     assert text in (ROOT / "NOTICE").read_text("utf-8")
+
+
+def test_the_glyphs_of_a_split_are_the_code_points_of_its_drawings():
+    found = glyphs("heldout")
+    names = [drawing.name for drawing in drawings("heldout")]
+    assert len(found) == 991 and 1 < len(set(found)) < 991
+    assert all(f"__{glyph}__" in name for glyph, name in zip(found, names, strict=True))

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
-from cascade.eval.bootstrap import bootstrap_interval
-from cascade.eval.frechet import frechet_distance
+from cascade.eval.bootstrap import bootstrap_interval, share_interval
 
 
 def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
@@ -25,16 +25,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.89 < hits / 400 < 0.98
 
 
-def test_repeated_images_do_not_push_a_distance_out_of_its_own_interval():
-    # A resample holds 63 % of the images, so its distance to anything is larger by nature.
-    rng = np.random.default_rng(2)
-    samples, mean, cov = rng.normal(size=(60, 30)), np.zeros(30), np.eye(30)
-
-    def distance(index: np.ndarray) -> float:
-        return frechet_distance(samples[index].mean(axis=0), np.cov(samples[index], rowvar=False), mean, cov)
-
-    got = bootstrap_interval(distance, 60, num_resamples=60)
-    assert got.low < got.estimate == distance(np.arange(60)) < got.high
+def test_the_interval_of_a_share_is_students_and_stays_a_share():
+    for freedom in (4, 9, 19, 100):
+        got = share_interval(0.5, 0.01, freedom)
+        assert (got.high - 0.5) / 0.01 == pytest.approx(t.ppf(0.975, freedom), rel=0.02)
+    assert share_interval(0.99, 0.1, 19).high == 1 and share_interval(0.01, 0.1, 19).low == 0
 
 
 def test_the_same_images_have_the_same_interval():

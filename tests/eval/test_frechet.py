@@ -5,7 +5,8 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
-from cascade.eval.frechet import frechet_distance, redrawn_distance
+from cascade.eval.bootstrap import distance_interval
+from cascade.eval.frechet import distance_of_part, frechet_distance, standard_error
 
 
 def by_square_root(mean1, cov1, mean2, cov2) -> float:
@@ -127,12 +128,83 @@ def test_what_is_not_a_pair_of_gaussians_is_refused(mean2, cov2, message):
 
 
 @pytest.mark.parametrize("count", [8, 200])
-def test_the_distance_of_redrawn_features_is_that_of_their_statistics(count):
+def test_the_distance_of_some_features_is_that_of_their_statistics(count):
     rng = np.random.default_rng(count)
     features, real = rng.normal(size=(count, 12)), rng.normal(0.5, 2, size=(9, 12))  # both sides short of full rank at 8
     mean, cov = real.mean(axis=0), np.cov(real, rowvar=False)
-    distance = redrawn_distance(features, mean, cov)
-    for index in (np.arange(count), rng.integers(0, count, count), np.repeat(np.arange(4), 3)):
+    distance = distance_of_part(features, mean, cov)
+    for index in (np.arange(count), rng.permutation(count)[: count // 2], np.arange(2)):
         taken = features[index]
         want = frechet_distance(taken.mean(axis=0), np.cov(taken, rowvar=False), mean, cov)
         assert distance(index) == pytest.approx(want, rel=1e-6)
+
+
+def error_of(features, real_mean, real_cov, groups=None):
+    cov = np.atleast_2d(np.cov(features, rowvar=False))
+    return standard_error(features, features.mean(axis=0), cov, real_mean, real_cov, groups)
+
+
+def test_the_standard_error_is_that_of_leaving_each_feature_out():
+    # Far from the reference first order is all: the jackknife, by brute force.
+    rng = np.random.default_rng(0)
+    features, real = rng.normal(size=(150, 5)) * np.arange(1, 6) + 3, rng.normal(size=(60, 5))
+    mean, cov = real.mean(axis=0), np.cov(real, rowvar=False)
+    distance = distance_of_part(features, mean, cov)
+    without = np.array([distance(np.delete(np.arange(150), i)) for i in range(150)])
+    jackknife = np.sqrt(149 * without.var())
+    assert error_of(features, mean, cov) == pytest.approx(jackknife, rel=0.03)
+
+
+def test_the_standard_error_of_one_dimension_in_closed_form():
+    # Distance (m - a)^2 + (s - b)^2 of N(m, s^2): variance 4 (m - a)^2 s^2 / n + 2 (s - b)^2 s^2 / n to first order.
+    n, m, s = 200_000, 1.0, 2.0
+    features = np.random.default_rng(1).normal(m, s, (n, 1))
+    want = np.sqrt((4 * (m - 3) ** 2 * s**2 + 2 * (s - 0.5) ** 2 * s**2) / n)
+    assert error_of(features, np.array([3.0]), np.array([[0.25]])) == pytest.approx(want, rel=0.02)
+
+
+def test_features_that_repeat_in_groups_are_no_more_than_their_groups():
+    rng = np.random.default_rng(2)
+    once = rng.normal(size=(400, 6)) + 2
+    fourfold = np.repeat(once, 4, axis=0)
+    groups = np.repeat(np.arange(400), 4)
+    alone = error_of(once, np.zeros(6), np.eye(6))
+    assert error_of(fourfold, np.zeros(6), np.eye(6), groups) == pytest.approx(alone, rel=0.05)
+    assert error_of(fourfold, np.zeros(6), np.eye(6)) == pytest.approx(alone / 2, rel=0.05)
+
+
+def spread_and_coverage(count, dimension, shift, trials, seed):
+    """Share of trials whose interval holds the mean distance, and the mean standard error over the true one."""
+    rng = np.random.default_rng(seed)
+    scales, mean, cov = np.linspace(0.6, 1.5, dimension), np.zeros(dimension), np.eye(dimension)
+    if shift is None:
+        scales, shift = np.ones(dimension), 0.0
+    found, errors = [], []
+    for _ in range(trials):
+        features = rng.normal(size=(count, dimension)) * scales + shift
+        found.append(distance_of_part(features, mean, cov)(np.arange(count)))
+        errors.append(error_of(features, mean, cov))
+    intervals = [distance_interval(*each) for each in zip(found, errors, strict=True)]
+    hits = np.mean([one.low <= np.mean(found) <= one.high for one in intervals])
+    return hits, np.sqrt(np.mean(np.square(errors))) / np.std(found)
+
+
+@pytest.mark.parametrize(("dimension", "shift"), [(4, 0.5), (16, 0.2), (16, None), (64, 0.1)])
+def test_intervals_hold_the_mean_distance_of_other_sets_as_often_as_they_say(dimension, shift):
+    hits, ratio = spread_and_coverage(300, dimension, shift, trials=200, seed=dimension)
+    assert 0.91 <= hits <= 0.99 and 0.85 < ratio < 1.2  # 200 trials: 0.95 +- 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [300, 1000])
+@pytest.mark.parametrize("dimension", [4, 16, 64])
+@pytest.mark.parametrize("shift", [None, 0.3])
+def test_coverage_is_between_93_and_97_percent(count, dimension, shift):
+    hits, _ = spread_and_coverage(count, dimension, shift, trials=1500, seed=count)
+    assert 0.93 <= hits <= 0.975
+
+
+def test_an_interval_of_a_distance_of_nothing_is_finite_and_not_below_zero():
+    assert distance_interval(0.0, 0.0).high == 0 and distance_interval(0.0, 2.0).low == 0
+    found = distance_interval(4.0, 1.0)
+    assert (found.low, found.high) == pytest.approx(((2 - 0.49) ** 2, (2 + 0.49) ** 2), rel=1e-3)

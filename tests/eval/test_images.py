@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade.eval.images import area_downsample, image_array, image_folder
+from cascade.eval.images import HashedWalk, ImageStream, area_downsample, balanced_choice, image_array, image_folder
 
 
 @pytest.fixture
@@ -100,3 +100,61 @@ def test_area_downsample_equals_pillow_box_filter(pixels):
         np.asarray(Image.fromarray(p[:, :, 0].astype(np.float32), mode=None).resize((2, 2), Image.Resampling.BOX)) for p in pixels
     ]
     np.testing.assert_allclose(area_downsample(pixels, 2)[..., 0], want, rtol=1e-6)
+
+
+def test_a_choice_is_balanced_random_and_goes_on_from_a_smaller_one():
+    classes = np.repeat(["few", "some", "many"], [3, 20, 200])
+    chosen = balanced_choice(classes, 223, 30)
+    counts = {name: int((classes[chosen] == name).sum()) for name in ("few", "some", "many")}
+    assert counts["few"] == 3 and {counts["some"], counts["many"]} == {13, 14}
+    for count in (1, 7, 29):
+        assert (balanced_choice(classes, 223, count) == chosen[:count]).all()
+    assert sorted(balanced_choice(classes, 223, 1000)) == list(range(223)), "all there are, none twice"
+    of_many = chosen[classes[chosen] == "many"] - 23
+    assert of_many.std() > 30, "not the first ones of a class"
+    assert len(set(classes[balanced_choice(classes, 223, 3)])) == 3
+    unknown = balanced_choice(None, 223, 30)
+    assert len(set(unknown)) == 30 and not (np.sort(unknown) == np.arange(30)).all()
+
+
+def test_images_that_are_made_when_asked_for_are_those_that_are_there(pixels):
+    images = image_array(pixels)
+    halves = images.mapped(lambda batch: batch[:, ::2, ::2], 4)
+    assert (len(halves), halves.size, halves.paths) == (7, 4, None)
+    np.testing.assert_array_equal(halves.array(), pixels[:, ::2, ::2])
+    chosen = halves.take(np.array([5, 0, 5])).take(np.array([0, 1]))
+    np.testing.assert_array_equal(chosen.array(), pixels[[5, 0], ::2, ::2])
+    assert halves.source_hash() == image_array(pixels[:, ::2, ::2]).source_hash()
+    seen: list[int] = []
+    counted = images.mapped(lambda batch: seen.append(len(batch)) or batch, 8)
+    next(counted.take(np.arange(6)).batches(batch_size=2))
+    assert seen == [2], "no more is read than is asked for"
+
+
+def test_one_walk_gives_the_hash_of_the_set(pixels):
+    walk = HashedWalk(image_array(pixels))
+    np.testing.assert_array_equal(np.concatenate(list(walk)), pixels)
+    assert walk.source_hash == image_array(pixels).source_hash()
+
+
+def test_notices_are_passed_over_and_other_texts_are_not(folder):
+    for name in ("NOTICE", "LICENSE.txt", "README.md"):
+        (folder / name).write_text("whose these are")
+    (folder / "class0" / "notice.png").write_bytes((folder / "class0" / "0.png").read_bytes())
+    assert len(image_folder(folder)) == 8, "an image is one by whatever name"
+    (folder / "labels.txt").write_text("0 1 2")
+    assert "labels.txt is not an image" in refusal(lambda: image_folder(folder))
+
+
+def test_a_stream_has_the_batches_and_the_hash_of_the_set_and_takes_no_more_than_a_batch(pixels):
+    taken = []
+
+    def one_by_one():
+        for image in pixels:
+            taken.append(image)
+            yield image
+
+    stream = HashedWalk(ImageStream(8, one_by_one()))
+    first = next(iter(ImageStream(8, one_by_one()).batches(3)))
+    assert len(first) == len(taken) == 3
+    assert sum(map(len, stream)) == 7 and stream.source_hash == image_array(pixels).source_hash()

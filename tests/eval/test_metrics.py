@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.eval.metrics import inception_score, kernel_distance, kid, overlap
+from cascade.eval.metrics import inception_score, jackknife_error, kernel_distance, kid, overlap
 
 
 def clouds(generated: int = 60, real: int = 80, dimension: int = 6, shift: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -16,7 +16,8 @@ def clouds(generated: int = 60, real: int = 80, dimension: int = 6, shift: float
 
 def manifold(generated: np.ndarray, real: np.ndarray, k: int = 3) -> SimpleNamespace:
     """Precision, recall, density and coverage."""
-    return SimpleNamespace(**{name: values.mean() for name, values in overlap(generated, real, k=k).items()})
+    found = overlap(generated, real, k=k)
+    return SimpleNamespace(**{name: getattr(found, name).mean() for name in ("precision", "recall", "density", "coverage")})
 
 
 def test_kernel_distance_equals_a_sum_over_pairs():
@@ -79,8 +80,8 @@ def test_manifold_follows_the_definitions(k):
 def test_a_feature_on_the_rim_of_a_ball_is_inside():
     real, generated = np.array([[0.0], [2.0]]), np.array([[-2.0], [9.0]])  # the real balls have the radius 2
     found = overlap(generated, real, k=1)
-    assert found["density"].tolist() == [1, 0] and found["coverage"].tolist() == [True, False]
-    assert overlap(real, generated, k=1)["recall"].tolist() == [True, False]
+    assert found.density.tolist() == [1, 0] and found.coverage.tolist() == [True, False]
+    assert overlap(real, generated, k=1).recall.tolist() == [True, False]
 
 
 def test_manifold_is_the_same_in_blocks_and_far_from_the_origin(monkeypatch):
@@ -95,6 +96,33 @@ def test_precision_and_recall_change_places_with_the_sets():
     generated, real = clouds()
     one, other = manifold(generated, real), manifold(real, generated)
     assert (one.precision, one.recall) == (other.recall, other.precision)
+
+
+@pytest.mark.parametrize("num_groups", [2, 7, 30])
+def test_leaving_a_group_out_is_measuring_without_it(monkeypatch, num_groups):
+    generated, real = clouds()
+    generated[:12] = generated[:12] * 0.01 + 0.5  # a cluster, whose neighbours a group may hold
+    monkeypatch.setattr("cascade.eval.metrics.BLOCK", 17)
+    monkeypatch.setattr("cascade.eval.metrics.NEAREST", 1)
+    found = overlap(generated, real, k=3, num_groups=num_groups)
+    groups = np.random.default_rng(0).permutation(len(generated)) % num_groups
+    for group in range(num_groups):
+        alone = overlap(generated[groups != group], real, k=3)
+        assert found.recall_without[group] == pytest.approx(alone.recall.mean(), abs=1e-12)
+        assert found.coverage_without[group] == pytest.approx(alone.coverage.mean(), abs=1e-12)
+    assert len(set(found.recall_without)) > 1
+
+
+def test_the_jackknife_error_of_recall_and_coverage_is_the_spread_of_other_sets():
+    rng = np.random.default_rng(5)
+    real = rng.normal(size=(300, 4))
+    found, errors = [], []
+    for _ in range(60):
+        values = overlap(rng.normal(0.3, 0.8, (200, 4)), real, k=3, num_groups=20)
+        found.append((values.recall.mean(), values.coverage.mean()))
+        errors.append((jackknife_error(values.recall_without), jackknife_error(values.coverage_without)))
+    ratio = np.sqrt(np.square(errors).mean(axis=0)) / np.std(found, axis=0)
+    assert (ratio > 0.75).all() and (ratio < 1.5).all()
 
 
 def test_equal_sets_overlap_fully_and_distant_ones_not_at_all():
@@ -118,7 +146,7 @@ def test_precision_and_recall_agree_with_torch_fidelity(torchvision):
 
 def test_inception_score_of_certain_and_of_clueless_classifiers():
     certain = np.eye(10)[np.arange(50) % 10]
-    assert inception_score(certain, num_splits=5).mean == pytest.approx(10, rel=1e-12)
+    assert inception_score(certain, num_splits=5, in_order=True).mean == pytest.approx(10, rel=1e-12)
     clueless = np.full((50, 10), 0.1)
     assert inception_score(clueless, num_splits=5).mean == pytest.approx(1, rel=1e-12)
 
@@ -131,11 +159,17 @@ def test_inception_score_of_two_answers_in_closed_form():
     assert inception_score(p, num_splits=1).mean == pytest.approx(want, rel=1e-12)
 
 
-def test_inception_score_splits_are_consecutive():
+def test_inception_score_of_parts_does_not_depend_on_the_order_of_the_classes():
     p = np.eye(2)[[0] * 10 + [1] * 10]
-    got = inception_score(p, num_splits=2)
-    assert (got.mean, got.std) == (1, 0)  # each half holds one class only
+    in_order = inception_score(p, num_splits=2, in_order=True)
+    assert (in_order.mean, in_order.std) == (1, 0)  # each half holds one class only
     assert inception_score(p, num_splits=1).mean == pytest.approx(2)
+    sharp = np.eye(50)[np.arange(5000) % 50]
+    by_class = sharp[np.argsort(np.arange(5000) % 50, kind="stable")]
+    found = [inception_score(each, num_splits=5) for each in (sharp, by_class)]
+    assert all(40 < each.mean < 50 for each in found) and found[0].mean == pytest.approx(found[1].mean, rel=0.02)
+    assert inception_score(by_class, num_splits=5, in_order=True).mean == pytest.approx(10), "ten classes in each part"
+    assert found[1] == inception_score(by_class, num_splits=5), "always the same parts"
 
 
 def test_unusable_features_are_refused():
@@ -153,6 +187,6 @@ def test_inception_score_agrees_with_torch_fidelity(torchvision):
 
     logits = torch.randn(60, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
     want = isc.isc_features_to_metric(logits, splits=5, shuffle=False)
-    got = inception_score(logits.softmax(dim=1).numpy(), num_splits=5)
+    got = inception_score(logits.softmax(dim=1).numpy(), num_splits=5, in_order=True)
     assert got.mean == pytest.approx(want[isc.KEY_METRIC_ISC_MEAN], rel=1e-6)
     assert got.std == pytest.approx(want[isc.KEY_METRIC_ISC_STD], rel=1e-6)

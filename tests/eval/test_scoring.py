@@ -7,8 +7,9 @@ from cascade.eval.bootstrap import Interval
 from cascade.eval.features import ADMFeatures
 from cascade.eval.images import image_array
 from cascade.eval.metrics import inception_score
-from cascade.eval.references import load_adm_reference, measure, reference_of
-from cascade.eval.scoring import feature_set, mean_interval, score
+from cascade.eval.references import Reference, load_adm_reference, measure, reference_of
+from cascade.eval.scoring import FeatureSet, feature_set, mean_interval, score
+from cascade.eval.statistics import Provenance
 
 
 class FakeADM:
@@ -74,7 +75,8 @@ def test_an_extractor_without_adms_outputs_has_no_sfid_and_is_not_called_fid():
     sets = [feature_set(image_array(pictures(seed)), FakePooled(), crop_rule=None) for seed in (0, 1)]
     values = score(*sets, resamples=5).values()
     names = ["precision", "recall", "density", "coverage"]
-    assert list(values) == ["EfficientNet-Lite Frechet distance", "kernel distance x 1000", *names]
+    distance = "EfficientNet-Lite Frechet distance"
+    assert list(values) == [distance, f"{distance}, extrapolated", "kernel distance x 1000", *names]
     assert all(isinstance(values[name], Interval) for name in (*names, "EfficientNet-Lite Frechet distance"))
 
 
@@ -83,7 +85,7 @@ def test_intervals_hold_the_values_that_stand_alone_without_them():
     told = []
     with_intervals = score(*sets, resamples=20, on_resample=lambda done, total: told.append((done, total))).values()
     alone = score(*sets, resamples=0).values()
-    assert told[0] == (1, 40) and told[-1] == (40, 40) and len(told) == 40, "FID and sFID"
+    assert told[0] == (1, 10) and told[-1] == (10, 10) and len(told) == 10, "halves"
     for name, value in alone.items():
         found = with_intervals[name]
         if isinstance(found, Interval):
@@ -111,9 +113,17 @@ def test_kept_features_are_of_their_resize_mode(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_an_interval_of_a_distance_never_reaches_below_zero():
-    same = feature_set(image_array(pictures()), FakeADM(), crop_rule=None)
-    values = score(same, same, resamples=20).values()
-    for name in ("FID (legacy_tensorflow)", "sFID"):
-        interval = values[name]
-        assert interval.low == 0 and interval.estimate < 1e-3 < interval.high, name
+def test_a_distance_is_extrapolated_to_infinitely_many_samples():
+    # A Gaussian against itself: 0 in truth, and what few samples add falls with their inverse number.
+    rng = np.random.default_rng(0)
+    mean, cov = np.zeros(8), np.eye(8)
+    provenance = Provenance(extractor="gauss", weights_hash=None, resize_mode=None)
+    real = Reference(mean=mean, cov=cov, count=None, provenance=provenance, name="gauss")
+    found = [score(FeatureSet("s", rng.normal(size=(200, 8)), provenance), real, resamples=2) for _ in range(30)]
+    distances, extrapolated = (np.mean([get(one) for one in found]) for get in (distance_of, lambda one: one.extrapolated))
+    assert distances > 0.1 and abs(extrapolated) < 0.1 * distances
+    assert score(FeatureSet("s", rng.normal(size=(200, 8)), provenance), real, resamples=0).extrapolated is None
+
+
+def distance_of(scores):
+    return scores.frechet.distance

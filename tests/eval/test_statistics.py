@@ -5,7 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, save_measurement
+from cascade.eval import statistics as of_files
+from cascade.eval.statistics import (
+    FeatureStatistics,
+    Measurement,
+    Provenance,
+    load_measurement,
+    npz_names,
+    read_npz,
+    save_measurement,
+)
 
 PROVENANCE = Provenance(
     extractor="test",
@@ -98,3 +107,22 @@ def test_a_truncated_file_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a readable"):
         load_measurement(path)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_array_of_an_archive_stays_in_the_file(tmp_path, monkeypatch, order):
+    monkeypatch.setattr(of_files, "LARGE", 1000)
+    pixels = np.asarray(np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8), order=order)
+    for name, save in (("plain.npz", np.savez), ("packed.npz", np.savez_compressed)):
+        save(tmp_path / name, arr_0=pixels, arr_1=np.arange(9))
+        found = read_npz(tmp_path / name, {"arr_0", "arr_1"})
+        np.testing.assert_array_equal(found["arr_0"], pixels)
+        assert found["arr_1"].tolist() == list(range(9)) and npz_names(tmp_path / name) == {"arr_0", "arr_1"}
+        assert isinstance(found["arr_0"], np.memmap) == (name == "plain.npz")
+
+
+def test_a_large_array_of_objects_is_never_unpickled(tmp_path, monkeypatch):
+    monkeypatch.setattr(of_files, "LARGE", 10)
+    np.savez(tmp_path / "objects.npz", arr_0=np.array([{"a": 1}] * 50, dtype=object))
+    with pytest.raises(ValueError, match="not a readable .npz archive of plain arrays"):
+        read_npz(tmp_path / "objects.npz", {"arr_0"})

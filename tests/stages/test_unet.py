@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cascade.stages.denoiser import Denoiser
 from cascade.stages.noise import add_noise
-from cascade.stages.unet import Attention, PixelNorm, ResidualBlock, UNet, _attend, sinusoidal_embedding
+from cascade.stages.unet import Attention, PixelNorm, ResidualBlock, UNet, _attend, _doubled, sinusoidal_embedding
 
 TINY = {"sample_size": 16, "channels": [32, 64], "blocks": [1, 2], "attention_sizes": [8], "head_channels": 32, "num_classes": 5}
 
@@ -227,3 +228,16 @@ def test_missing_inputs_are_named():
         UNet(**TINY)(x, log_snr)
     with pytest.raises(ValueError, match="low_res is missing"):
         UNet(**TINY, low_res_size=8)(x, log_snr, labels)
+
+
+def test_with_gradients_images_are_doubled_by_the_matrices_of_bicubic_interpolation():
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float32)
+    plain = F.interpolate(x, scale_factor=2, mode="bicubic", align_corners=False)
+    towards = torch.randn_like(plain)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    made = _doubled(leaves[0])
+    torch.testing.assert_close(made, plain, rtol=0, atol=2e-6)
+    assert torch.equal(_doubled(x), plain)
+    (made * towards).sum().backward()
+    (F.interpolate(leaves[1], scale_factor=2, mode="bicubic", align_corners=False) * towards).sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-5, atol=1e-5)
