@@ -29,10 +29,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
-from torch.utils.data import DataLoader
-from training import NUM_CLASSES, peak_of_process, peer, peer_network
-
 from cascade import load_recipe
 from cascade.costs import operation_counter
 from cascade.files import write_text
@@ -45,6 +41,10 @@ from cascade.stages.training.processes import this_process
 from cascade.stages.training.state import TrainingState
 from cascade.stages.training.step import Stepper
 from cascade.training.forecast import FORWARDS, median_seconds, synchronize, training_cost
+from diffusers import DDPMScheduler
+from torch.utils.data import DataLoader
+
+from training import NUM_CLASSES, peak_of_process, peer, peer_network
 
 DEVICE = this_process().device
 ON_CUDA = DEVICE.type == "cuda"
@@ -167,6 +167,7 @@ def _inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def sampled(stage: Path, batch: int, dtype: torch.dtype) -> Work:
     """Pictures of a base stage through its own pipeline, guided as it is set; captured graphs on CUDA."""
     pipeline = BasePipeline.from_pretrained(stage)
+    pipeline.set_progress_bar_config(disable=True)
     steps = pipeline.config["num_inference_steps"] if ON_CUDA else SAMPLING_STEPS
     one = {"class_labels": None if pipeline.unet.num_classes is None else 0, "num_images": 1, "num_inference_steps": steps}
     with operation_counter() as counter:

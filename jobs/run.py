@@ -157,7 +157,8 @@ def main() -> None:
     job.finish("data", data, (job.left - ending) / 2)
     left = job.left - ending
     job.step("training", ["-m", "jobs.steps", "train", "--seconds", f"{left:.1f}"], left + GRACE)
-    job.step("samples", ["-m", "jobs.steps", "samples"], options.grids)
+    if STAGE.is_dir():
+        job.step("samples", ["-m", "jobs.steps", "samples"], options.grids)
     if options.benchmark:
         words = ["--stage", "stage", "--json", str(RESULTS / "benchmark.json"), "--seconds", f"{job.left - 10:.0f}"]
         job.step("benchmark", ["benchmarks/accelerator.py", *words], job.left - 3)
