@@ -148,7 +148,7 @@ def main() -> None:
     job.log(f"{options.seconds:.0f} s, Python {sys.version.split()[0]}, {os.cpu_count()} cores")
     unpack(options.parts, job)
     data = None if options.only_unpack else job.start(["-m", "jobs.steps", "data"])  # beside the tests, on other cores
-    job.step("smoke test", ["-m", "jobs.steps", "smoke"], 60)
+    job.step("smoke test", ["-m", "jobs.steps", "smoke"], 90)
     if data is None:
         return
     if options.tests:

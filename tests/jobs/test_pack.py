@@ -57,8 +57,8 @@ def test_parts_that_are_not_what_was_split_are_told_and_leave_nothing(tmp_path, 
     else:
         facts["name"] = "../stage.tar"
     manifest.write_text(json.dumps(facts))
-    told = {"missing": "missing", "damaged": "damaged", "elsewhere": "names of files"}.get(harm, "all parts, or not in their order")
-    with pytest.raises(ValueError, match=told):
+    told = {"missing": "is missing", "damaged": "is damaged", "elsewhere": "expected names of files"}
+    with pytest.raises(ValueError, match=told.get(harm, "all parts, or not in their order")):
         join(manifest, tmp_path / "joined")
     assert not (tmp_path / "joined").exists() or not list((tmp_path / "joined").iterdir())
 
@@ -121,7 +121,7 @@ def test_mosaics_are_a_folder_of_class_folders_again(tmp_path, monkeypatch):
     for index in range(70):  # each picture is there once, in its class, nearly as it was
         errors = np.abs(given.pictures.astype(int) - found.read(index).pixels).mean(axis=(1, 2, 3))
         apart.append(int(errors.argmin()))
-        assert errors.min() < 3 and given.labels[apart[-1]] == found.label(index)
+        assert errors.min() < 6 and given.labels[apart[-1]] == found.label(index)
     assert sorted(apart) == list(range(70))
 
 
