@@ -59,8 +59,11 @@ def ours(recipe: Recipe) -> Side:
     return Side(cost.parameters, cost.image.multiply_adds, step)
 
 
-def peer(recipe: Recipe) -> Side:
-    """The same task in the way of diffusers' example."""
+Batches = Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def peer(recipe: Recipe, batch_of: Batches | None = None) -> Side:
+    """The same task in the way of diffusers' example, on batches as `_Batches` gives them, which it does where none are given."""
     torch.manual_seed(recipe.seed)
     phase, o = recipe.phases[-1], recipe.optimization
     network = peer_network(recipe, training_cost(recipe, NUM_CLASSES).parameters)
@@ -71,7 +74,7 @@ def peer(recipe: Recipe) -> Side:
     model, optimizer, rates = accelerator.prepare(network, optimizer, rates)
     ema.to(accelerator.device)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
-    batch_of = _Batches(recipe)
+    batch_of = batch_of or _Batches(recipe)
 
     def step() -> None:
         clean, labels, low_res = (part.to(accelerator.device) for part in batch_of())
