@@ -33,6 +33,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--seed", type=seed, default=0, metavar="S", help="added to the protocol's seeds (default 0)")
     add("--reference", metavar="REFERENCE", help="real pictures or statistics, where a protocol needs them")
     add("--weights", type=Path, metavar="FILE", help="of the feature network (default: downloaded once, checked)")
+    text = "of torchvision's ResNet-50, where the protocol judges by it (default: downloaded once, checked)"
+    add("--classifier-weights", type=Path, metavar="FILE", help=text)
     text = "which SR3 stage, by a protocol of super-resolution (default: the one that makes the protocol's size)"
     add("--stage", metavar="NAME", help=text)
     add_resamples(parser)
@@ -48,7 +50,8 @@ def run(args: Namespace) -> None:
     from cascade.measure.benchmark import benchmark
 
     with Bars() as bars:
-        options = given(args, "num_images", "seed", "reference", "weights", "stage", "resamples", *RUN_OPTIONS)
+        names = ("num_images", "seed", "reference", "weights", "classifier_weights", "stage", "resamples")
+        options = given(args, *names, *RUN_OPTIONS)
         report = benchmark(cascade, protocol, args.out, **options, sampling=sampling, on_progress=bars)
     if report is None:
         say("the share of this process is done; the last process to end scores all samples")

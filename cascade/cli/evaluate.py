@@ -9,7 +9,7 @@ from pathlib import Path
 from cascade.cli.arguments import DEFAULT_MODEL, add_commands, add_resamples, add_sampling_options, given, positive, seed
 from cascade.cli.progress import Bars, say, show
 from cascade.cli.request import Request
-from cascade.measure.protocols import EXTRACTORS, load_protocol
+from cascade.measure.protocols import CLASSIFIERS, EXTRACTORS, load_protocol
 from cascade.runs.record import check_folder
 
 NAME = "evaluate"
@@ -93,6 +93,10 @@ def _sr_options(parser: ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures and the report")
     add("--regression", type=Path, metavar="DIR", help="a regression stage of the same sizes, measured too")
     add("--no-distance", action="store_true", help="leave the distance to the originals out")
+    text = "judge of ImageNet's classes (default: the protocol's, else efficientnet-lite0)"
+    add("--classifier", choices=CLASSIFIERS, help=text)
+    text = "of torchvision's ResNet-50 (default: downloaded once, checked)"
+    add("--classifier-weights", type=Path, metavar="FILE", help=text)
     _add_network(parser)
     add_resamples(parser)
     add_sampling_options(parser)
@@ -163,7 +167,7 @@ def _sr(args: Namespace) -> None:
 
     with Bars() as bars:
         names = ("images", "stage", "by_steps", "num_images", "seed", "regression", "weights", "crop_rule", "resamples")
-        options = given(args, *names, "batch_size") | {"protocol": protocol}
+        options = given(args, *names, "classifier", "classifier_weights", "batch_size") | {"protocol": protocol}
         options["extractor"] = None if args.no_distance else args.extractor
         report = evaluate_sr(cascade, args.out, **options, sampling=sampling, on_progress=bars)
     show(report, args.out)

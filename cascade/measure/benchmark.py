@@ -41,6 +41,7 @@ def benchmark(
     seed: int = 0,
     reference: str | None = None,
     weights: Path | None = None,
+    classifier_weights: Path | None = None,
     stage: str | None = None,
     resamples: int = 100,
     **run: Unpack[RunOptions],
@@ -57,6 +58,7 @@ def benchmark(
         seed: Added to the protocol's seeds.
         reference: Real images or statistics, as `cascade.measure.named.reference_source` takes them; None = the protocol's own.
         weights: File of the feature network; None = its own, or downloaded once.
+        classifier_weights: File of the classifier of a protocol of super-resolution; None = its own, or downloaded once.
         stage: Which one enlarges, by a protocol of super-resolution; None = the one that makes images of the protocol's size.
         resamples: Redrawn sets behind the 95 % intervals of means; 0 = no intervals and no extrapolation.
         **run: `sampling`, `batch_size`, `processes`, `threads` and `on_progress`, as `sample_run` takes them.
@@ -76,10 +78,13 @@ def benchmark(
     count = num_images or protocol.num_images
     if stage is not None and protocol.kind != "super-resolution":
         raise ValueError(f"stage is {stage!r}, but protocol {protocol.name} measures samples of the whole cascade; leave it out")
+    if classifier_weights is not None and protocol.kind != "super-resolution":
+        raise ValueError(f"protocol {protocol.name} has no classifier; leave its weights, {classifier_weights}, out")
     if protocol.kind == "super-resolution":
         stage = stage or next((name for name, size in cascade.sizes.items() if size == protocol.size), None)
         options: Any = {key: run.get(key) for key in ("sampling", "batch_size", "on_progress")}
         options |= {"extractor": protocol.extractor, "weights": weights, "crop_rule": protocol.crop_rule, "resamples": resamples}
+        options["classifier_weights"] = classifier_weights
         return evaluate_sr(cascade, out, images=source, stage=stage, num_images=count, seed=seed, protocol=protocol, **options)
     return _samples_report(_Job(cascade, protocol, Path(out), count, seed, source, weights, resamples, run))
 

@@ -18,10 +18,11 @@ from cascade.eval.features import FeatureExtractor
 from cascade.eval.images import Images, ImageSet, image_array, image_folder
 from cascade.eval.inception import PYTORCH_FID, TORCHSCRIPT, ADMInception, Inception
 from cascade.eval.references import Reference, load_adm_reference, load_clean_fid_reference, load_plain_reference, load_reference
+from cascade.eval.resnet import ResNet50
 from cascade.eval.scoring import MANIFOLD_K
 from cascade.eval.statistics import Provenance, npz_names, read_npz
 from cascade.files import Progress
-from cascade.measure.protocols import EXTRACTORS
+from cascade.measure.protocols import CLASSIFIERS, EXTRACTORS
 
 INCEPTION_MODES: dict[str, Any] = {
     "inception-clean": "clean",
@@ -135,16 +136,30 @@ def reference_source(
     return image_source(text, size=image_size, minimum=MANIFOLD_K + 1, progress=progress)[0]
 
 
-def classifier_of(classes: Vocabulary | None, device: str = "cpu") -> tuple[str, Classify] | None:
-    """A classifier of these classes, and its name: the shipped one of drawings, or EfficientNet-Lite for classes of ImageNet, all
-    or some; else None."""
+def classifier_of(
+    classes: Vocabulary | None, device: str = "cpu", name: str = "efficientnet-lite0", weights: Path | None = None
+) -> tuple[str, Classify] | None:
+    """A classifier of these classes, and what it is called: the shipped one of drawings, or that of this name, one of
+    `CLASSIFIERS`, for classes of ImageNet, all or some; else None.
+
+    `weights` is the file of a ResNet-50; None = from the user's cache, downloaded once. Raises ValueError if there is no such
+    classifier, a package is missing, or the file is missing or another one; ConnectionError if a download fails.
+    """
+    if name not in CLASSIFIERS:
+        raise ValueError(f"classifier is {name!r}, expected one of {', '.join(CLASSIFIERS)}")
+    if weights is not None and name != "resnet50":
+        raise ValueError(f"the classifier's weights are {weights}, but only resnet50 takes some; name it, or leave them out")
     if classes == EMOJI:
         model, _ = load_classifier()
         return "the shipped classifier of drawings", lambda images: class_probabilities(model, images)
     if classes is None or not classes.wordnet_ids or not set(classes.wordnet_ids) <= set(imagenet().wordnet_ids):
         return None
-    network = EfficientNetLite(device)
+    if name == "resnet50":
+        resnet = ResNet50(weights, device=device)
+        called, probabilities = f"torchvision's {resnet.name} (SHA-256 {resnet.weights_hash})", resnet.probabilities
+    else:
+        called, probabilities = "EfficientNet-Lite0", EfficientNetLite(device).probabilities
     if classes.wordnet_ids == imagenet().wordnet_ids:
-        return "EfficientNet-Lite0", network.probabilities
+        return called, probabilities
     columns = [imagenet().index(one) for one in classes.wordnet_ids]
-    return f"EfficientNet-Lite0 among {len(classes)} classes", lambda images: network.probabilities(images)[:, columns]
+    return f"{called} among {len(classes)} classes", lambda images: probabilities(images)[:, columns]

@@ -12,6 +12,8 @@ KINDS = ("samples", "super-resolution")
 LABELS = ("balanced", "random", "heldout")
 EXTRACTORS = ("efficientnet-lite0", "inception-clean", "inception-tensorflow", "inception-pytorch", "dinov2")
 """Feature networks; `cascade.measure.named.extractor_of` makes them."""
+CLASSIFIERS = ("efficientnet-lite0", "resnet50")
+"""Judges of ImageNet's classes; `cascade.measure.named.classifier_of` makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Protocol:
     evaluator: Whose program and reference this protocol is; published rows of the same one can be compared.
     vocabulary: "imagenet" for models of its 1,000 classes alone; None = any.
     crop_rule: How the real images were cut from their originals.
+    classifier: Which of `CLASSIFIERS` judges enlarged images of ImageNet's classes.
     labels: Classes of samples: "balanced", "random" (as `RunPlan` has them), or "heldout": those of the held-out drawings that
         make the floor.
     seeds: First seed of each set of samples; where there are several, each has a row and that of least distance stands first.
@@ -73,6 +76,7 @@ class Protocol:
     evaluator: str | None = None
     vocabulary: str | None = None
     crop_rule: str | None = None
+    classifier: str = "efficientnet-lite0"
     labels: str = "balanced"
     seeds: tuple[int, ...] = (0,)
     low_res_size: int | None = None
@@ -84,6 +88,7 @@ class Protocol:
             ("kind", KINDS),
             ("labels", LABELS),
             ("extractor", EXTRACTORS),
+            ("classifier", CLASSIFIERS),
             ("vocabulary", (None, "imagenet")),
         ):
             if (value := getattr(self, key)) not in known:

@@ -24,7 +24,7 @@ from cascade.files import Progress
 from cascade.folder import StageEntry, load_stage
 from cascade.measure.comparisons import SHOWN, columns_of, differences, not_comparable, published_rows, reference_shown
 from cascade.measure.named import Classify, classifier_of, crop_rule_of, extractor_of, image_source
-from cascade.measure.protocols import Protocol
+from cascade.measure.protocols import CLASSIFIERS, Protocol
 from cascade.pipeline import CascadePipeline
 from cascade.progress import OnProgress, part
 from cascade.runs.record import FORMAT, begin, model_hash
@@ -84,6 +84,8 @@ def evaluate_sr(
     extractor: str | None = "efficientnet-lite0",
     weights: Path | None = None,
     crop_rule: str | None = None,
+    classifier: str | None = None,
+    classifier_weights: Path | None = None,
     resamples: int = 100,
     sampling: Sampling | None = None,
     batch_size: int | None = None,
@@ -104,12 +106,16 @@ def evaluate_sr(
         regression: Folder of SR3's regression baseline; None = no row of it.
         extractor: Feature network of the distance; None = no distance.
         weights, crop_rule, resamples: As of `cascade.evaluate`.
+        classifier: Judge of ImageNet's classes, one of `cascade.measure.protocols.CLASSIFIERS`; None = the protocol's, without
+            one EfficientNet-Lite0.
+        classifier_weights: Its file; None = its own, or downloaded once.
         sampling, batch_size: As of `cascade.sample_run`.
         protocol: Whose sizes must be kept and whose published rows are shown; None = no one's.
         on_progress: Told of the images that are enlarged.
 
     Raises:
         ValueError: if model, images and protocol don't fit together.
+        ConnectionError: if weights must be downloaded and can't be.
     """
     out, device, name = Path(out), str(cascade.device), sr_stage(cascade, stage)
     size, small = cascade.sizes[name], int(cascade.stages[name].low_res_size)
@@ -122,6 +128,10 @@ def evaluate_sr(
     real = every.take(chosen)
     asks = cascade.stages[name].unet.num_classes is not None
     classes, labels = _shown(cascade, asks, str(images), every, known, chosen)
+    judge_name = classifier or (protocol.classifier if protocol else CLASSIFIERS[0])
+    judge = classifier_of(classes, device, judge_name, classifier_weights) if labels is not None else None
+    if (classifier or classifier_weights) and (judge is None or classes == EMOJI):
+        raise ValueError(f"the classifier {judge_name} judges ImageNet's classes, but nothing says which of them {images} shows")
     chosen_steps = _by_steps(name, sampling, by_steps)
     makers = {what: by_stage(cascade, name, one, batch_size) for what, one in chosen_steps.items()}
     settings = cascade.described([name], sampling, batch_size) | {"stage": name, "seed": seed, "images": real.source_hash()}
@@ -142,10 +152,9 @@ def evaluate_sr(
     counts = zip(chosen_steps, by_steps or (None,), strict=True)
     titles = {what: f"{cascade.name}, {name}{_in_steps(count)}" for what, count in counts}
     sets = {titles.get(what, what): one for what, one in made.items()} | {"bicubic": interpolated}
-    classifier = classifier_of(classes, device) if labels is not None else None
     text, rule = str(images), crop_rule_of(str(images), crop_rule)
     reference = None if network is None else feature_set(real, network, crop_rule=rule)
-    how = _Measuring(text, real, low_res, labels, network, reference, classifier, rule, resamples)
+    how = _Measuring(text, real, low_res, labels, network, reference, judge, rule, resamples)
     report = _report(how, sets, regression, protocol, record)
     write_report(report, out)
     return report
@@ -176,7 +185,7 @@ def _report(
     }
     notes = (
         "PSNR, in dB, SSIM and consistency, the squared error to the input after averaging down in 1e-5, are means over images.",
-        classifier and f"Errors are those of {classifier}, not of SR3's ResNet-50, and stand beside no published ones.",
+        classifier and f"Errors are those of {classifier}; SR3's are of a ResNet-50 whose weights it doesn't name.",
         "In brackets: 95 % intervals of what as many other images would have on average." if how.resamples else None,
         *((*not_comparable(protocol, differing), *protocol.notes) if protocol else ()),
     )

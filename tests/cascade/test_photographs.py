@@ -1,6 +1,7 @@
 """SR3's tables on photographs: a stage without classes behind a base with some, by steps, judged among all of ImageNet's."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cascade import BasePipeline, CascadePipeline, SR3Pipeline
 from cascade.classes import imagenet
 from cascade.cli.main import main
 from cascade.measure import named
+from cascade.measure.protocols import load_protocol
 from cascade.measure.super_resolution import evaluate_sr
 from cascade.stages.unet import UNet
 
@@ -67,6 +69,44 @@ def test_a_row_for_each_number_of_steps_and_errors_among_all_of_imagenets_classe
     for wrong in ((2, 2), (0,)):
         with pytest.raises(ValueError, match="by_steps are .* expected different numbers of at least 1"):
             evaluate_sr(model, tmp_path / "wrong", by_steps=wrong, **how)
+
+
+def test_resnet_50_judges_where_it_or_its_protocol_is_asked_for(model, photographs, judged, tmp_path, monkeypatch):
+    given = []
+
+    class Network:
+        name, weights_hash = "ResNet-50", "ab" * 32
+
+        def __init__(self, weights, device):
+            given.append((weights, device))
+
+        def probabilities(self, images):
+            return np.tile(np.arange(1000) == imagenet().index("lemon"), (len(images), 1)).astype(float)
+
+    monkeypatch.setattr(named, "ResNet50", Network)
+    how = {"images": photographs, "num_images": 6, "resamples": 0, "extractor": None}
+    asked = evaluate_sr(model, tmp_path / "asked", classifier="resnet50", classifier_weights=tmp_path / "w.pth", **how)
+    assert asked.facts["classifier"] == f"torchvision's ResNet-50 (SHA-256 {'ab' * 32})"
+    assert [row.values["top-1 error"] for row in asked.rows] == pytest.approx([2 / 3] * 3)
+    like_sr3 = replace(load_protocol("sr3-imagenet-256"), size=16, low_res_size=8)
+    report = evaluate_sr(model, tmp_path / "protocol", protocol=like_sr3, **how)
+    assert report.facts["classifier"] == asked.facts["classifier"] and not judged
+    assert given == [(tmp_path / "w.pth", "cpu"), (None, "cpu")]
+    published = {row.name: row for row in report.rows if not row.ours}
+    assert published["SR3, ResNet-50"].values == {"top-1 error": 0.317, "top-5 error": 0.120}
+    assert not any(row.comparable for row in published.values()), "whose weights SR3's ResNet-50 had is not known"
+
+
+def test_a_judge_is_refused_where_nothing_says_what_pictures_of_imagenet_show(model, photographs, tmp_path):
+    how = {"images": photographs, "num_images": 6, "extractor": None, "out": tmp_path / "out"}
+    with pytest.raises(ValueError, match="classifier is 'vgg', expected one of efficientnet-lite0, resnet50"):
+        evaluate_sr(model, classifier="vgg", **how)
+    with pytest.raises(ValueError, match="but only resnet50 takes some"):
+        evaluate_sr(model, classifier_weights=tmp_path / "w.pth", **how)
+    (photographs / SHOWN[0]).rename(photographs / "goldfish")
+    with pytest.raises(ValueError, match="resnet50 judges ImageNet's classes, but nothing says which of them"):
+        evaluate_sr(model, classifier="resnet50", **how)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_shows_rows_by_steps_beside_a_protocols_published_ones(model, photographs, judged, tmp_path, capsys):
