@@ -43,7 +43,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        x = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+        x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
         return F.relu(h + self.skip(x))
 
 

@@ -25,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("reference", "Measure real pictures once and keep the statistics.", _reference_options, _reference),
         ("images", "Score pictures against real ones.", _images_options, _images),
         ("check", "Measure samples that ADM publishes, and tell whether the figures are ADM's.", _check_options, _check),
+        ("cas", "Train a classifier on samples alone, and test it on real pictures.", _cas_options, _cas),
         ("sr", "Enlarge real pictures made small, and compare with the originals.", _sr_options, _sr),
     )
 
@@ -78,6 +79,22 @@ def _check_options(parser: ArgumentParser) -> None:
     add("reference", metavar="REFERENCE", help="VIRTUAL_imagenet256_labeled.npz of guided-diffusion")
     add("--weights", type=Path, metavar="FILE", help="of NVIDIA's TorchScript Inception (default: downloaded once, checked)")
     add("--device", metavar="D", help="where it runs (default: an accelerator if there is one)")
+
+
+def _cas_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "a sampling run of PNG files, a folder of class folders, an .npz with arr_0 and arr_1, drawings:train or :heldout"
+    add("samples", metavar="SAMPLES", help=text)
+    add("real", metavar="REAL", help="the same, of pictures that the model was not trained on")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for classifier and score; the same command goes on there")
+    add("--crop", choices=("adm", "area"), help="class folders hold photos: cut them to --size by this rule, that of training")
+    add("--size", type=positive, metavar="PX", help="side of the pictures (default: that of the samples)")
+    text = "what learns: torchvision's ResNet-50, as in papers, or a small network for small pictures (default resnet50)"
+    add("--network", choices=("resnet50", "small"), default="resnet50", help=text)
+    add("--epochs", type=positive, default=90, metavar="N", help="passes over the samples (default 90)")
+    add("--batch-size", type=positive, default=256, metavar="N", help="samples in a step (default 256)")
+    add("--seed", type=seed, default=0, metavar="S", help="of weights, order and crops (default 0)")
+    add("--device", metavar="D", help="where it learns (default: an accelerator if there is one)")
 
 
 def _sr_options(parser: ArgumentParser) -> None:
@@ -156,6 +173,23 @@ def _check(args: Namespace) -> None:
     )
     if not found.agrees:
         raise RuntimeError("this program's figures are not those of ADM's evaluator, or the files are others")
+
+
+def _cas(args: Namespace) -> None:
+    check_folder(args.out)
+    from cascade.eval.classification_score import Training
+    from cascade.eval.report import shown
+    from cascade.measure.classification_score import classification_score
+
+    training = Training(**given(args, "network", "epochs", "batch_size", "seed"))
+    with Bars() as bars:
+        options = given(args, "samples", "real", "out", "crop", "size", "device")
+        found = classification_score(**options, training=training, on_progress=bars)
+    unusable = f", {found.unusable:,} more could not be used" if found.unusable else ""
+    print(f"classification accuracy score: top-1 {shown(found.top1)} %, top-5 {shown(found.top5)} %")
+    print(f"of {found.num_real:,} real pictures{unusable}, in brackets 95 % intervals of as many others")
+    learned = f"{found.num_samples:,} samples of {found.num_classes:,} classes in {training.epochs:,} passes"
+    print(f"by {training.network} that learned from {learned}; read it beside the score of as many real training pictures")
 
 
 def _sr(args: Namespace) -> None:
