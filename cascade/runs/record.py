@@ -87,7 +87,7 @@ def labels_of_run(out: Path) -> list[int | None]:
     if record is None:
         raise ValueError(f"{out} holds no {RECORD}, so the classes of its images are not known; make them by `cascade sample`")
     if "plan" not in record:
-        raise ValueError(f"{out / RECORD} is that of another command, so {out} holds no sampling run; make one by `cascade sample`")
+        raise ValueError(f"{out / RECORD} is of another command: {out} holds no sampling run; make one by `cascade sample`")
     plan = plan_of(record)
     return [plan.label(i) for i in range(plan.num_images)]
 
