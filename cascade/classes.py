@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+WORDNET_ID = r"n\d{8}"
+
 _MOST_CHOICES = 8  # how many classes an error message lists
+_ANIMALS = 398  # ImageNet's first classes; WordNet numbers kindred animals in a row, and things by the alphabet
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,33 @@ class Vocabulary:
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> Vocabulary:
-        """The vocabulary of a model that knows its classes by name alone; index i is the i-th name."""
+        """The vocabulary of a model that knows its classes by name alone; index i is the i-th name.
+
+        Names that are WordNet ids of ImageNet's classes, as data sets call them, become those classes with all their names.
+        """
         if isinstance(names, str):
             raise ValueError(f"names is the single string {names!r}, expected a list of class names")
-        return cls(tuple(names))
+        given = tuple(names)
+        if given and all(isinstance(name, str) and re.fullmatch(WORDNET_ID, name) for name in given):
+            known = imagenet().wordnet_ids
+            return imagenet().only(given) if set(given) <= set(known) else cls(given)
+        return cls(given)
+
+    def only(self, wordnet_ids: Iterable[str]) -> Vocabulary:
+        """Some of these classes, numbered anew in the order of their WordNet ids as given.
+
+        Raises:
+            ValueError: if an id is not one of these classes', or is given twice.
+        """
+        given = tuple(wordnet_ids)
+        places = {wordnet_id: place for place, wordnet_id in enumerate(self.wordnet_ids)}
+        if wrong := [one for one in given if one not in places]:
+            raise ValueError(f"{wrong[0]!r} is not a WordNet id of these {len(self)} classes")
+        if len(set(given)) < len(given):
+            raise ValueError("a WordNet id is given twice, and a class has one number only")
+        chosen = [places[one] for one in given]
+        synonyms = tuple(self.synonyms[place] for place in chosen) if self.synonyms else ()
+        return Vocabulary(tuple(self.names[place] for place in chosen), given, synonyms)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -90,6 +116,8 @@ class Vocabulary:
             return self._checked(int(query))
         if key in self.wordnet_ids:
             return self.wordnet_ids.index(key)
+        if self.wordnet_ids and set(self.wordnet_ids) < set(imagenet().wordnet_ids) and query in imagenet():
+            raise ValueError(self._untrained(imagenet().index(query)))
         closest = self._closest(key)
         hint = f"the closest are {self._listed(closest)}" if closest else "no name is close; see `cascade classes`"
         raise ValueError(f"unknown class {query!r} among {len(self)} classes: {hint}")
@@ -137,6 +165,19 @@ class Vocabulary:
             near = difflib.get_close_matches(key, self._by_name, n=_MOST_CHOICES, cutoff=0.75)
             near += [name for word in difflib.get_close_matches(key, words, n=1) for name in self._with_word(word)]
         return list(dict.fromkeys(index for name in near for index in self._by_name[name]))
+
+    def _untrained(self, place: int) -> str:
+        """Why ImageNet's class of this index is refused where only some classes are known; names the nearest that are."""
+        every = imagenet()
+        called = (every.names[place], *every.synonyms[place])
+        words = {word for name in called for word in _fold(name).split() if len(word) > 2}
+        near = [i for i, name in enumerate(self.names) if words & set(_fold(name).split())]
+        if place < _ANIMALS:
+            places = [every.wordnet_ids.index(one) for one in self.wordnet_ids]
+            kindred = [i for i, other in enumerate(places) if other < _ANIMALS]
+            near += sorted(kindred, key=lambda i: abs(places[i] - place))[:3]
+        hint = f"the nearest are {self._listed(list(dict.fromkeys(near)))}" if near else "see `cascade classes`"
+        return f"class {every.names[place]!r} of ImageNet is not one of the {len(self)} that this model was trained on: {hint}"
 
     def _with_word(self, word: str) -> list[str]:
         """Names that hold this word, first those that end with it: a "tabby cat" is a cat, a "cat flea" is none."""

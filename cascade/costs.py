@@ -68,10 +68,13 @@ def _counted(network: nn.Module) -> Iterator[_Count]:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         count.evaluations += len(x)
         if not kept:
+            seen = x * 1 if x.requires_grad else x  # the counter can't take the gradient of what was not computed
             with operation_counter() as counter:
-                kept.append(real(x, *args, **kwargs))
+                kept.append(real(seen, *args, **kwargs))
+                if x.requires_grad:  # a classifier, which guides by its gradient
+                    torch.autograd.grad(kept[0].sum(), seen)
             count.multiply_adds = counter.get_total_flops() // 2 // len(x)
-        return _zeros(kept[0], len(x))
+        return _zeros(kept[0], len(x)) + 0 * x.sum() if x.requires_grad else _zeros(kept[0], len(x))
 
     network.forward = forward  # type: ignore[method-assign,assignment]  # counts until it is put back
     try:

@@ -27,7 +27,7 @@ STAGE = "stage"
 """Folder of the finished stage in that of its training run."""
 
 _PLAIN = r"\w[\w.-]*"
-_IMAGENET = {"vocabulary": "imagenet"}
+_IMAGENET: dict[str, Any] = {"vocabulary": "imagenet"}
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class Manifest:
         if not path.is_file():
             raise ModelError(f"{folder} is not a cascade, or an incomplete one: it has no {MANIFEST}")
         values = saved.read_json(path)
-        if values.get("format") != FORMAT:
-            raise ModelError(f"{path} has format {values.get('format')!r}, but this version of cascade reads format {FORMAT}")
+        if (found := values.get("format")) != FORMAT:
+            newer = "; install a newer cascade-diffusion" if type(found) is int and found > FORMAT else ""
+            raise ModelError(f"{path} has format {found!r}, but this version of cascade reads format {FORMAT}{newer}")
         with saved.damaged(path):
             stages = tuple(StageEntry(**entry) for entry in values["stages"])
             manifest = cls(str(values["name"]), _classes_from_json(values["classes"]), stages, values.get("default_size"))
@@ -153,10 +154,15 @@ def _classes_from_json(value: Any) -> Vocabulary | None:
         return None if value is None else Vocabulary.from_names(value)
     if value == _IMAGENET:
         return imagenet()
-    raise ValueError(f"classes is {value!r}, expected a list of names, {_IMAGENET} or null")
+    if isinstance(value, dict) and value == _IMAGENET | {"wordnet_ids": value.get("wordnet_ids")}:
+        return imagenet().only(value["wordnet_ids"])
+    raise ValueError(f"classes is {value!r}, expected a list of names, {_IMAGENET}, the same with wordnet_ids of some, or null")
 
 
-def _classes_to_json(classes: Vocabulary | None) -> list[str] | dict[str, str] | None:
-    if classes is None:
-        return None
-    return _IMAGENET if classes.wordnet_ids and classes == imagenet() else list(classes.names)
+def _classes_to_json(classes: Vocabulary | None) -> list[str] | dict[str, Any] | None:
+    if classes is None or not classes.wordnet_ids:
+        return None if classes is None else list(classes.names)
+    ids = classes.wordnet_ids
+    if not set(ids) <= set(imagenet().wordnet_ids) or classes != imagenet().only(ids):
+        return list(classes.names)
+    return _IMAGENET if classes == imagenet() else _IMAGENET | {"wordnet_ids": list(ids)}

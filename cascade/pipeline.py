@@ -170,8 +170,8 @@ class CascadePipeline:
 
         Args:
             image: Square images, as `SR3Pipeline` takes them.
-            class_labels: Names, indices or WordNet ids, one per image, or a single one for all; None for a cascade without
-                classes.
+            class_labels: Names, indices or WordNet ids, one per image, or a single one for all; None where no stage that runs
+                knows classes.
             stage: Where to enter; None = at the last stage that needs no larger images, or else at the first that makes larger
                 ones.
             size: Stop at the stage that makes images of this side; None = at the last.
@@ -183,14 +183,15 @@ class CascadePipeline:
         """
         images = as_tensors(image)
         count = sum(len(one) for one in images)
-        labels = self._indices(class_labels)
+        names = self._names(self._entry(images) if stage is None else stage, size)
+        if not isinstance(self.stages[names[0]], RefiningPipeline):
+            raise ValueError(f"stage {names[0]!r} makes images from noise; enlarge from an SR3 stage on")
+        asked = class_labels is not None or any(self.stages[name].unet.num_classes is not None for name in names)
+        labels = self._indices(class_labels) if asked else None
         labels = labels * count if labels is not None and len(labels) == 1 else labels
         if labels is not None and len(labels) != count:
             raise ValueError(f"got {len(labels)} class_labels for {count} images; give one per image, or a single one for all")
         common = _common(callback_on_step_end, callback_on_step_end_tensor_inputs, batch_size)
-        names = self._names(self._entry(images) if stage is None else stage, size)
-        if not isinstance(self.stages[names[0]], RefiningPipeline):
-            raise ValueError(f"stage {names[0]!r} makes images from noise; enlarge from an SR3 stage on")
         chosen = self.sampling(sampling, **settings)
         out = self._run(names, images, labels, seeds_of(seeds, generator, count), chosen, common, output_type)
         return out if return_dict else (out.images,)  # type: ignore[return-value]  # who asks for a tuple knows

@@ -16,7 +16,7 @@ Images = NDArray[np.uint8]  # RGB, [N, height, width, 3]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 BATCH = 64  # images per network evaluation
 SIDECAR_SUFFIXES = {".json", ".jsonl", ".partial"}  # what a sampling run keeps beside its images
-SIDECAR_NAMES = {"notice", "license", "licence", "copying", "readme"}  # what says whose the images are, with any suffix
+SIDECAR_NAMES = {"notice", "license", "licence", "copying", "readme", "attribution"}  # whose the images are, with any suffix
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,6 @@ def score(
     *,
     resamples: int,
     overlaps: bool = True,
-    groups: NDArray | None = None,
     on_resample: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """All that can be measured of samples against a reference.
@@ -166,27 +165,26 @@ def score(
         real: Features of real images, for kernel distance and overlap; None = those of `reference` if it has them.
         resamples: Redrawn sets behind the intervals of means; 0 = no intervals and no extrapolation.
         overlaps: Whether precision, recall, density and coverage are wanted, which take the most time.
-        groups: Which samples are not independent of each other, [N], for the intervals of distances; None = all are.
         on_resample: Called with (parts done, in all) of the extrapolation, which takes long.
 
     Raises ValueError if they are not comparable (`references.check_comparable`) or have too few images.
     """
     if isinstance(reference, FeatureSet):
         real = real or reference
-        reference = reference_of(reference.name, reference.measurement(), reference.provenance.source_hash)
+        reference = _statistics_alone(reference)
     measured = samples.measurement()
     frechet = distance_to(reference, measured)
     name, sfid = distance_name(samples.provenance), None
     intervals: dict[str, Interval] = {}
     if resamples:
-        error = standard_error(samples.features, measured.mean, measured.cov, reference.mean, reference.cov, groups)
+        error = standard_error(samples.features, measured.mean, measured.cov, reference.mean, reference.cov)
         intervals[name] = distance_interval(frechet.distance, error)
     if measured.mean_spatial is not None and reference.mean_spatial is not None:
         assert measured.cov_spatial is not None and reference.cov_spatial is not None and samples.spatial is not None
         of_samples, of_real = (measured.mean_spatial, measured.cov_spatial), (reference.mean_spatial, reference.cov_spatial)
         sfid = frechet_distance(*of_samples, *of_real)
         if resamples:
-            intervals["sFID"] = distance_interval(sfid, standard_error(samples.spatial, *of_samples, *of_real, groups))
+            intervals["sFID"] = distance_interval(sfid, standard_error(samples.spatial, *of_samples, *of_real))
     extrapolated = None
     if resamples and MANIFOLD_K < len(samples.features) < FEWEST_FOR_PUBLISHED:
         extrapolated = _extrapolated(samples.features, reference, frechet.distance, on_resample)
@@ -207,6 +205,18 @@ def score(
         manifold=found,
         intervals=intervals,
     )
+
+
+def interval_by_groups(samples: FeatureSet, reference: Reference | FeatureSet, groups: NDArray) -> Interval:
+    """The Frechet distance with its interval where samples of a group, [N], are not independent of each other."""
+    reference = _statistics_alone(reference) if isinstance(reference, FeatureSet) else reference
+    measured = samples.measurement()
+    of_both = (measured.mean, measured.cov, reference.mean, reference.cov)
+    return distance_interval(frechet_distance(*of_both), standard_error(samples.features, *of_both, groups))
+
+
+def _statistics_alone(real: FeatureSet) -> Reference:
+    return reference_of(real.name, real.measurement(), real.provenance.source_hash)
 
 
 def _extrapolated(

@@ -18,7 +18,7 @@ class BasePipeline(StagePipeline):
     Args:
         unet: The network, a `Denoiser` without a low-resolution input.
         scheduler: Any diffusers scheduler from noise to image.
-        guide_unet: A weaker network for autoguidance; None = classifier-free guidance.
+        guide_unet: A weaker network for autoguidance, or a classifier of noisy images; None = classifier-free guidance.
         num_inference_steps: Used where a call gives None; so are the next two.
         guidance_scale: 1 = no guidance.
         guidance_interval: Lowest and highest EDM sigma that is guided; None = all.

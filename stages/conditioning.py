@@ -12,14 +12,15 @@ from torch import Tensor
 from cascade.stages.noise import like_image
 
 
-def resize(images: Tensor, size: int, mode: Literal["area", "bicubic"] = "area") -> Tensor:
+def resize(images: Tensor, size: int, mode: Literal["area", "bilinear", "bicubic"] = "area") -> Tensor:
     """Resize square images to `size`; those that have it already are returned as they are.
 
     Args:
         images: [B, C, H, H], any range.
         size: Side of the result.
         mode: "area" = mean over blocks where `size` divides H, bicubic otherwise; "bicubic" = antialiased bicubic always, which
-            may overshoot the range of the input.
+            may overshoot the range of the input; "bilinear" = between the four pixels that are nearest, without antialiasing: as
+            the pictures of Tiny ImageNet were made, with jags and moire.
 
     Returns:
         Images, [B, C, size, size].
@@ -29,6 +30,8 @@ def resize(images: Tensor, size: int, mode: Literal["area", "bicubic"] = "area")
         return images
     if mode == "area" and side % size == 0:
         return F.avg_pool2d(images, side // size)
+    if mode == "bilinear":
+        return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -115,12 +115,17 @@ def convert(prediction: Tensor, source: str, target: str, x_t: Tensor, log_snr: 
     return from_x0(to_x0(prediction, source, x_t, log_snr), target, x_t, log_snr)
 
 
+def check_interval(interval: tuple[float, float] | None) -> None:
+    """Raise ValueError unless a range of EDM's sigma holds anything; None = all of it."""
+    if interval is not None and interval[0] > interval[1]:
+        raise ValueError(f"guidance interval {interval} is empty: give (lowest sigma, highest sigma)")
+
+
 class _Guidance(Wrapper):
-    """What both guidances share: their strength, and the range of noise in which they act."""
+    """What guidances by a second prediction share: their strength, and the range of noise in which they act."""
 
     def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None) -> None:
-        if interval is not None and interval[0] > interval[1]:
-            raise ValueError(f"guidance interval {interval} is empty: give (lowest sigma, highest sigma)")
+        check_interval(interval)
         super().__init__(denoiser)
         self.scale, self.interval = scale, interval
         self.active: bool | None = False if scale == 1 else True if interval is None else None
@@ -128,7 +133,7 @@ class _Guidance(Wrapper):
 
     def at_level(self, log_snr: float) -> Self:
         made = super().at_level(log_snr)
-        made.active = self.is_active(torch.tensor([log_snr]))
+        made.active = self.is_active(torch.tensor([log_snr], dtype=torch.float64))
         return made
 
     def guide(self, away: Tensor, towards: Tensor) -> Tensor:
@@ -227,3 +232,118 @@ class Autoguidance(_Guidance):
         weak = self.weak(x_t, log_snr, weak_labels, low_res, aug_level)
         weak = convert(weak[:, : x_t.shape[1]], self.weak.prediction_type, self.prediction_type, x_t, log_snr)
         return self.guide(weak, main)
+
+
+class ClassifierGuidance(_Guidance):
+    """A denoiser pushed towards its class by a classifier of noisy images (Dhariwal & Nichol 2021, arXiv:2105.05233).
+
+    Called, it is Algorithm 2: the predicted noise loses `sigma_vp * scale * grad log p(class | x_t)`. Under ancestral sampling
+    the loop takes `unguided` and `gradient` apart, for Algorithm 1: the mean of the step moves by its variance times the
+    gradient, after x0 was clipped.
+
+    Args:
+        denoiser: Predicts epsilon, with or without classes; its `timesteps` are the clock of both networks.
+        classifier: `classifier(x_t, timesteps)` gives logits [B, num_classes]; trained on the same schedule.
+        scale: Strength of the guidance; 0 = none. Published: 1.0 at 64 px, 0.5 at 128, 1.0 at 256 (10.0 without classes), 4.0
+            at 512.
+        interval: Guide only where EDM's sigma lies in [low, high]; None = everywhere.
+
+    Raises:
+        ValueError: if the denoiser predicts anything but the noise, or the interval is empty.
+    """
+
+    def __init__(self, denoiser: Denoiser, classifier: Any, scale: float, interval: tuple[float, float] | None = None) -> None:
+        if denoiser.prediction_type != "epsilon":
+            raise ValueError(f"classifier guidance needs a model that predicts epsilon, not {denoiser.prediction_type!r}")
+        if denoiser.num_classes not in (None, classifier.num_classes):
+            raise ValueError(
+                f"the classifier knows {classifier.num_classes} classes and the model {denoiser.num_classes}; guidance needs two"
+                " networks of the same classes"
+            )
+        super().__init__(denoiser, 1 + scale, interval)
+        self.own_classes, self.num_classes = denoiser.num_classes, classifier.num_classes
+        self.classifier, self.strength = classifier, scale
+
+    def unguided(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """What the denoiser predicts by itself; `class_labels` are left out for one that knows no classes."""
+        return self.denoiser(x_t, log_snr, None if self.own_classes is None else class_labels, low_res, aug_level)
+
+    def gradient(self, x_t: Tensor, log_snr: Tensor, class_labels: Tensor | None) -> Tensor | None:
+        """`scale * grad log p(class | x_t)`, like `x_t`; None where nothing is guided; ValueError without `class_labels`."""
+        if class_labels is None:
+            raise ValueError(f"classifier guidance needs class_labels, indices from 0 to {self.classifier.num_classes - 1}")
+        if not self.is_active(log_snr):
+            return None
+        clock: Any = self.denoiser
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            log_p = self.classifier(x, clock.timesteps(log_snr)).float().log_softmax(dim=1)
+            gradient = torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
+        return self.strength * gradient.to(x_t)
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`; ValueError if `class_labels` is missing."""
+        prediction = self.unguided(x_t, log_snr, class_labels, low_res, aug_level)
+        gradient = self.gradient(x_t, log_snr, class_labels)
+        if gradient is None:
+            return prediction
+        channels, (_, sigma_vp) = x_t.shape[1], signal_and_noise(log_snr)
+        push = like_image(sigma_vp, prediction) * gradient.to(prediction)
+        return torch.cat([prediction[:, :channels] - push, prediction[:, channels:]], dim=1)
+
+
+class FlowMapGuidance(Wrapper):
+    """A flow map: a network of average velocities that makes a step of any width at once, and sees its guidance as an input.
+
+    Its `forward` takes the log-SNR at which a step ends, and the scale and interval of its guidance, behind the inputs of a
+    `Denoiser` (Geng et al. 2025, arXiv:2505.13447; Lu et al. 2026, arXiv:2601.22158). It is one evaluation, guided or not.
+
+    Args:
+        denoiser: Has `flow_map` set.
+        scale: 1 = no guidance.
+        interval: Lowest and highest EDM sigma at which guidance acts; None = everywhere.
+        end: Log-SNR at which the step ends; None = the velocity at one level, which suits every scheduler.
+
+    Raises:
+        ValueError: if the scale is not above 0, or the interval is empty.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None, end: float | None = None
+    ) -> None:
+        if scale <= 0:
+            raise ValueError(f"guidance_scale is {scale}, expected more than 0 for a network that sees it as an input; 1 = none")
+        check_interval(interval)
+        super().__init__(denoiser)
+        self.scale, self.interval, self.end = scale, interval, end
+
+    def until(self, log_snr: float) -> FlowMapGuidance:
+        """The same, for a step that ends at `log_snr`."""
+        return FlowMapGuidance(self.denoiser, self.scale, self.interval, log_snr)
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        log_snr: Tensor,
+        class_labels: Tensor | None = None,
+        low_res: Tensor | None = None,
+        aug_level: Tensor | None = None,
+    ) -> Tensor:
+        """As `Denoiser.__call__`."""
+        network: Any = self.denoiser
+        end = None if self.end is None else torch.full_like(log_snr, self.end)
+        return network(x_t, log_snr, class_labels, low_res, aug_level, end, self.scale, self.interval)

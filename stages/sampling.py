@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, at_level, convert, to_x0
+from cascade.stages.denoiser import PREDICTION_TYPES, ClassifierGuidance, Denoiser, FlowMapGuidance, at_level, convert, to_x0
 from cascade.stages.noise import MAX_LOG_SNR, like_image
 
 StepCallback = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -110,6 +111,10 @@ class Run:
         """Log-SNR of every evaluation of the denoiser, float64 [nfe]; -inf at pure noise."""
         return 2 * (self.image.log() - self.noise.log())
 
+    def end_of(self, i: int) -> float:
+        """Log-SNR at which step i of a scheduler with one evaluation a step ends; infinite after the last."""
+        return self.log_snr[i + 1].item() if i + 1 < len(self.image) else math.inf
+
     @property
     def widest_step(self) -> float:
         """Largest rise of the log-SNR between two evaluations, of those that begin where the noise outweighs the image."""
@@ -186,7 +191,8 @@ def sample(
         denoiser: Guidance is one too. A learned variance goes to a scheduler with a learned `variance_type`, and nowhere
             otherwise.
         scheduler: Any diffusers scheduler from noise to image; stays as it is. Thresholding and clipping of x0 are its matter.
-        noise: Unit Gaussian noise, [B, C, H, W], float32 or float64; the whole run keeps its number type.
+        noise: Unit Gaussian noise, [B, C, H, W], float32 or float64; the whole run keeps its number type, unless its scheduler
+            has `in_float64`.
         num_inference_steps: Number of the scheduler's steps, or the steps.
         class_labels: int64 [B], or None.
         low_res: Conditioning images, already augmented, [B, C, h, w]; None for a base stage.
@@ -206,22 +212,33 @@ def sample(
     run = Run.of(scheduler, num_inference_steps)
     check_compatible(run, denoiser)
     options = _step_options(run.scheduler, generator)
-    x = noise * run.scale[0].item()
+    ends = "r_timestep" in inspect.signature(run.scheduler.step).parameters  # a scheduler of flow maps
+    precise = getattr(run.scheduler, "in_float64", False) and noise.device.type != "mps"  # which has no float64
+    x = (noise.double() if precise else noise) * run.scale[0].item()
     finite = torch.ones(len(x), dtype=torch.bool, device=x.device)  # looked at once, so that no step waits for an accelerator
     for i, t in enumerate(run.scheduler.timesteps):
         x_t = x / run.scale[i].item()
         level = run.log_snr[i].nan_to_num(posinf=MAX_LOG_SNR, neginf=-MAX_LOG_SNR).item()
         log_snr = torch.full((len(x),), level, dtype=x.dtype, device=x.device)
-        prediction = at_level(denoiser, level)(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
+        one, gradient = at_level(denoiser, level), None
+        if isinstance(one, FlowMapGuidance) and ends:
+            one = one.until(run.end_of(i))
+        if isinstance(one, ClassifierGuidance) and isinstance(run.scheduler, DDPMScheduler):
+            gradient = one.gradient(x_t, log_snr, class_labels)
+            prediction = one.unguided(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
+        else:
+            prediction = one(x_t, log_snr, class_labels, low_res, aug_level).to(x.dtype)
         finite &= prediction.isfinite().flatten(1).all(dim=1)
         _scale_model_input(run.scheduler, x, t)  # some count their steps by it
         x = run.scheduler.step(_output(run, i, denoiser, prediction, x, x_t), t, x, **options).prev_sample
+        if gradient is not None:
+            x = x + _variance(run, i, prediction) * gradient
         changed = callback(i, t, x) if callback is not None else None
-        x = (x if changed is None else changed).to(noise.dtype)
+        x = (x if changed is None else changed).to(x.dtype)
         if interrupted():
             x = to_x0(prediction[:, : x.shape[1]], denoiser.prediction_type, x_t, log_snr)
             break
-    return x.where(like_image(finite, x) > 0, torch.nan)
+    return x.where(like_image(finite, x) > 0, torch.nan).to(noise.dtype)
 
 
 def _step_options(scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> dict[str, Any]:
@@ -236,6 +253,9 @@ def _step_options(scheduler: Any, generator: torch.Generator | list[torch.Genera
 def _amplitudes(scheduler: Any) -> tuple[Tensor, Tensor]:
     """Amplitudes (image, noise) of x0 and eps in the scheduler's noisy image before each step, float64 [nfe]."""
     count = len(scheduler.timesteps)
+    own: tuple[Tensor, Tensor] | None = getattr(scheduler, "amplitudes", None)
+    if own is not None:
+        return own
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None:
         if not hasattr(scheduler, "alphas_cumprod"):
@@ -311,6 +331,27 @@ def _wants_variance(scheduler: Any) -> bool:
     return vars(scheduler).get("variance_type") in ("learned", "learned_range")
 
 
+def _variance(run: Run, i: int, prediction: Tensor) -> Tensor:
+    """Variance of DDPM's step i, by which classifier guidance moves its mean; float64, or the learned one like the images.
+
+    A learned variance lies between the posterior's and beta, in logarithms; the last step's posterior variance, which is 0, is
+    taken from the step before (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 15).
+    """
+    alpha_bar = torch.cat([run.image**2, torch.ones(1, dtype=torch.float64)])
+
+    def posterior_and_beta(step: int) -> tuple[Tensor, Tensor]:
+        beta = 1 - alpha_bar[step] / alpha_bar[step + 1]
+        return beta * (1 - alpha_bar[step + 1]) / (1 - alpha_bar[step]), beta
+
+    beta, before = posterior_and_beta(i)[1], i - 1 if 0 < i == len(run.image) - 1 else i
+    posterior = posterior_and_beta(before)[0]
+    kind = run.scheduler.config["variance_type"]
+    if kind == "learned_range":
+        share = (prediction.chunk(2, dim=1)[1] + 1) / 2
+        return torch.exp(share * beta.log().item() + (1 - share) * posterior.log().item())
+    return beta if kind.startswith("fixed_large") else posterior
+
+
 def _output(run: Run, i: int, denoiser: Denoiser, prediction: Tensor, x: Tensor, x_t: Tensor) -> Tensor:
     """What the scheduler's step i expects, from the denoiser's prediction."""
     variance = None
@@ -321,6 +362,8 @@ def _output(run: Run, i: int, denoiser: Denoiser, prediction: Tensor, x: Tensor,
         denoised, sigma = run.scheduler.precondition_outputs, run.scheduler.sigmas[i]
         x0 = to_x0(prediction, source, x_t, log_snr)
         output = (x0 - denoised(x, torch.zeros_like(x), sigma)) / denoised(0, 1, sigma)
+    elif run.target == "flow" and source == "sample":  # exact at pure noise too
+        output = (x - prediction) / run.noise[i].item()
     elif run.target == "flow":
         output = convert(prediction, source, "epsilon", x_t, log_snr) - to_x0(prediction, source, x_t, log_snr)
     else:

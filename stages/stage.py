@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cascade.stages.consistent import Consistent, project
 from cascade.stages.cpu_convolutions import packed_convolutions
-from cascade.stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser
+from cascade.stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser, FlowMapGuidance
 from cascade.stages.sampling import StepCallback, Steps, draw_noise, generators_of, nfe, sample
 from cascade.stages.saved import find_stage, load_stage
 from cascade.stages.tiling import Tiled
@@ -72,7 +72,7 @@ class StagePipeline(DiffusionPipeline):
     Args:
         unet: The network, a `Denoiser` with `config.sample_size`.
         scheduler: Any diffusers scheduler from noise to image; None for a stage that doesn't sample.
-        guide_unet: A weaker network for autoguidance; None = classifier-free guidance.
+        guide_unet: A weaker network for autoguidance, or a classifier; None = classifier-free guidance.
         id2label: Names of the classes by their indices, kept in the pipeline's config; None = they are not known.
         **defaults: Values of call arguments that are used where a call gives None; kept in the pipeline's config.
     """
@@ -186,7 +186,7 @@ class StagePipeline(DiffusionPipeline):
         return self._interrupt
 
     def guided(self, scale: float | None, interval: Sequence[float] | None) -> Denoiser:
-        """The network under guidance: by `guide_unet` where there is one, classifier-free otherwise.
+        """The network under guidance: by its own inputs, by `guide_unet` (a weaker one, or a classifier), or classifier-free.
 
         Raises:
             ValueError: if the network can't be guided so.
@@ -194,6 +194,12 @@ class StagePipeline(DiffusionPipeline):
         scale = self.config["guidance_scale"] if scale is None else scale
         interval = self.config["guidance_interval"] if interval is None else interval
         bounds = None if interval is None else (float(interval[0]), float(interval[1]))
+        if getattr(self.unet, "flow_map", False):
+            if self.guide_unet is not None:
+                raise ValueError("this network sees its guidance as an input; leave guide_unet out")
+            return FlowMapGuidance(self.unet, scale, bounds)
+        if hasattr(self.guide_unet, "guide"):  # a classifier
+            return self.guide_unet.guide(self.unet, scale, bounds)
         if self.guide_unet is not None:
             return Autoguidance(self.unet, self.guide_unet, scale, bounds)
         return ClassifierFreeGuidance(self.unet, scale, bounds)

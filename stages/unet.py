@@ -248,6 +248,17 @@ class UNet(ModelMixin, ConfigMixin):
     def null_label(self) -> int | None:
         return self.config.num_classes if self.config.null_class else None
 
+    def without_classes(self) -> UNet:
+        """A copy that takes no class, and predicts what this one does for images of none; ValueError if it knows no such."""
+        if self.class_embedding is None or self.null_label is None:
+            raise ValueError("this network was not trained on images of no class, so it can't do without a class")
+        weights = {name: value for name, value in self.state_dict().items() if not name.startswith("class_embedding.")}
+        of_no_class = self.class_embedding.weight[self.null_label].detach()
+        weights["noise_embedding.2.bias"] = weights["noise_embedding.2.bias"] + of_no_class
+        copy = type(self).from_config(self.config, num_classes=None).to(self.dtype)
+        copy.load_state_dict(weights)
+        return copy.eval()
+
     def forward(
         self,
         x_t: Tensor,

@@ -124,7 +124,7 @@ def add_commands(parser: ArgumentParser, *commands: tuple[str, str, Callable[[Ar
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Options of every command that runs a model."""
-    text = "a shipped model, a folder, or an id on the Hugging Face Hub (default emoji)"
+    text = "a shipped or installed model, a folder, or an id on the Hugging Face Hub (default emoji)"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="M", help=text)
     add_sampling_options(parser)
 

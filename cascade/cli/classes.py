@@ -16,7 +16,7 @@ HELP = "List the classes that a model knows: index, WordNet id where there is on
 def add_arguments(parser: ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="M", help="a shipped model, a folder or a Hub id (default emoji)"
+        "--model", default=DEFAULT_MODEL, metavar="M", help="a shipped or installed model, a folder or a Hub id (default emoji)"
     )
     which.add_argument("--imagenet", action="store_true", help="the 1000 classes of ImageNet instead")
     parser.add_argument("--search", metavar="WORD", help="only those with this word in a name, synonym or id")

@@ -7,15 +7,20 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from cascade.cli.progress import say
+from cascade.stages.saved import read_json
+
 NAME = "convert"
-HELP = "Turn a published checkpoint (ADM, consistency models, EDM, EDM2, unofficial SR3 ...) into a stage."
+HELP = "Turn a published checkpoint (ADM, consistency models, EDM, EDM2, JiT, pMF, unofficial SR3 ...) into a stage."
 
 EPILOG = """
 families:
-  guided-diffusion, guided-diffusion-sr, improved-diffusion, improved-diffusion-sr, consistency, edm, edm2, sr3, sr3-ddpm
+  guided-diffusion, guided-diffusion-sr, improved-diffusion, improved-diffusion-sr, consistency, edm, edm2, sr3, sr3-ddpm,
+  jit, pmf
 
 examples:
   cascade convert guided-diffusion-sr 64_256_upsampler.pt --out upsampler/
+  cascade convert pmf pMF-B-16.pt --out pmf-b-256/
   cascade convert sr3 mine_gen.pth --config mine.json --out sr3/
 
 Nothing in the file is executed: .pt and .pth are read as tensors only, the pickles of EDM by a reader that refuses all else.
@@ -37,7 +42,10 @@ def run(args: Namespace) -> None:
 
     from cascade.stages.published import convert
 
-    print(convert(args.family, args.weights, config, args.out))
+    folder = convert(args.family, args.weights, config, args.out)
+    if average := read_json(folder / "unet" / "config.json")["published"].get("average"):
+        say(f"took the weights {average!r} of {args.weights.name}")
+    print(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:

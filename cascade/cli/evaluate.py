@@ -9,7 +9,7 @@ from pathlib import Path
 from cascade.cli.arguments import DEFAULT_MODEL, add_commands, add_resamples, add_sampling_options, given, positive, seed
 from cascade.cli.progress import Bars, say, show
 from cascade.cli.request import Request
-from cascade.measure.protocols import EXTRACTORS
+from cascade.measure.protocols import EXTRACTORS, load_protocol
 from cascade.runs.record import check_folder
 
 NAME = "evaluate"
@@ -86,6 +86,8 @@ def _sr_options(parser: ArgumentParser) -> None:
     text = f"{_IMAGES}; a folder of class folders says what they show (default drawings:heldout)"
     add("--images", default="drawings:heldout", metavar="IMAGES", help=text)
     add("--stage", metavar="NAME", help="which SR3 stage (default: the last)")
+    add("--by-steps", type=_counts, default=(), metavar="N,N", help="sample it in each of these numbers of steps, as 1,4,16")
+    add("--protocol", metavar="P", help="whose published rows are shown, as photos-256")
     add("-n", "--num-images", type=positive, default=100, metavar="N", help="pictures, of all classes alike (default 100)")
     add("--seed", type=seed, default=0, metavar="S", help="of the first picture (default 0)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures and the report")
@@ -94,6 +96,10 @@ def _sr_options(parser: ArgumentParser) -> None:
     _add_network(parser)
     add_resamples(parser)
     add_sampling_options(parser)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(positive(word) for word in text.split(","))
 
 
 def _reference(args: Namespace) -> None:
@@ -149,13 +155,15 @@ def _check(args: Namespace) -> None:
 
 
 def _sr(args: Namespace) -> None:
+    protocol = None if args.protocol is None else load_protocol(args.protocol)
     request = Request.of(args, to_the_end=True)
     check_folder(args.out)
     cascade, sampling = request.load()
     from cascade.measure.super_resolution import evaluate_sr
 
     with Bars() as bars:
-        names = ("images", "stage", "num_images", "seed", "regression", "weights", "crop_rule", "resamples", "batch_size")
-        options = given(args, *names) | {"extractor": None if args.no_distance else args.extractor}
+        names = ("images", "stage", "by_steps", "num_images", "seed", "regression", "weights", "crop_rule", "resamples")
+        options = given(args, *names, "batch_size") | {"protocol": protocol}
+        options["extractor"] = None if args.no_distance else args.extractor
         report = evaluate_sr(cascade, args.out, **options, sampling=sampling, on_progress=bars)
     show(report, args.out)

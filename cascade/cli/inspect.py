@@ -18,7 +18,7 @@ HELP = "Show what a model or a stage consists of, or what a generated picture sa
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", metavar="MODEL_OR_STAGE_OR_PNG", help="a shipped model, a folder, a Hub id, or a picture")
+    parser.add_argument("what", metavar="MODEL_OR_STAGE_OR_PNG", help="an installed model, a folder, a Hub id, or a picture")
 
 
 def run(args: Namespace) -> None:

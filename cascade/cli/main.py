@@ -16,6 +16,7 @@ from cascade.cli import (
     evaluate,
     generate,
     inspect,
+    models,
     sample,
     search_schedule,
     train,
@@ -24,7 +25,9 @@ from cascade.cli import (
 from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
-COMMANDS = (generate, classes, upscale, inspect, data, train, compose, sample, evaluate, benchmark, convert, search_schedule)
+COMMANDS = (
+    generate, models, classes, upscale, inspect, data, train, compose, sample, evaluate, benchmark, convert, search_schedule
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

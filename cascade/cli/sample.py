@@ -26,7 +26,8 @@ folder says what the pictures were made from and what one costs in evaluations o
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help="a shipped model, a folder, or a Hub id (default emoji)")
+    text = "an installed model, a folder, or a Hub id (default emoji)"
+    add("model", nargs="?", default=DEFAULT_MODEL, metavar="MODEL", help=text)
     add("--num-images", type=positive, required=True, metavar="N", help="pictures in all")
     add("--out", type=Path, required=True, metavar="DIR", help="new folder, or that of a run to go on with")
     text = "classes in turn, or drawn from the seed and the picture's number (default balanced)"

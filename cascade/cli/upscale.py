@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cascade import png as pictures
 from cascade.cli.arguments import add_model_options, positive, seed
 from cascade.cli.request import Request, StageLines
+from cascade.stages.saved import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,12 +56,19 @@ def _labels(request: Request, queries: Sequence[str], count: int) -> list[int | 
     if len(queries) not in (0, 1, count):
         raise ValueError(f"{len(queries)} classes are given for {count} pictures; give one for all, or one for each")
     if not queries:
-        if request.classes is not None:
+        if request.classes is not None and _needs_classes(request):
             example = f"--class {request.query(0)}"
             raise ValueError(f"no class is given: {request.manifest.name!r} needs to know what the pictures show, as {example}")
         return [None] * count
     labels: list[int | None] = [request.label(query) for query in queries]
     return labels if len(labels) == count else labels * count
+
+
+def _needs_classes(request: Request) -> bool:
+    """Whether a refining stage that may run knows classes, which the base of a model can without it."""
+    stages = [stage for stage in request.manifest.up_to(request.size).stages if stage.low_res_size]
+    configs = [read_json(request.folder / stage.folder / "unet" / "config.json") for stage in stages]
+    return any(config.get("num_classes", 0) is not None for config in configs)
 
 
 def _target(out: Path | None, source: Path, size: int, count: int) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 from cascade.classes import EMOJI
 from cascade.data.crops import crop_rule
 from cascade.data.drawings import DRAWINGS, MAY_FLIP, cached_array
-from cascade.data.folder import Folder, Listing, Photos, class_folders
-from cascade.data.numbering import numbered
+from cascade.data.folder import Folder, Listing, Photos, folder_classes, renumbered
+from cascade.data.numbering import all_classes
 from cascade.data.shards import HUB, ShardSet, shard_paths
 from cascade.files import Progress
 from cascade.stages.training import Data, PictureSet
@@ -26,7 +26,9 @@ def class_names(data: Data, progress: Progress = lambda done, total: None) -> tu
     if data.source in DRAWINGS:
         return EMOJI.names
     folder = Path(data.source).expanduser()
-    return numbered(class_folders(folder))[0] if folder.is_dir() else listing(data, progress).class_names
+    if folder.is_dir():
+        return all_classes(folder_classes(folder, data.classes != 0), data.classes)
+    return listing(data, progress).class_names
 
 
 def open_pictures(data: Data, size: int, progress: Progress = lambda done, total: None) -> PictureSource:
@@ -52,7 +54,8 @@ def open_pictures(data: Data, size: int, progress: Progress = lambda done, total
 def open_held_out(
     data: Data, source: str | None, trained: PictureSource, progress: Progress = lambda done, total: None
 ) -> PictureSource:
-    """Pictures that are not trained on, of the size and the classes of the training's and made square by the same rule.
+    """Pictures that are not trained on, of the size of the training's, made square by the same rule, and of its classes, or
+    some of them, unless `data.classes` is 0.
 
     Args:
         data: What is trained on.
@@ -66,6 +69,10 @@ def open_held_out(
     if source is None and DRAWINGS.get(data.source) != "train":
         raise ValueError(f"data.source {data.source!r} holds no pictures out for the validation; name some as validation.source")
     found = open_pictures(replace(data, source=source or "drawings:heldout"), trained.size, progress)
+    if data.classes == 0:
+        return found
+    if isinstance(found, Photos) and set(found.class_names) < set(trained.class_names):  # not all classes are held out
+        renumbered(found.listing, trained.class_names)
     if found.class_names != trained.class_names:
         raise ValueError(
             f"the {len(found.class_names)} classes of {source} are not the {len(trained.class_names)} of {data.source}, in number"
@@ -78,11 +85,13 @@ def listing(data: Data, progress: Progress) -> Listing:
     """What photos the data has. Arguments and errors as in `open_pictures`."""
     folder = Path(data.source).expanduser()
     if folder.is_dir():
-        return Folder(folder)
+        found: Listing = Folder(folder, data.classes != 0)
+        return renumbered(found, all_classes(found.class_names, data.classes))
     paths = shard_paths(data.source, progress)
     if not paths:
         raise ValueError(
             f"data.source is {data.source!r}, expected 'drawings', a folder with one folder of pictures for each class, or"
             f" shards, as 'set/train-*.tar', 'set/train-*.parquet' or '{HUB}owner/name/data/train-*.parquet'"
         )
-    return ShardSet(paths, data.source, data.label, progress)
+    found = ShardSet(paths, data.source, data.label, progress)
+    return renumbered(found, all_classes(found.class_names, data.classes))

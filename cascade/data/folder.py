@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from cascade.classes import WORDNET_ID
 from cascade.data.crops import Crop
 from cascade.data.decoding import ENDINGS, decode, read_file
 from cascade.data.numbering import numbered
 from cascade.stages.training.examples import Picture, epoch_order
+
+ANNOTATIONS, IMAGES = "val_annotations.txt", "images"
+"""File and folder of Tiny ImageNet's validation pictures."""
 
 
 class Listing(Protocol):
@@ -65,28 +70,40 @@ class Photos:
         return self.listing.order(seed, epoch)
 
 
+def renumbered(listing: Listing, names: tuple[str, ...]) -> Listing:
+    """The listing with labels that are places in `names`, which hold all of its own."""
+    if listing.class_names != names:
+        places = {name: index for index, name in enumerate(names)}
+        listing.labels = np.array([places[name] for name in listing.class_names], np.int64)[listing.labels]
+        listing.class_names = names
+    return listing
+
+
 class Folder:
-    """A folder of class folders, as ILSVRC's `train`; pictures may lie in folders within. Files whose ending is not a picture's,
-    and names that begin with a dot, are passed over.
+    """A folder of class folders, as ILSVRC's `train`, or Tiny ImageNet's `val`, whose classes a file tells; pictures may lie in
+    folders within. Files whose ending is not a picture's, and names that begin with a dot, are passed over.
+
+    Args:
+        root: The folder.
+        labelled: Whether classes matter. If not, pictures may lie in `root` itself, as one class "".
 
     Raises:
-        ValueError: if there are no class folders, or no pictures in them.
+        ValueError: if there are no class folders, no pictures in them, or Tiny ImageNet's file is missing or damaged.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, labelled: bool = True) -> None:
         self.root = root
-        folders = class_folders(root)
-        self.class_names, numbers = numbered(folders)
-        paths: list[bytes] = []
-        counts = []
-        for folder in folders:
-            found = sorted(_pictures(root / folder, folder, set()))
-            paths += map(os.fsencode, found)
-            counts.append(len(found))
+        if (root / ANNOTATIONS).is_file():
+            pictures = annotated_pictures(root)
+        else:
+            folders = class_folders(root, labelled)
+            pictures = {folder: sorted(_pictures(root / folder, folder or ".", set())) for folder in folders}
+        self.class_names, numbers = numbered(list(pictures))
+        paths = [os.fsencode(path) for found in pictures.values() for path in found]
         if not paths:
             raise ValueError(f"the folders in {root} hold no pictures, expected files ending in {', '.join(ENDINGS)}")
         self.paths = np.array(paths)  # one array: a million of them are cheap to hold and to hand to data workers
-        self.labels = np.repeat(numbers, counts)
+        self.labels = np.repeat(numbers, [len(found) for found in pictures.values()])
 
     def encoded(self, index: int) -> bytes:
         return read_file(Path(self.name(index)))
@@ -98,12 +115,50 @@ class Folder:
         return epoch_order(seed, epoch, len(self.labels))
 
 
-def class_folders(root: Path) -> list[str]:
-    """Names of the class folders in a folder, sorted. Raises ValueError if there is none."""
+def folder_classes(root: Path, labelled: bool = True) -> tuple[str, ...]:
+    """Names of the classes of a `Folder`, without a look at its pictures; arguments and errors as there."""
+    found = annotated_pictures(root) if (root / ANNOTATIONS).is_file() else class_folders(root, labelled)
+    return numbered(list(found))[0]
+
+
+def class_folders(root: Path, labelled: bool = True) -> list[str]:
+    """Names of the class folders in a folder, sorted; "" for the folder itself where there is none and no class matters.
+
+    Raises ValueError if there is none, or the only one is that of Tiny ImageNet's pictures without their classes.
+    """
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not labelled:
+        return names or [""]
     if not names:
         raise ValueError(f"{root} holds no folders, expected one folder of pictures for each class")
+    if names == [IMAGES]:
+        raise ValueError(
+            f"{root} holds no folder but {IMAGES!r}, and no {ANNOTATIONS}, which says what Tiny ImageNet's validation pictures"
+            " show; unpack that file too, or give a folder with one folder of pictures for each class"
+        )
     return names
+
+
+def annotated_pictures(root: Path) -> dict[str, list[str]]:
+    """Pictures of Tiny ImageNet's `val`, as paths from it, by the WordNet ids in its file, sorted.
+
+    Its lines are name, WordNet id and the corners of a box, with tabs between them. Raises ValueError if one is not.
+    """
+    found: dict[str, list[str]] = {}
+    try:
+        lines = (root / ANNOTATIONS).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{root / ANNOTATIONS} can't be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        match line.split("\t"):
+            case [name, wordnet_id, *_] if re.fullmatch(WORDNET_ID, wordnet_id) and Path(name).name == name:
+                found.setdefault(wordnet_id, []).append(f"{IMAGES}/{name}")
+            case _:
+                raise ValueError(
+                    f"line {number} of {root / ANNOTATIONS} is {line[:60]!r}, expected a picture's name and a WordNet id, with a"
+                    " tab between them, as in Tiny ImageNet"
+                )
+    return {wordnet_id: sorted(found[wordnet_id]) for wordnet_id in sorted(found)}
 
 
 def _pictures(folder: Path, relative: str, above: set[tuple[int, int]]) -> list[str]:

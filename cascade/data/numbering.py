@@ -10,24 +10,33 @@ from cascade.classes import imagenet
 
 
 def numbered(found: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names and the label of each name that was found, in order.
-
-    WordNet ids of ImageNet's 1000 classes get their standard indices, also where only some of the classes are there; other names
-    are numbered in alphabetical order.
+    """Class names in alphabetical order, and the label of each name that was found; WordNet ids are in ImageNet's order then.
 
     Args:
         found: Different names, such as those of folders.
 
     Returns:
         The name of every label, and the label of each of `found`, int64.
+
+    Raises:
+        ValueError: if most names are WordNet ids of ImageNet's classes, and others are not.
     """
-    ids = imagenet().wordnet_ids
-    places = {name: index for index, name in enumerate(ids)}
-    if found and all(name in places for name in found):
-        return imagenet().names, np.array([places[name] for name in found], np.int64)
+    ids = set(imagenet().wordnet_ids)
+    others = [name for name in found if name not in ids]
+    if others and len(found) > 2 * len(others):
+        raise ValueError(
+            f"class {others[0]!r} is no WordNet id of ImageNet's classes, as {len(found) - len(others)} others are; rename it, or"
+            " move it away"
+        )
     names = tuple(sorted(found))
     places = {name: index for index, name in enumerate(names)}
     return names, np.array([places[name] for name in found], np.int64)
+
+
+def all_classes(names: tuple[str, ...], classes: int | None) -> tuple[str, ...]:
+    """Names of the classes that data has: those found, or all of ImageNet's where a recipe says 1,000 and some of them are."""
+    ids = imagenet().wordnet_ids
+    return ids if classes == len(ids) and set(names) <= set(ids) else names
 
 
 def labelled(values: np.ndarray, given: Sequence[str], where: str) -> tuple[tuple[str, ...], np.ndarray]:

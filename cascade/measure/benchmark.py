@@ -14,7 +14,7 @@ from cascade.eval.memorisation import nearest_in_features
 from cascade.eval.references import FrechetResult, Reference
 from cascade.eval.report import Picture, Report, Row, number_of
 from cascade.eval.report_files import write_report
-from cascade.eval.scoring import MANIFOLD_K, FeatureSet, Scores, feature_set, score
+from cascade.eval.scoring import MANIFOLD_K, FeatureSet, Scores, feature_set, interval_by_groups, score
 from cascade.files import Progress
 from cascade.measure import comparisons
 from cascade.measure.comparisons import SHOWN, table_values
@@ -189,9 +189,8 @@ def _compared(
     values = {**table_values(floor_scores, job.protocol.distance), **of_floor}
     rows.append(Row(name="held-out drawings (floor)", values=values, note=note, ours=True))
     if job.resamples:
-        by_glyph = score(floor, reference, resamples=job.resamples, overlaps=False, groups=heldout.glyphs)
         note = f"intervals as if their {len(np.unique(heldout.glyphs)):,} glyphs, not their drawings, were others"
-        of_distance = {job.protocol.distance: table_values(by_glyph, job.protocol.distance)[job.protocol.distance]}
+        of_distance = {job.protocol.distance: interval_by_groups(floor, reference, heldout.glyphs)}
         rows.append(Row(name="held-out drawings (floor), by glyph", values=of_distance, note=note, ours=True))
     details["scores"]["heldout"] = asdict(floor_scores)
     return scores, rows, details, pictures

@@ -136,10 +136,15 @@ def reference_source(
 
 
 def classifier_of(classes: Vocabulary | None, device: str = "cpu") -> tuple[str, Classify] | None:
-    """A classifier of these classes, and its name: the shipped one of drawings, or EfficientNet-Lite for ImageNet; else None."""
+    """A classifier of these classes, and its name: the shipped one of drawings, or EfficientNet-Lite for classes of ImageNet, all
+    or some; else None."""
     if classes == EMOJI:
         model, _ = load_classifier()
         return "the shipped classifier of drawings", lambda images: class_probabilities(model, images)
-    if classes == imagenet():
-        return "EfficientNet-Lite0", EfficientNetLite(device).probabilities
-    return None
+    if classes is None or not classes.wordnet_ids or not set(classes.wordnet_ids) <= set(imagenet().wordnet_ids):
+        return None
+    network = EfficientNetLite(device)
+    if classes.wordnet_ids == imagenet().wordnet_ids:
+        return "EfficientNet-Lite0", network.probabilities
+    columns = [imagenet().index(one) for one in classes.wordnet_ids]
+    return f"EfficientNet-Lite0 among {len(classes)} classes", lambda images: network.probabilities(images)[:, columns]

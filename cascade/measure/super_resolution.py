@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cascade.classes import EMOJI, Vocabulary
+from cascade.classes import EMOJI, Vocabulary, imagenet
 from cascade.data.drawings import DRAWINGS
 from cascade.eval.classifier import errors
 from cascade.eval.features import FeatureExtractor
@@ -29,7 +29,7 @@ from cascade.pipeline import CascadePipeline
 from cascade.progress import OnProgress, part
 from cascade.runs.record import FORMAT, begin, model_hash
 from cascade.runs.share import image_name, without_bars, write_png
-from cascade.stage_sampling import Sampling
+from cascade.stage_sampling import Sampling, StageSampling
 from cascade.stages.stage import default_batch_size
 
 Enlarge = Callable[[list[Image.Image], list[int] | None, list[int]], list[Image.Image]]
@@ -56,7 +56,7 @@ class _Measuring:
         if self.extractor is None or self.reference is None:
             return paired | self._errors(images), None
         features = feature_set(images, self.extractor, crop_rule=self.crop_rule)
-        scores = score(features, self.reference, resamples=self.resamples, overlaps=False)
+        scores = score(features, self.reference, resamples=self.resamples)
         return paired | scores.values() | self._errors(images), scores.frechet
 
     def of_originals(self) -> dict[str, Value]:
@@ -77,6 +77,7 @@ def evaluate_sr(
     *,
     images: str | Path = "drawings:heldout",
     stage: str | None = None,
+    by_steps: Sequence[int] = (),
     num_images: int = 100,
     seed: int = 0,
     regression: Path | None = None,
@@ -93,9 +94,11 @@ def evaluate_sr(
 
     Args:
         cascade: The model.
-        out: Folder of the report; the stage's pictures are kept in `outputs/`, those of a regression in `regression/`.
+        out: Folder of the report; the stage's pictures are kept in `outputs/` (`outputs-4/` of 4 steps), those of a regression in
+            `regression/`.
         images: Real images, as `cascade.measure.named.image_source` takes them; a folder of class folders says what they show.
         stage: Name of the stage; None = the last.
+        by_steps: Numbers of steps in which it is sampled, each a row of its own; () = one row, as `sampling` says.
         num_images: How many images, of all classes alike (`cascade.eval.images.balanced_choice`).
         seed: Of the first image; image i has seed + i.
         regression: Folder of SR3's regression baseline; None = no row of it.
@@ -117,9 +120,13 @@ def evaluate_sr(
     every, known = image_source(str(images), size=size)
     chosen = balanced_choice(_groups(every, known), len(every), num_images)
     real = every.take(chosen)
-    labels = _labels(cascade, str(images), every, known, chosen)
-    makers = {"outputs": by_stage(cascade, name, sampling, batch_size)}
+    asks = cascade.stages[name].unet.num_classes is not None
+    classes, labels = _shown(cascade, asks, str(images), every, known, chosen)
+    chosen_steps = _by_steps(name, sampling, by_steps)
+    makers = {what: by_stage(cascade, name, one, batch_size) for what, one in chosen_steps.items()}
     settings = cascade.described([name], sampling, batch_size) | {"stage": name, "seed": seed, "images": real.source_hash()}
+    if by_steps:
+        settings["by_steps"] = list(by_steps)
     if regression is not None:
         makers["regression"] = by_regression(cascade, name, regression)
         settings["regression"] = model_hash(regression)
@@ -127,13 +134,15 @@ def evaluate_sr(
     begin(out, record)
     low_res = real.mapped(lambda originals: low_resolution(originals, small), small)
     step = batch_size or default_batch_size(device, size)
-    made, given = {}, labels if cascade.num_classes is not None else None
+    made, given = {}, labels if asks else None
     for what, maker in makers.items():
-        told = part(on_progress, "enlarging" if what == "outputs" else "enlarging by regression")
+        told = part(on_progress, f"enlarging: {what}")
         made[what] = enlarged(maker, low_res, given, out / what, seed=seed, batch_size=step, on_progress=told)
     interpolated = low_res.mapped(lambda images: bicubic(images, size), size)
-    sets = {f"{cascade.name}, {name}": made.pop("outputs"), **made, "bicubic": interpolated}
-    classifier = classifier_of(cascade.classes, device) if labels is not None else None
+    counts = zip(chosen_steps, by_steps or (None,), strict=True)
+    titles = {what: f"{cascade.name}, {name}{_in_steps(count)}" for what, count in counts}
+    sets = {titles.get(what, what): one for what, one in made.items()} | {"bicubic": interpolated}
+    classifier = classifier_of(classes, device) if labels is not None else None
     text, rule = str(images), crop_rule_of(str(images), crop_rule)
     reference = None if network is None else feature_set(real, network, crop_rule=rule)
     how = _Measuring(text, real, low_res, labels, network, reference, classifier, rule, resamples)
@@ -286,11 +295,38 @@ def _groups(images: ImageSet, known: np.ndarray | None) -> Any:
     return None if images.paths is None else [path.parent.name for path in images.paths]
 
 
+def _by_steps(name: str, sampling: Sampling | None, by_steps: Sequence[int]) -> dict[str, Sampling | None]:
+    """How the stage of this name is sampled in each of these numbers of steps, by the folder of the pictures; () = in one way."""
+    if not by_steps:
+        return {"outputs": sampling}
+    if len(set(by_steps)) < len(by_steps) or min(by_steps) < 1:
+        raise ValueError(f"by_steps are {list(by_steps)}, expected different numbers of at least 1")
+    own = (sampling or {}).get(name, StageSampling())
+    return {f"outputs-{steps}": {name: replace(own, num_inference_steps=steps)} for steps in by_steps}
+
+
+def _in_steps(steps: int | None) -> str:
+    return "" if steps is None else f", {steps} step{'s' * (steps > 1)}"
+
+
+def _shown(
+    cascade: CascadePipeline, asks: bool, text: str, images: ImageSet, known: np.ndarray | None, chosen: np.ndarray
+) -> tuple[Vocabulary | None, list[int] | None]:
+    """Classes that a classifier chooses among, and which of them the chosen images show: of ImageNet where the stage asks for no
+    class and folders are named by WordNet ids, else of the model; no labels where nothing says so and the stage asks for none.
+    """
+    if not asks and images.paths is not None:
+        folders = [images.paths[int(place)].parent.name for place in chosen]
+        if set(folders) <= set(imagenet().wordnet_ids):
+            return imagenet(), [imagenet().index(folder) for folder in folders]
+    return cascade.classes, _labels(cascade, asks, text, images, known, chosen)
+
+
 def _labels(
-    cascade: CascadePipeline, text: str, images: ImageSet, known: np.ndarray | None, chosen: np.ndarray
+    cascade: CascadePipeline, asks: bool, text: str, images: ImageSet, known: np.ndarray | None, chosen: np.ndarray
 ) -> list[int] | None:
     """What the chosen images show: known of drawings and archives, else by the name of the folder that each lies in; None where
-    neither says so and the model needs none."""
+    neither says so and the stage asks for none."""
     if cascade.classes is None and cascade.num_classes is None:
         return None
     try:
@@ -301,7 +337,7 @@ def _labels(
         classes = cascade.classes or Vocabulary.from_names([f"class {i}" for i in range(cascade.num_classes or 0)])
         return [classes.index(images.paths[int(place)].parent.name) for place in chosen]
     except ValueError:
-        if cascade.num_classes is not None:
+        if asks:
             raise
         return None
 

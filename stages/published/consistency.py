@@ -21,6 +21,7 @@ from cascade.stages.published.denoisers import SigmaDenoiser
 from cascade.stages.published.edm import SIGMA_DATA
 from cascade.stages.published.family import Checkpoint, Config, section
 from cascade.stages.published.guided_diffusion import BY_SIZE
+from cascade.stages.published.heun import EDMHeunScheduler
 from cascade.stages.published.openai_unet import Architecture, UNet
 
 _FLAGS = ("image_size", "sigma_min", "sigma_max", "num_head_channels", "resblock_updown", *openai_flags.NETWORK_FLAGS)
@@ -138,10 +139,10 @@ class ConsistencyScheduler(SchedulerMixin, ConfigMixin):
 
 
 def sampler(config: Config) -> tuple[Any, dict[str, Any]]:
-    """Two steps at the levels searched for the published models, exactly the original; EDM's sampler for a teacher."""
+    """Two steps at the levels searched for the published models, exactly the original; EDM's sampler in 40 for a teacher."""
     steps, flags = levels_of(config), config["flags"]
     if steps is None:
-        return edm.sampler(config)
+        return EDMHeunScheduler(flags["sigma_min"], flags["sigma_max"]), {"num_inference_steps": 40}
     return ConsistencyScheduler(flags["sigma_min"], flags["sigma_max"], **steps), {"num_inference_steps": 2}
 
 

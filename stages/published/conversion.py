@@ -40,13 +40,16 @@ def model_card(family: str, source: Path, pipeline: Any) -> str:
     task = f"refines {low_res_size}x{low_res_size} images to {size}x{size}" if low_res_size else f"makes {size}x{size} images"
     classes = "It knows no classes."
     if denoiser.num_classes is not None:
-        possible = "possible" if denoiser.null_label is not None else "impossible: it was trained without dropping labels"
-        classes = f"It knows {denoiser.num_classes} classes; classifier-free guidance is {possible}."
+        guidance = "possible" if denoiser.null_label is not None else "impossible: it was trained without dropping labels"
+        if getattr(denoiser, "flow_map", False):
+            guidance = "not needed: the network sees its guidance as an input"
+        classes = f"It knows {denoiser.num_classes} classes; classifier-free guidance is {guidance}."
     licence, restriction = record.licence.lower(), ""
     if record.licence == NON_COMMERCIAL:
         licence = "cc-by-nc-sa-4.0"
         restriction = "\n**Non-commercial: these weights may not be used, or passed on, for commercial purposes.**\n"
-    checkpoint = record.known(source.name)
+    checkpoint, taken = record.known(source.name), denoiser.config["published"].get("average")
+    average = "" if taken is None else f"| weights taken of it | `{taken}` |\n"
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return f"""---
@@ -69,6 +72,6 @@ Licence of the published weights: {record.licence}.
 |---|---|
 | file | `{source.name}` |
 | SHA-256 | `{sha256}` |
-| published at | {checkpoint.url if checkpoint else record.project} |
+{average}| published at | {checkpoint.url if checkpoint else record.project} |
 | project | {record.project} |
 """

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import EDMDPMSolverMultistepScheduler, ModelMixin
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from cascade.stages.noise import like_image
 from cascade.stages.published.denoisers import SigmaDenoiser
 from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Config, Family, section
+from cascade.stages.published.heun import EDMHeunScheduler
 from cascade.stages.published.openai_unet import attend, resample, timestep_embedding
 
 SIGMA_DATA = 0.5
@@ -208,13 +209,9 @@ class EDMDenoiser(SigmaDenoiser, ModelMixin):
         return options["img_resolution"], None
 
 
-def sampler(config: Config) -> tuple[EDMDPMSolverMultistepScheduler, dict[str, Any]]:
-    """A multistep solver of second order, with as many steps as the papers' figures were measured with.
-
-    The original is Heun's method on the same sigmas, also of second order; the stock scheduler needs half its evaluations.
-    """
-    scheduler = EDMDPMSolverMultistepScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=SIGMA_DATA, rho=7.0)
-    return scheduler, {"num_inference_steps": 32}
+def sampler(config: Config) -> tuple[EDMHeunScheduler, dict[str, Any]]:
+    """The stochastic sampler and the 256 steps with which the project's ImageNet-64 network was published (table 5)."""
+    return EDMHeunScheduler(s_churn=40, s_min=0.05, s_max=50, s_noise=1.003), {"num_inference_steps": 256}
 
 
 def checkpoint(folder: str, file: str, parameters: int, keys: int, options: Config, pattern: str | None = None) -> Checkpoint:
@@ -223,9 +220,7 @@ def checkpoint(folder: str, file: str, parameters: int, keys: int, options: Conf
     return Checkpoint(file=file, config=config, url=url, parameters=parameters, keys=keys, pattern=pattern)
 
 
-family = partial(
-    Family, licence=NON_COMMERCIAL, config_hint="'init_kwargs', the arguments of the network's constructor", sampler=sampler
-)
+family = partial(Family, licence=NON_COMMERCIAL, config_hint="'init_kwargs', the arguments of the network's constructor")
 """The record of a family of NVIDIA's, from what is its own."""
 
 _IMAGENET_64 = {
@@ -240,6 +235,7 @@ FAMILY = family(
     config_keys=("init_kwargs", "channels_per_head"),
     build=build,
     denoiser=EDMDenoiser,
+    sampler=sampler,
     own_tensors=drop_constants,
     pickled_classes=frozenset(
         {"EDMPrecond", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "ModuleDict"}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cascade.stages.published import edm
 from cascade.stages.published.family import Checkpoint, Config, section
+from cascade.stages.published.heun import EDMHeunScheduler
 from cascade.stages.published.openai_unet import attend, resample
 
 _NEEDED = ("img_resolution", "img_channels", "label_dim", "model_channels")
@@ -24,7 +25,9 @@ _DEFAULTS: dict[str, Any] = {
     "attn_resolutions": [16, 8], "label_balance": 0.5, "concat_balance": 0.5, "res_balance": 0.3, "attn_balance": 0.3,
     "clip_act": 256, "channels_per_head": 64, "logvar_channels": 128, "sigma_data": edm.SIGMA_DATA,
 }  # fmt: skip
-_WITHOUT_EFFECT = ("use_fp16", "dropout")
+_WITHOUT_EFFECT = ("use_fp16", "dropout", "resample_filter")
+RESAMPLE_FILTER = [1, 1]
+"""Of all published networks: blocks are halved by means and doubled by repetition."""
 
 
 def normalize(x: Tensor, dim: int | None = None) -> Tensor:
@@ -149,8 +152,11 @@ class UNet(edm.EncoderDecoder):
 
 
 def build(config: Config) -> edm.Preconditioned:
-    """The raw network of a configuration."""
-    options = {**_DEFAULTS, **section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))}
+    """The raw network of a configuration; ValueError for another `resample_filter` than the published one."""
+    given = section(config, "init_kwargs", _NEEDED, (*_DEFAULTS, *_WITHOUT_EFFECT))
+    if (resample_filter := given.get("resample_filter", RESAMPLE_FILTER)) != RESAMPLE_FILTER:
+        raise ValueError(f"resample_filter is {resample_filter!r}; only the published one, {RESAMPLE_FILTER}, is supported")
+    options = {**_DEFAULTS, **given}
     network = edm.Preconditioned(options, "unet", UNet(options))
     # The uncertainty that training weighted the loss by (Eq. 22): files hold it, but no image depends on it.
     network.logvar_fourier = MPFourier(options["logvar_channels"])
@@ -162,6 +168,11 @@ class EDM2Denoiser(edm.EDMDenoiser, ModelMixin):
     """An EDM2 pixel-space network as a denoiser that predicts x0."""
 
     build = staticmethod(build)
+
+
+def sampler(config: Config) -> tuple[EDMHeunScheduler, dict[str, Any]]:
+    """The deterministic sampler in 32 steps, with which the paper's figures were measured."""
+    return EDMHeunScheduler(), {"num_inference_steps": 32}
 
 
 def _checkpoint(size: str, training: str, parameters: int, width: int) -> Checkpoint:
@@ -177,6 +188,7 @@ FAMILY = edm.family(
     config_keys=("init_kwargs",),
     build=build,
     denoiser=EDM2Denoiser,
+    sampler=sampler,
     pickled_classes=frozenset({"Precond", "UNet", "Block", "MPConv", "MPFourier", "ModuleDict"}),
     checkpoints=(
         _checkpoint("xs", "0134217-0.110", 124_710_949, 128),

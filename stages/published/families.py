@@ -1,6 +1,6 @@
 """All families of published checkpoints. A further one is a module with its record, and its line here."""
 
-from cascade.stages.published import consistency, edm, edm2, guided_diffusion, improved_diffusion, janspiry
+from cascade.stages.published import consistency, edm, edm2, guided_diffusion, improved_diffusion, janspiry, jit, pmf
 from cascade.stages.published.family import Checkpoint, Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,6 +14,8 @@ FAMILIES: tuple[Family, ...] = (
     edm2.FAMILY,
     janspiry.SR3,
     janspiry.DDPM,
+    jit.FAMILY,
+    pmf.FAMILY,
 )
 
 

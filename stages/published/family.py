@@ -46,7 +46,11 @@ class Family:
     sampler: By configuration, the scheduler that a stage comes with, and the pipeline's settings; None without a `denoiser`.
     own_tensors: Tensors of a file by the network's own names, without what the file holds beside them; ValueError if that
         contradicts the configuration.
+    classifier: Networks that make no images as a stage's `guide_unet`; its module path never moves either. None for others.
     pickled_classes: Classes that the network of a .pkl file is made of; none = no pickle of the family is read.
+    average: Name of the weights that the authors sample with, in files that hold several sets of them; None = files hold one set.
+        A configuration that has `average` names another.
+    told_by_shapes: Whether the shapes of its tensors tell which configuration a file has, as all are published by one name.
     """
 
     name: str
@@ -59,7 +63,10 @@ class Family:
     denoiser: type[PublishedDenoiser] | None = None
     sampler: Callable[[Config], tuple[Any, dict[str, Any]]] | None = None
     own_tensors: Callable[[Mapping[str, Tensor], Config], Mapping[str, Tensor]] = lambda tensors, config: tensors
+    classifier: type[Any] | None = None
     pickled_classes: frozenset[str] = frozenset()
+    average: str | None = None
+    told_by_shapes: bool = False
 
     def known(self, file: str) -> Checkpoint | None:
         """The published checkpoint of a file name; None for another name."""

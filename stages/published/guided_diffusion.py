@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from cascade.stages.noise import like_image, signal_and_noise
+from cascade.stages.denoiser import ClassifierGuidance
 from cascade.stages.published import openai_flags, openai_unet
-from cascade.stages.published.denoisers import Condition
 from cascade.stages.published.family import Config, section
 from cascade.stages.published.openai_flags import FLAGS, WITHOUT_EFFECT, OpenAIDenoiser, architecture
 
@@ -89,50 +89,28 @@ def build_classifier(config: Config) -> Classifier:
     return Classifier(arch, side=flags["image_size"] // 2 ** (len(arch.widths) - 1))
 
 
-class ClassifierGuidance:
-    """A denoiser pushed towards its class by a classifier of noisy images; a `Denoiser` itself (arXiv:2105.05233, Algorithm 2).
-
-    The predicted noise loses `sigma_vp * scale * grad log p(class | x_t)`. With DDIM this is the published method. With ancestral
-    sampling the project shifts the mean by `variance * scale * grad` after clipping x0 instead; the two agree to first order in
-    the step.
+class GuidedDiffusionClassifier(ModelMixin, ConfigMixin):
+    """A classifier of noisy images as a stage's `guide_unet`; called as its network, with the clock of the model that it guides.
 
     Args:
-        denoiser: An epsilon-predicting base model of this family, with or without classes.
-        classifier: Raw network of family `guided-diffusion-classifier`, trained on the same schedule.
-        scale: Strength of the guidance; 0 = none. Published: 1.0 at 64 px, 0.5 at 128, 1.0 at 256 (10.0 without classes), 4.0
-            at 512.
-
-    ValueError if the denoiser predicts anything but the noise.
+        published: The family's own configuration, as `cascade.stages.published.load` takes it.
     """
 
-    def __init__(self, denoiser: GuidedDiffusionDenoiser, classifier: Classifier, scale: float) -> None:
-        if denoiser.prediction_type != "epsilon":
-            raise ValueError(f"classifier guidance needs a model that predicts epsilon, not {denoiser.prediction_type!r}")
-        self.denoiser: Any = denoiser
-        self.classifier, self.scale = classifier, scale
-        self.prediction_type = denoiser.prediction_type
-        self.num_classes: int | None = classifier.arch.out_channels
-        self.null_label: int | None = None
-        self.learned_variance = denoiser.learned_variance
+    @register_to_config
+    def __init__(self, published: Config) -> None:
+        super().__init__()
+        self.network = build_classifier(published)
+        self.num_classes = self.network.arch.out_channels
 
-    def __call__(
-        self, x_t: Tensor, log_snr: Tensor, class_labels: Condition = None, low_res: Condition = None, aug_level: Condition = None
-    ) -> Tensor:
-        """As `Denoiser.__call__`; ValueError if `class_labels` is missing."""
-        if class_labels is None:
-            raise ValueError(f"classifier guidance needs class_labels, indices from 0 to {self.classifier.arch.out_channels - 1}")
-        own_labels = class_labels if self.denoiser.num_classes is not None else None
-        prediction = self.denoiser(x_t, log_snr, own_labels, low_res, aug_level)
-        if self.scale == 0:
-            return prediction
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_()
-            log_p = self.classifier(x, self.denoiser.timesteps(log_snr)).log_softmax(dim=1)
-            gradient = torch.autograd.grad(log_p.gather(1, class_labels[:, None]).sum(), x)[0]
-        _, sigma_vp = signal_and_noise(log_snr)
-        push = like_image(sigma_vp, prediction) * self.scale * gradient.to(prediction)
-        channels = x_t.shape[1]
-        return torch.cat([prediction[:, :channels] - push, prediction[:, channels:]], dim=1)
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        return self.network(x, timesteps)
+
+    def guide(self, denoiser: Any, guidance_scale: float, interval: tuple[float, float] | None) -> ClassifierGuidance:
+        """A denoiser guided by this; 1 = no guidance, so the published strength s of a classifier is 1 + s.
+
+        Classifier-free guidance adds `guidance_scale - 1` gradients of log p(class | x_t) to the score too.
+        """
+        return ClassifierGuidance(denoiser, self, guidance_scale - 1, interval)
 
 
 _ADM: dict[str, Any] = {
@@ -183,6 +161,7 @@ CLASSIFIER = replace(
     build=build_classifier,
     denoiser=None,
     sampler=None,
+    classifier=GuidedDiffusionClassifier,
     checkpoints=(
         _checkpoint("64x64_classifier.pt", 65_438_568, 307, _CLASSIFIER, image_size=64, classifier_depth=4),
         _checkpoint("128x128_classifier.pt", 42_568_040, 221, _CLASSIFIER, image_size=128),

@@ -28,7 +28,7 @@ def load(family: str, weights: str | PathLike[str], config: Config | None = None
         family: A name in `cascade.stages.published.families.FAMILIES`.
         weights: Path of a .pt, .pth or .safetensors file, or a .pkl of EDM or EDM2. Nothing in it is ever run.
         config: The family's own options, as its project writes them; see the family's module. None for a published file that
-            still has its name, and for a pickle.
+            still has its name, or whose tensors tell it, and for a pickle.
 
     Raises:
         ValueError: if the family or an option is unknown, the file can't be read or asks for code, no configuration is known,
@@ -47,14 +47,32 @@ def stage(
     """
     record = family_of(family)
     if record.denoiser is None or record.sampler is None:
-        raise ValueError(f"a {family} network makes no images: load it with published.load, and give it to ClassifierGuidance")
-    network, kept = _read(record, Path(weights), config, dtype)
-    with init_empty_weights():  # leaves the tables of noise levels alone, as torch.device("meta") would not
-        denoiser = record.denoiser(published=kept).eval()
-    denoiser.network = network
-    scheduler, settings = record.sampler(kept)
+        raise ValueError(f"a {family} network makes no images: load it with published.guide, as the guide_unet of a stage")
+    denoiser = _wrapped(record.denoiser, *_read(record, Path(weights), config, dtype))
+    scheduler, settings = record.sampler(denoiser.config["published"])
     pipeline = BasePipeline if denoiser.config["low_res_size"] is None else SR3Pipeline
     return pipeline(denoiser, scheduler, **settings)
+
+
+def guide(
+    family: str, weights: str | PathLike[str], config: Config | None = None, dtype: torch.dtype | None = torch.float32
+) -> Any:
+    """A published file as the `guide_unet` of a stage: a classifier of noisy images, or the network of a weaker stage.
+
+    Arguments and errors as for `stage`.
+    """
+    record = family_of(family)
+    if record.classifier is None:
+        return stage(family, weights, config, dtype).unet
+    return _wrapped(record.classifier, *_read(record, Path(weights), config, dtype))
+
+
+def _wrapped(kind: type[Any], network: nn.Module, config: Config) -> Any:
+    """A raw network inside the class that stages are saved with."""
+    with init_empty_weights():  # leaves the tables of noise levels alone, as torch.device("meta") would not
+        wrapper = kind(published=config).eval()
+    wrapper.network = network
+    return wrapper
 
 
 def _read(family: Family, path: Path, config: Config | None, dtype: torch.dtype | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -64,24 +82,25 @@ def _read(family: Family, path: Path, config: Config | None, dtype: torch.dtype 
     found = known(path.name) if config is None else None
     if found and found[0] is not family:
         raise ValueError(f"{path.name} is a {found[0].name} checkpoint, but the family asked for is {family.name}")
-    tensors, recorded = _tensors_of(path, family)
-    config = config or (found[1].config if found else recorded)
+    content, recorded = _content_of(path, family)
+    tensors, average = _chosen(content, family, (config or {}).get("average"), path.name)
+    config = config or (found[1].config if found else recorded or _told_by_shapes(family, tensors))
     if not config:
         raise ValueError(
             f"{path.name} is not a published file of {family.name} known by name, and its weights don't tell all of its options;"
             f" give a config with {family.config_hint}"
         )
-    kept = family.kept(config)
+    kept = family.kept(config) | ({} if average is None else {"average": average})
     with torch.device("meta"):
         network = family.build(kept)
     _fill(network, family.own_tensors(tensors, kept), path.name, dtype)
     return network.eval().requires_grad_(False), kept
 
 
-def _tensors_of(path: Path, family: Family) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors of a weight file by name, memory-mapped where the format allows; and the configuration that a pickle records.
+def _content_of(path: Path, family: Family) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What a weight file holds by name, memory-mapped where the format allows; and the configuration that a pickle records.
 
-    ValueError unless it is a .pt or .pth file that holds a dict of tensors, a .safetensors file, or the family's .pkl file.
+    ValueError unless it is a .pt or .pth file that holds a dict, a .safetensors file, or the family's .pkl file.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
@@ -91,7 +110,7 @@ def _tensors_of(path: Path, family: Family) -> tuple[dict[str, Tensor], dict[str
         except SafetensorError as error:
             raise ValueError(f"{path.name} can't be read as safetensors ({error}); was its download cut off?") from error
     if path.suffix in (".pt", ".pth"):
-        return _read_torch(path), None
+        return _read_torch(path, family), None
     if path.suffix == ".pkl" and family.pickled_classes:
         network = pickles.read(path)
         return pickles.tensors_of(network, family.pickled_classes), _recorded(network, path)
@@ -111,15 +130,63 @@ def _recorded(network: pickles.Module, path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path.name} records arguments of its network that are not plain values ({error})") from error
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+class _Options:
+    """Stand-in for the options that a training checkpoint keeps, which say nothing that is used."""
+
+
+def _read_torch(path: Path, family: Family) -> dict[str, Any]:
+    options: list[Any] = [] if family.average is None else [(_Options, "argparse.Namespace")]
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(options):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises whatever its many readers do
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path.name} was refused: it is damaged, or holds more than tensors ({reason})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(key, str) and isinstance(tensors[key], Tensor) for key in tensors):
-        raise ValueError(f"{path.name} is not a plain dict of tensors; of a training checkpoint, give the network's weights")
-    return dict(tensors)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}, expected a dict of tensors")
+    return dict(content)
+
+
+def _is_state(value: Any) -> bool:
+    """Whether it is a set of weights: tensors by name."""
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(key, str) and isinstance(one, Tensor) for key, one in value.items())
+
+
+def _chosen(content: dict[str, Any], family: Family, asked: Any, source: str) -> tuple[dict[str, Tensor], str | None]:
+    """The weights that a file holds, and their name where it holds several sets; `asked` names one, None = the family's average.
+
+    ValueError if there is no such set, or it can't be told which one to take.
+    """
+    states = {str(name): value for name, value in content.items() if _is_state(value)}
+    if _is_state(content):
+        if asked is not None:
+            raise ValueError(f"{source} holds one set of weights without a name, but the configuration asks for {asked!r} in it")
+        return content, None
+    held = ", ".join(repr(name) for name in states) or "none"
+    if family.average is None:
+        raise ValueError(
+            f"{source} is not a plain dict of tensors (sets of weights in it: {held}); of a training checkpoint, give the"
+            " network's weights"
+        )
+    name = family.average if asked is None else asked
+    if name not in states:
+        raise ValueError(
+            f"{source} has no weights {name!r}, expected of {family.name}; those in it: {held}; name one of them as 'average' in"
+            " a configuration"
+        )
+    return states[name], name
+
+
+def _told_by_shapes(family: Family, tensors: Mapping[str, Tensor]) -> Config | None:
+    """The published configuration whose network has exactly these tensors; None if there is none, or shapes can't tell."""
+    for checkpoint in family.checkpoints if family.told_by_shapes else ():
+        with torch.device("meta"):
+            expected = {key: value.shape for key, value in family.build(checkpoint.config).state_dict().items()}
+        if expected == {key: value.shape for key, value in family.own_tensors(tensors, checkpoint.config).items()}:
+            return checkpoint.config
+    return None
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype | None) -> None:

@@ -22,7 +22,7 @@ from cascade.stages.conditioning import augment, gaussian_blur, resize
 from cascade.stages.noise import MAX_LOG_SNR, resolution_shift
 from cascade.stages.training import draws
 from cascade.stages.training.odd_pictures import TRIES, DamagedPicture, Oddity, mask_of
-from cascade.stages.training.recipe import REGRESSION, Phase, Recipe
+from cascade.stages.training.recipe import MIXTURE, REGRESSION, Phase, Recipe
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -200,10 +200,11 @@ class TrainingExamples(Dataset):
     """The endless sequence of training examples of one phase of a recipe.
 
     An example is made in two parts. `read` takes pictures and small draws, on the host and by data workers: `pixels` uint8
-    [S, S, 3], cropped and mirrored, `label`, `log_snr`, for an SR3 stage `aug_level` and `blur`, its `number`, and `index`, its
-    picture's place in the set. `complete` makes the rest of them where the network is: `x0` [3, size, size] in [-1, 1], `eps` of
-    its shape, and for an SR3 stage `low_res` [3, h, h], augmented. Of pictures that are in the network's memory already
-    (`ResidentPictures`), `read` gives places in place of pixels. Indexing with a number gives a whole example, on the host.
+    [S, S, 3], cropped and mirrored, `label`, `log_snr`, for an SR3 stage `aug_level`, `blur` and whether its small image is
+    `aliased`, its `number`, and `index`, its picture's place in the set. `complete` makes the rest of them where the network is:
+    `x0` [3, size, size] in [-1, 1], `eps` of its shape, and for an SR3 stage `low_res` [3, h, h], augmented. Of pictures that are
+    in the network's memory already (`ResidentPictures`), `read` gives places in place of pixels. Indexing with a number gives a
+    whole example, on the host.
 
     What `DamageLog` counts: `oddities`, a bit for each kind that the picture is of, and `damaged` [TRIES, 2], place and kind of
     each damaged picture that was passed over, filled up with -1. If none of TRIES pictures is usable, `damaged` is full and the
@@ -270,8 +271,8 @@ class TrainingExamples(Dataset):
         made = {"x0": x0 if self.low_res_size else resize(x0, self.phase.size)}
         made["eps"] = self._noise(_NOISE, batch["number"], made["x0"].shape)
         if self.low_res_size:
-            low_res, blur = resize(x0, self.phase.size * self.low_res_size // self.sample_size), self.recipe.augmentation.blur
-            if blur:
+            low_res = self._reduced(batch, x0, self.phase.size * self.low_res_size // self.sample_size)
+            if blur := self.recipe.augmentation.blur:
                 low_res = gaussian_blur(low_res, batch["blur"], blur)
             noise = self._noise(_LOW_RES_NOISE, batch["number"], low_res.shape)
             made["low_res"] = augment(low_res, batch["aug_level"], noise)
@@ -318,13 +319,25 @@ class TrainingExamples(Dataset):
         augmentation, u = self.recipe.augmentation, drawn["level"]
         clean = augmentation.clean  # level 0 for the first `clean` of u, then rising evenly to `noise`
         level = augmentation.noise * (u - clean) / max(1 - clean, 1e-9)
-        blur = (augmentation.blur * drawn["width"]).where(drawn["blurred"] < 0.5, 0.0)
-        return {"aug_level": level.where(u >= clean, 0.0).float(), **({"blur": blur.float()} if augmentation.blur else {})}
+        made = {"aug_level": level.where(u >= clean, 0.0).float()}
+        if augmentation.blur:
+            made["blur"] = (augmentation.blur * drawn["width"]).where(drawn["blurred"] < 0.5, 0.0).float()
+        if augmentation.reduction == MIXTURE:
+            made["aliased"] = drawn["reduction"] < 0.5
+        return made
+
+    def _reduced(self, batch: Batch, x0: Tensor, size: int) -> Tensor:
+        """The images made small as the recipe says."""
+        reduction = self.recipe.augmentation.reduction
+        area, bilinear = resize(x0, size), resize(x0, size, "bilinear")
+        if reduction == MIXTURE:
+            return bilinear.where(batch["aliased"][:, None, None, None], area)
+        return bilinear if reduction == "bilinear" else area
 
 
 _CHOICES, _NOISE, _LOW_RES_NOISE = 2, 3, 4
 """Purposes of an example's draws, see `draws.streams`."""
-_DRAWS = ("flip", "dropped", "top", "left", "blurred", "width", "level")
+_DRAWS = ("flip", "dropped", "top", "left", "blurred", "width", "level", "reduction")
 """What each of an example's small draws decides, in their order: a new one comes last, so that the others stay."""
 
 

@@ -10,6 +10,8 @@ from cascade.stages.training.ema import MAX_STD
 
 DIFFUSION, REGRESSION = "diffusion", "regression"
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # and accelerate's names of them
+MIXTURE = "mixture"
+REDUCTIONS = ("area", "bilinear", MIXTURE)
 _COUNTS = ("size", "images", "batch_size", "accumulate", "every", "count", "steps", "levels")
 
 
@@ -35,8 +37,9 @@ class Data:
         on the Hub, as "hub:owner/name/data/train-*.parquet", with "hub:owner/name@revision/..." those of one commit.
     crop: How a photo becomes a square of the size that is trained: "adm" or "area", see `cascade.data.crops`.
     label: Column of the class in parquet shards; None = the only one that can be it.
-    classes: How many classes the pictures have; another number is an error. None = as many as are found, 0 = their classes
-        are not looked at, and the network gets none (SR3's stages).
+    classes: How many classes the pictures have; another number is an error, but where folders are named by WordNet ids, 1000 are
+        all of ImageNet's, also if only some are there. None = as many as are found, 0 = their classes are not looked at, and the
+        network gets none (SR3's stages).
     every: Only every n-th of the drawings, in the order of their classes; 1 = all. At 1024 px all of them fill 27 GB.
     flip: Mirror half of the images, where their class allows it.
     balanced: Show every class equally often, however few pictures it has.
@@ -60,11 +63,14 @@ class Augmentation:
     noise: Levels drawn uniformly from 0 to this (`conditioning.augment`), seen by the network; 0 = none (Ho et al. 2021, CDM).
     clean: Share of the images whose level is exactly 0: what `upscale` uses for real images, and a uniform level never is.
     blur: Largest std of a Gaussian blur in low-resolution pixels, for half of the images; 0 = none (SR3, section 2.5; CDM).
+    reduction: How the small image is made of the large one: "area", "bilinear" without antialiasing (`conditioning.resize`), or
+        "mixture", each for half of the images. It must be what the stage before has learned: Tiny ImageNet is aliased.
     """
 
     noise: float = 0.0
     clean: float = 0.0
     blur: float = 0.0
+    reduction: str = "area"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,6 +244,7 @@ class Recipe:
         o = self.objective
         choices = {"weighting": (o.weighting, ("none", "min_snr", "sigmoid")), "loss": (o.loss, ("l1", "l2"))}
         choices |= {"kind of the objective": (o.kind, (DIFFUSION, REGRESSION)), "result": (self.result, ("last", "best"))}
+        choices |= {"augmentation.reduction": (self.augmentation.reduction, REDUCTIONS)}
         choices |= {"optimizer": (self.optimization.optimizer, ("adam", "muon"))}
         choices |= {"precision": (self.optimization.precision, tuple(PRECISIONS))}
         for name, (chosen, known) in choices.items():

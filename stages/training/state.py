@@ -95,7 +95,7 @@ class TrainingState:
         if self.recipe.optimization.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if self.recipe.optimization.compile:
-            self.network.compile_repeated_blocks()
+            self.network.compile_repeated_blocks(dynamic=False)
         self.prepared, *prepared = accelerator.prepare(self.network, *self.optimizers.values())
         self.optimizers = dict(zip(self.optimizers, prepared, strict=True))
         if accelerator.device.type == "cuda":  # rates in its memory, where a recorded step reads them

@@ -111,7 +111,7 @@ class RecordedStep:
         narrow = state.recipe.optimization.precision == "bfloat16"
         self.network = copy.deepcopy(state.network).to(torch.bfloat16) if narrow else state.network
         if narrow and state.recipe.optimization.compile:
-            self.network.compile_repeated_blocks()  # copies are not compiled
+            self.network.compile_repeated_blocks(dynamic=False)  # copies are not compiled
         self.copies = list(self.network.parameters()) if narrow else []
         for weight in self.weights if narrow else []:
             weight.grad = torch.zeros_like(weight)

@@ -24,8 +24,8 @@ Clock = Callable[[], float]
 def fitted(recipe: Recipe, factor: float) -> Recipe:
     """The recipe `factor` times as long: its phases and the average's half-life, and the warm-up where it would be too long.
 
-    The cooldown is a share of it anyway. Checkpoints, and with them validations, come at least CHECKPOINTS times, samples twice on
-    the way and at the end.
+    The cooldown is a share of it anyway. Checkpoints, and with them validations, come at least CHECKPOINTS times, samples twice
+    on the way and at the end.
     """
     ends: list[int] = []
     for phase in recipe.phases:

@@ -70,7 +70,7 @@ def test_the_protocols_that_come_with_it_are_sound():
         "emoji-256", "emoji-64", "imagenet-128", "imagenet-128-clean", "imagenet-128-dinov2", "imagenet-256",
         "imagenet-256-clean", "imagenet-256-dinov2", "imagenet-512",
         "imagenet-512-clean", "imagenet-512-dinov2", "imagenet-64", "imagenet-64-edm",
-        "sr3-faces-128", "sr3-imagenet-256",
+        "photos-256", "sr3-faces-128", "sr3-imagenet-256",
     ]  # fmt: skip
     for name in protocol_names():
         protocol = load_protocol(name)

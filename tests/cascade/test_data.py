@@ -160,15 +160,21 @@ def test_shards_are_needed_one_after_the_other_and_mixed_in_between():
     assert not np.array_equal(np.argsort(first), np.argsort(np.arange(200)))  # the shards themselves are shuffled
 
 
-def test_folders_named_by_wordnet_have_imagenets_indices(tmp_path):
+def test_folders_named_by_wordnet_are_in_imagenets_order_and_all_of_it_where_a_recipe_says_so(tmp_path):
     ids = imagenet().wordnet_ids
     chosen = (ids[999], ids[0], ids[281])
     write_photos(tmp_path / "train", 6, chosen)
-    found = open_pictures(Data(source=str(tmp_path / "train")), SIZE)
-    assert {Path(found.name(i)).parent.name: found.label(i) for i in range(6)} == {ids[999]: 999, ids[0]: 0, ids[281]: 281}
-    assert found.class_names == imagenet().names == class_names(Data(source=str(tmp_path / "train")))
-    (tmp_path / "train" / "other").mkdir()
-    assert class_names(Data(source=str(tmp_path / "train"))) == (*sorted(chosen), "other")
+    for classes, want in ((None, (ids[0], ids[281], ids[999])), (3, (ids[0], ids[281], ids[999])), (1000, ids)):
+        data = Data(source=str(tmp_path / "train"), classes=classes)
+        found = open_pictures(data, SIZE)
+        assert found.class_names == want == class_names(data)
+        assert [want[found.label(i)] for i in range(6)] == [Path(found.name(i)).parent.name for i in range(6)]
+
+
+def test_a_stray_folder_among_wordnet_ids_is_named(tmp_path):
+    write_photos(tmp_path, 4, (*imagenet().wordnet_ids[:3], "cats"))
+    with pytest.raises(ValueError, match=r"^class 'cats' is no WordNet id of ImageNet's classes, as 3 others are; rename it"):
+        open_pictures(Data(source=str(tmp_path)), SIZE)
 
 
 def test_classes_of_shards_are_named_as_they_say(folder, tmp_path):
@@ -178,7 +184,9 @@ def test_classes_of_shards_are_named_as_they_say(folder, tmp_path):
         assert list(class_names(Data(source=pattern))) == want
     pattern = write_tars(folder, tmp_path / "wordnet", 8, lambda n: ids[700 - n])
     found = open_pictures(Data(source=pattern), SIZE)
-    assert [found.label(0), found.label(29), len(found.class_names)] == [700, 698, 1000]
+    assert [found.label(0), found.label(29), found.class_names] == [2, 0, ids[698:701]]
+    found = open_pictures(Data(source=pattern, classes=1000), SIZE)
+    assert [found.label(0), found.label(29), found.class_names] == [700, 698, ids]
     pattern = write_parquet(folder, tmp_path / "named", 8)
     assert class_names(Data(source=pattern)) == ("ant", "bee", "cow")
     pattern = write_parquet(folder, tmp_path / "bare", 8, described=())
@@ -386,8 +394,12 @@ def test_held_out_pictures_have_the_classes_of_the_training(folder, tmp_path, mo
     write_photos(tmp_path / "val", 3, ("cow", "bee", "ant"))
     assert len(open_held_out(data, str(tmp_path / "val"), trained)) == 3
     write_photos(tmp_path / "other", 3, ("ant", "bee", "dog"))
+    write_photos(tmp_path / "some", 2, ("cow", "bee"))
+    found = open_held_out(data, str(tmp_path / "some"), trained)
+    assert found.class_names == trained.class_names and [found.label(i) for i in range(2)] == [1, 2]
     with pytest.raises(ValueError, match="the 3 classes of .*other are not the 3 of"):
         open_held_out(data, str(tmp_path / "other"), trained)
+    assert len(open_held_out(Data(source=str(folder), classes=0), str(tmp_path / "other"), trained)) == 3
     with pytest.raises(ValueError, match="holds no pictures out"):
         open_held_out(data, None, trained)
     asked = []

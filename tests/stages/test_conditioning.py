@@ -34,6 +34,14 @@ def test_reductions_do_not_alias():
         assert resize(stripes, size, mode).abs().max() < 0.35
 
 
+def test_bilinear_reductions_by_four_are_the_middle_of_each_block_and_alias():
+    """A sample lies between pixels 4i + 1 and 4i + 2; the outer ones are never seen, so stripes of their period stay."""
+    middle = IMAGES.reshape(2, 3, 4, 4, 4, 4)[:, :, :, 1:3, :, 1:3].mean(dim=(3, 5))
+    torch.testing.assert_close(resize(IMAGES, 4, "bilinear"), middle)
+    stripes = torch.tensor([-1.0, 1, 1, -1]).repeat(4).expand(1, 1, 16, 16)
+    assert (resize(stripes, 4, "bilinear") == 1).all() and (resize(stripes, 4) == 0).all()
+
+
 def test_blur_of_a_point_is_a_gaussian_of_each_images_width():
     point = torch.zeros(2, 3, 33, 33, dtype=torch.float64)
     point[:, :, 16, 16] = 1

@@ -241,3 +241,19 @@ def test_with_gradients_images_are_doubled_by_the_matrices_of_bicubic_interpolat
     (made * towards).sum().backward()
     (F.interpolate(leaves[1], scale_factor=2, mode="bicubic", align_corners=False) * towards).sum().backward()
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-5, atol=1e-5)
+
+
+def test_without_classes_predicts_what_it_does_for_no_class():
+    small = {"channels": (8, 16), "blocks": (1, 1), "attention_sizes": (8,), "head_channels": 8}
+    network = UNet(sample_size=16, num_classes=4, low_res_size=8, aug_level=True, **small).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    inputs = {"low_res": torch.randn(2, 3, 8, 8), "aug_level": torch.tensor([0.0, 0.3])}
+    x, log_snr = torch.randn(2, 3, 16, 16), torch.tensor([-2.0, 1.0])
+    plain = network.without_classes()
+    assert plain.num_classes is None and network.num_classes == 4
+    torch.testing.assert_close(plain(x, log_snr, **inputs), network(x, log_snr, torch.tensor([4, 4]), **inputs))
+    with pytest.raises(ValueError, match="not trained on images of no class"):
+        plain.without_classes()
+    with pytest.raises(ValueError, match="not trained on images of no class"):
+        UNet(sample_size=16, num_classes=4, null_class=False, **small).without_classes()

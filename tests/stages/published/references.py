@@ -22,8 +22,10 @@ INPUTS = {
     "edm2": ("x", "sigma", "class_labels"),
     "sr3": ("x", "cond", "noise_level"),
     "sr3-ddpm": ("x", "cond", "t"),
+    "jit": ("x", "t", "y"),
+    "pmf": ("x", "h", "w", "t_min", "t_max", "y"),
 }
-OUTPUT = {"consistency": "denoised_boundary", "edm": "denoised", "edm2": "denoised"}
+OUTPUT = {"consistency": "denoised_boundary", "edm": "denoised", "edm2": "denoised", "pmf": "x_pred"}
 FAMILIES = tuple(INPUTS)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cascade.stages.denoiser import Denoiser, to_x0
+from cascade.stages.denoiser import Denoiser
 from cascade.stages.noise import add_noise, log_snr_of_alpha_bar
-from cascade.stages.published import consistency, families, guided_diffusion, janspiry
+from cascade.stages.published import consistency, janspiry
 from cascade.stages.published.denoisers import STEP_TOLERANCE, steps_of
 from cascade.stages.published.openai_flags import noise_table
 from cascade.stages.sampling import sample
@@ -39,7 +38,7 @@ def test_is_a_denoiser(family: str) -> None:
     assert out.shape == (2, 6 if denoiser.learned_variance else 3, size, size)
     assert out.isfinite().all()
     assert denoiser.num_classes == (None if family.startswith("sr3") else 10)
-    assert denoiser.null_label is None
+    assert denoiser.null_label == (10 if family == "jit" else None)
 
 
 @pytest.mark.parametrize("family", ["guided-diffusion", "guided-diffusion-sr", "improved-diffusion", "improved-diffusion-sr"])
@@ -118,71 +117,6 @@ def test_missing_inputs_are_named() -> None:
         stage_of("guided-diffusion").unet(x, log_snr)
     with pytest.raises(ValueError, match="noise_level is missing"):
         network_of("sr3")(x=x, cond=x)
-
-
-class Quadratic(torch.nn.Module):
-    """Classifier whose log p(class | x) is that of two unit Gaussians with means +1 and -1 in every pixel."""
-
-    arch = SimpleNamespace(out_channels=2)
-
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        return torch.stack([-((x - 1) ** 2).sum((1, 2, 3)) / 2, -((x + 1) ** 2).sum((1, 2, 3)) / 2], dim=1)
-
-
-class White:
-    """Ideal denoiser of the data N(0, 1) in every pixel, with a learned variance of zeros; knows no class."""
-
-    prediction_type, num_classes, null_label, learned_variance = "epsilon", None, None, True
-
-    def __call__(self, x_t: Tensor, log_snr: Tensor, *_: Any) -> Tensor:
-        return torch.cat([torch.sigmoid(-log_snr).sqrt().view(-1, 1, 1, 1) * x_t, torch.zeros_like(x_t)], dim=1)
-
-    def timesteps(self, log_snr: Tensor) -> Tensor:
-        return log_snr
-
-
-def test_classifier_guidance_moves_x0_along_the_gradient_of_log_p() -> None:
-    """Tweedie: x0_hat = (x_t + sigma^2 score) / alpha, so guidance adds scale * sigma^2 / alpha * grad log p(class | x_t)."""
-    x, log_snr, labels = torch.randn(2, 3, 4, 4), torch.tensor([-1.0, 1.5]), torch.tensor([0, 1])
-    guided = guided_diffusion.ClassifierGuidance(White(), Quadratic(), scale=0.7)  # type: ignore[arg-type]
-
-    with torch.no_grad():
-        got = guided(x, log_snr, labels)
-
-    p_first = torch.sigmoid(2 * x.sum((1, 2, 3)))
-    gradient = torch.stack([2 * (1 - p_first[0]), -2 * p_first[1]]).view(-1, 1, 1, 1).expand_as(x)  # d/dx log softmax
-    sigma2, alpha = torch.sigmoid(-log_snr).view(-1, 1, 1, 1), torch.sigmoid(log_snr).sqrt().view(-1, 1, 1, 1)
-    plain = to_x0(White()(x, log_snr)[:, :3], "epsilon", x, log_snr)
-    expected = plain + 0.7 * sigma2 / alpha * gradient
-    torch.testing.assert_close(to_x0(got[:, :3], "epsilon", x, log_snr), expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(got[:, 3:], torch.zeros_like(x))
-    assert isinstance(guided, Denoiser) and guided.num_classes == 2 and guided.learned_variance
-
-
-def test_classifier_guidance_of_scale_zero_is_none_and_needs_labels_otherwise() -> None:
-    x, log_snr, labels = torch.randn(1, 3, 4, 4), torch.zeros(1), torch.tensor([1])
-    unguided = guided_diffusion.ClassifierGuidance(White(), Quadratic(), scale=0)  # type: ignore[arg-type]
-    torch.testing.assert_close(unguided(x, log_snr, labels), White()(x, log_snr))
-    with pytest.raises(ValueError, match="needs class_labels, indices from 0 to 1"):
-        guided_diffusion.ClassifierGuidance(White(), Quadratic(), scale=1)(x, log_snr)  # type: ignore[arg-type]
-
-
-def test_classifier_of_small_size_guides_a_reference_network() -> None:
-    published = families.family_of("guided-diffusion-classifier").known("64x64_classifier.pt")
-    assert published is not None
-    flags = {**published.config["flags"], "image_size": 16, "classifier_width": 32}
-    flags |= {"classifier_depth": 1, "classifier_attention_resolutions": "8"}
-    torch.manual_seed(0)
-    classifier = guided_diffusion.build_classifier({"flags": flags, "channel_mult": [1, 2], "num_classes": 10})
-    assert classifier(torch.randn(2, 3, 16, 16), torch.tensor([0.0, 999.0])).shape == (2, 10)
-    pipeline = stage_of("guided-diffusion")
-    guided = guided_diffusion.ClassifierGuidance(pipeline.unet, classifier, scale=5.0)
-    noise, labels = torch.randn(1, 3, 16, 16), torch.tensor([3])
-    images = [
-        sample(one, pipeline.scheduler, noise, 3, class_labels=labels, generator=torch.Generator().manual_seed(0))
-        for one in (pipeline.unet, guided)
-    ]
-    assert images[1].isfinite().all() and not torch.equal(*images)
 
 
 def test_consistency_scheduler_alternates_denoising_and_noise() -> None:

@@ -21,7 +21,7 @@ from tests.stages.published.references import config_of, stage_of
 
 BY_NAME = pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
 
-# What converted folders name, for ever: the networks of stages, and a scheduler of ours.
+# What converted folders name, for ever: the networks of stages, and schedulers of ours.
 SAVED = {
     "guided-diffusion": "guided_diffusion.GuidedDiffusionDenoiser",
     "guided-diffusion-sr": "guided_diffusion.GuidedDiffusionDenoiser",
@@ -32,6 +32,14 @@ SAVED = {
     "edm2": "edm2.EDM2Denoiser",
     "sr3": "janspiry.JanspirySR3Denoiser",
     "sr3-ddpm": "janspiry.JanspiryDDPMDenoiser",
+    "jit": "jit.JiTDenoiser",
+    "pmf": "pmf.MeanFlowDenoiser",
+}
+SAVED_SCHEDULERS = {
+    "consistency": "consistency.ConsistencyScheduler",
+    "edm": "heun.EDMHeunScheduler",
+    "edm2": "heun.EDMHeunScheduler",
+    "jit": "heun.FlowHeunScheduler",
 }
 
 
@@ -46,9 +54,9 @@ def test_names_of_families_and_files_are_theirs_alone() -> None:
 def test_record_is_complete(family: Family) -> None:
     assert families.family_of(family.name) is family
     for field in dataclasses.fields(family):
-        optional = {"denoiser", "sampler", "pickled_classes", "checkpoints"}
+        optional = {"denoiser", "sampler", "pickled_classes", "checkpoints", "average", "told_by_shapes", "classifier"}
         assert field.name in optional or getattr(family, field.name), field.name
-    assert (family.denoiser is None) == (family.sampler is None) == family.name.endswith("-classifier")
+    assert (family.denoiser is None) == (family.sampler is None) == (family.classifier is not None)
     assert family.project.startswith("https://github.com/") and family.config_keys[0] in family.config_hint
     for checkpoint in family.checkpoints:
         assert families.known(checkpoint.file) == (family, checkpoint)
@@ -70,8 +78,9 @@ def test_modules_of_saved_classes_have_not_moved(name: str) -> None:
     assert found is getattr(import_module(f"cascade.stages.published.{module}"), class_name)
     assert type(stage_of(name).unet) is found
     scheduler = type(stage_of(name).scheduler)
-    ours = "cascade.stages.published.consistency" if name == "consistency" else "diffusers."
-    assert scheduler.__module__.startswith(ours)
+    full = f"{scheduler.__module__}.{scheduler.__name__}"
+    assert full.removeprefix("cascade.stages.published.") == SAVED_SCHEDULERS.get(name) or full.startswith("diffusers.")
+    assert full.startswith("diffusers.") == (name not in SAVED_SCHEDULERS)
 
 
 def test_help_of_convert_names_every_family(capsys: pytest.CaptureFixture[str]) -> None:

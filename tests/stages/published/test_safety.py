@@ -64,6 +64,17 @@ def test_pickle_says_its_own_configuration(tmp_path: Path) -> None:
         published.load("edm", path)
 
 
+def test_edm2_resampling_filter_is_accepted_as_published_and_no_other(tmp_path: Path) -> None:
+    options = config_of("edm2")["init_kwargs"]
+    path, tensors = tmp_path / "mine.pkl", mock_pickle.as_published(load_file(weights_of("edm2")), "edm2")
+    mock_pickle.write(path, tensors, "edm2", {"init_kwargs": {**options, "resample_filter": [1, 1]}})
+    network, io = published.load("edm2", path), arrays("edm2")
+    assert relative_error(network(io["x"][0], io["sigma"][0], io["class_labels"][0]), io["denoised"][0]) < 1e-5
+    mock_pickle.write(path, tensors, "edm2", {"init_kwargs": {**options, "resample_filter": [1, 3, 3, 1]}})
+    with pytest.raises(ValueError, match=r"resample_filter is \[1, 3, 3, 1\]; only the published one, \[1, 1\], is supported"):
+        published.load("edm2", path)
+
+
 def hidden_in_state(trace: Path, path: Path) -> None:
     tensors = mock_pickle.as_published(load_file(weights_of("edm")), "edm")
     config = {"init_kwargs": {**config_of("edm")["init_kwargs"], "note": Hostile(trace)}}
@@ -200,5 +211,5 @@ def test_unknown_family_missing_file_and_strange_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected .pt, .pth or .safetensors"):
         published.load("consistency", tmp_path / "x.bin", config_of("consistency"))
     torch.save({"state_dict": {}}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="not a plain dict of tensors"):
+    with pytest.raises(ValueError, match="not a plain dict of tensors .sets of weights in it: none"):
         published.load("consistency", tmp_path / "x.pt", config_of("consistency"))

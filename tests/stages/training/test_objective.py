@@ -226,6 +226,24 @@ def test_clean_is_the_share_of_inputs_without_noise_and_leaves_the_rest_uniform(
     assert torch.equal(some[number]["low_res"], none[number]["low_res"])
 
 
+def test_a_mixture_is_of_both_reductions_and_changes_no_large_image():
+    def examples(reduction):
+        made = recipe(network={"sample_size": 16, "low_res_size": 4}, augmentation=Augmentation(reduction=reduction))
+        return TrainingExamples(picture_set(), made, Phase(size=16, images=1000), 2)
+
+    area, bilinear, mixture = map(examples, ("area", "bilinear", "mixture"))
+    chosen = []
+    for n in range(300):
+        a, b, m = area[n], bilinear[n], mixture[n]
+        assert torch.equal(a["x0"], m["x0"]) and torch.equal(a["x0"], b["x0"])
+        blocks = m["x0"].reshape(3, 4, 4, 4, 4)
+        assert torch.allclose(a["low_res"], blocks.mean(dim=(2, 4)), atol=1e-6)
+        assert torch.allclose(b["low_res"], blocks[:, :, 1:3, :, 1:3].mean(dim=(2, 4)), atol=1e-6)
+        chosen.append(torch.equal(m["low_res"], a["low_res"]))
+        assert chosen[-1] != torch.equal(m["low_res"], b["low_res"])
+    assert np.mean(chosen) == pytest.approx(0.5, abs=0.1)
+
+
 def test_two_processes_share_the_batches_of_one():
     one = list(numbers(8, 24, 8, 0, 1))
     first, second = list(numbers(8, 24, 8, 0, 2)), list(numbers(8, 24, 8, 1, 2))

@@ -170,15 +170,21 @@ def test_a_second_training_in_the_same_folder_is_refused_while_the_first_lives(t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("resident, optimizer", [(False, "adam"), (True, "muon")])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_twenty_kills_at_any_moment_change_no_bit(tmp_path, processes):
-    """Of starting, training, writing a checkpoint or ending; with a data worker each, at whose death no one waits."""
+def test_twenty_kills_at_any_moment_change_no_bit(tmp_path, processes, resident, optimizer):
+    """Of starting, training, writing a checkpoint or ending; with a data worker each, at whose death no one waits.
+
+    Runs with resident pictures end as the whole one does whose pictures are read by data workers.
+    """
     chance, whole = random.Random(processes), tmp_path / "whole"
-    assert end(start(whole, processes, workers=1)) == [0] * processes
+    settings = {"workers": 1, "optimizer": optimizer}
+    assert end(start(whole, processes, **settings)) == [0] * processes
+    settings["resident"] = resident
     finished, kills = 0, 0
     while kills < 20:
         folder = tmp_path / f"run{finished}"
-        steps, started = len(log(folder)), start(folder, processes, workers=1)
+        steps, started = len(log(folder)), start(folder, processes, **settings)
         if chance.random() < 0.8:  # else while it starts
             wait_for_step(folder, steps + 1 + chance.randrange(9), started)
         time.sleep(chance.uniform(0, 0.1))
@@ -190,7 +196,7 @@ def test_twenty_kills_at_any_moment_change_no_bit(tmp_path, processes):
         if not alive:
             assert result(folder)[0] == result(whole)[0]
             finished += 1
-    assert end(start(folder, processes, workers=1)) == [0] * processes
+    assert end(start(folder, processes, **settings)) == [0] * processes
     assert result(folder)[0] == result(whole)[0] and result(folder)[2] == processes
     check_log(folder)
     print(f"{kills} kills in {processes} processes, {finished} runs ended between them, all with the same bits")

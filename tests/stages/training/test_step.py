@@ -100,7 +100,7 @@ def test_compiling_changes_no_result(tmp_path, monkeypatch):
 
 def test_gradient_checkpointing_and_compile_reach_the_network(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(torch, "compile", lambda block: calls.append(block) or block)
+    monkeypatch.setattr(torch, "compile", lambda block, **options: calls.append(block) or block)
     state = begin(tmp_path, gradient_checkpointing=True, compile=True)
     blocks = [module for module in state.network.modules() if isinstance(module, ResidualBlock)]
     assert state.network.gradient_checkpointing and len(calls) == len(blocks) > 3

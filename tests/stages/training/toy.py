@@ -52,12 +52,20 @@ def weights(network: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
-def run(folder: Path, images: int = 240, dropout: float = 0.1, accumulate: int = 1, workers: int = 0) -> None:
+def run(
+    folder: Path,
+    images: int = 240,
+    dropout: float = 0.1,
+    accumulate: int = 1,
+    workers: int = 0,
+    optimizer: str = "adam",
+    resident: bool = False,
+) -> None:
     """Train in this process, which may be one of several, and note how many there were; every step is reported."""
     torch.set_num_threads(1)
     report_module.LOG_EVERY = 1
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    changes = {"network": {**NETWORK, "dropout": dropout}, "optimization": optimization(accumulate=accumulate)}
+    changes = {"network": {**NETWORK, "dropout": dropout}, "optimization": optimization(accumulate=accumulate, optimizer=optimizer)}
     main = os.environ.get("RANK", "0") == "0"
 
     def say(message: str) -> None:
@@ -65,7 +73,7 @@ def run(folder: Path, images: int = 240, dropout: float = 0.1, accumulate: int =
             with (folder / "messages").open("a") as file:
                 file.write(f"{processes}: {message}\n")
 
-    train(recipe(images, **changes), pictures(), folder, on_message=say, workers=workers)
+    train(recipe(images, **changes), pictures(), folder, on_message=say, workers=workers, resident=resident)
 
 
 def process(environment: dict[str, str], folder: Path, settings: dict) -> None:
