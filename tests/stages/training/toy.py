@@ -65,7 +65,8 @@ def run(
     torch.set_num_threads(1)
     report_module.LOG_EVERY = 1
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    changes = {"network": {**NETWORK, "dropout": dropout}, "optimization": optimization(accumulate=accumulate, optimizer=optimizer)}
+    how = optimization(accumulate=accumulate, optimizer=optimizer)
+    changes = {"network": {**NETWORK, "dropout": dropout}, "optimization": how}
     main = os.environ.get("RANK", "0") == "0"
 
     def say(message: str) -> None:
