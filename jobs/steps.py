@@ -47,7 +47,7 @@ def smoke_pictures(stage: Path, device: torch.device) -> np.ndarray:
     ramp = np.linspace(0, 255, small or 1).round().astype(np.uint8)
     rising = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[::-1, None]), axis=-1)
     given = [] if small is None else [np.stack([rising, 255 - rising])]
-    arguments = {} if classes is None else {"class_labels": [0, classes - 1]}
+    arguments: dict[str, Any] = {} if classes is None else {"class_labels": [0, classes - 1]}
     if pipeline.scheduler is not None:
         arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     if small is None:
