@@ -156,7 +156,7 @@ def main() -> None:
     ending = 5 + options.grids + options.benchmark
     job.finish("data", data, (job.left - ending) / 2)
     left = job.left - ending
-    job.step("training", ["-m", "jobs.steps", "train", "--seconds", f"{left:.1f}"], left + GRACE)
+    job.step("training", ["-m", "jobs.steps", "train", "--until", f"{time.time() + left:.1f}"], left + GRACE)
     if STAGE.is_dir():
         job.step("samples", ["-m", "jobs.steps", "samples"], options.grids)
     if options.benchmark:

@@ -82,8 +82,8 @@ def data() -> None:
     print(f"{len(pictures)} pictures of {recipe.picture_size} px")
 
 
-def train(seconds: float) -> None:
-    """Train for so many seconds; where that fails, export the newest checkpoint."""
+def train(until: float) -> None:
+    """Train until a moment, in seconds of `time.time()`; where that fails, export the newest checkpoint."""
     said = 0.0
 
     def report(now: Report) -> None:
@@ -96,7 +96,7 @@ def train(seconds: float) -> None:
     told: dict[str, Any] = {"on_report": report, "on_message": lambda message: print(message, flush=True)}
     told["on_validation"] = lambda found: print(f"{found.images_seen:,} images, held-out loss {found.loss:.5f}", flush=True)
     try:
-        made = train_stage(RECIPE, RUN, STAGE, seconds=seconds, trackers=(), **told)
+        made = train_stage(RECIPE, RUN, STAGE, seconds=until - time.time(), trackers=(), **told)
     except BaseException:
         export_newest()
         raise
@@ -134,6 +134,6 @@ def samples() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["data", "smoke", "train", "samples"])
-    parser.add_argument("--seconds", type=float, default=60, help="for training (default: 60)")
+    parser.add_argument("--until", type=float, help="moment at which the training ends, in seconds since 1970")
     options = parser.parse_args()
-    train(options.seconds) if options.step == "train" else {"data": data, "smoke": smoke, "samples": samples}[options.step]()
+    train(options.until) if options.step == "train" else {"data": data, "smoke": smoke, "samples": samples}[options.step]()
