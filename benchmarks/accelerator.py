@@ -19,7 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,7 +52,7 @@ TRAINED = (512, 64, 2048, 128, 1024, 256) if ON_CUDA else (2, 4)
 SAMPLED = (256, 1, 64, 4, 16) if ON_CUDA else (1, 2)
 PEER_BATCH, ADM_BATCH = (256, 64) if ON_CUDA else (2, 2)
 """Batches, those that matter most first: time may run out."""
-WARM_UP, BLOCKS, STEPS = (12, 3, 8) if ON_CUDA else (1, 1, 1)
+WARM_UP, BLOCKS, STEPS = (12, 3, 5) if ON_CUDA else (1, 1, 1)
 """Steps of training that don't count: each split of a batch by noise is run twice, then recorded. Then so many times so many."""
 SAMPLING_STEPS = 30 if ON_CUDA else 2
 PICTURES = 4096 if ON_CUDA else 16
@@ -166,21 +166,30 @@ def _inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def sampled(stage: Path, batch: int, dtype: torch.dtype) -> Work:
     """Pictures of a base stage through its own pipeline, guided as it is set; captured graphs on CUDA."""
-    pipeline = BasePipeline.from_pretrained(stage)
-    pipeline.set_progress_bar_config(disable=True)
-    steps = pipeline.config["num_inference_steps"] if ON_CUDA else SAMPLING_STEPS
-    one = {"class_labels": None if pipeline.unet.num_classes is None else 0, "num_images": 1, "num_inference_steps": steps}
-    with operation_counter() as counter:
-        pipeline(**one, generator=torch.Generator().manual_seed(0))
+    multiply_adds, seeds = _picture(stage), count()
     pipeline = BasePipeline.from_pretrained(stage, torch_dtype=dtype).to(DEVICE)
-    pipeline.set_progress_bar_config(disable=True)
-    seeds = count()
+    given = _arguments(pipeline)
 
     def make() -> None:
         generators = [torch.Generator().manual_seed(next(seeds)) for _ in range(batch)]
-        pipeline(**one | {"num_images": batch}, generator=generators, batch_size=batch, output_type="pt")
+        pipeline(**given, num_images=batch, generator=generators, batch_size=batch, output_type="pt")
 
-    return Work(batch, counter.get_total_flops() / 2, make)
+    return Work(batch, multiply_adds, make)
+
+
+@cache
+def _picture(stage: Path) -> float:
+    """Multiply-adds of a picture, counted while it is made on the CPU."""
+    pipeline = BasePipeline.from_pretrained(stage)
+    with operation_counter() as counter:
+        pipeline(**_arguments(pipeline), num_images=1, generator=torch.Generator().manual_seed(0))
+    return counter.get_total_flops() / 2
+
+
+def _arguments(pipeline: Any) -> dict[str, Any]:
+    pipeline.set_progress_bar_config(disable=True)
+    steps = {"num_inference_steps": None if ON_CUDA else SAMPLING_STEPS}
+    return steps if pipeline.unet.num_classes is None else steps | {"class_labels": 0}
 
 
 def sampled_eagerly(network: Any, batch: int) -> Work:

@@ -13,11 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cascade.pipeline import CascadePipeline
 from cascade.stage_sampling import Sampling
+from cascade.stages.unet import UNet
 
 
 @dataclass
 class _Count:
-    """Evaluations of one network for one image, and the multiply-adds of each."""
+    """Evaluations of one network for one image, and the multiply-adds of all."""
 
     evaluations: int = 0
     multiply_adds: int = 0
@@ -26,8 +27,9 @@ class _Count:
 def cost_of(cascade: CascadePipeline, size: int, sampling: Sampling | None = None) -> dict[str, dict[str, int]]:
     """NFE and multiply-adds per image, by stage.
 
-    One image is made in which every network is really run once only; further calls are counted and answered with zeros. So
-    guidance, its interval, schedulers with two evaluations per step and autoguidance's second network are counted as they run.
+    One image is made in which every network is really run once only, or once at each of the sizes at which it denoises; further
+    calls are counted and answered with zeros. So guidance, its interval, schedulers with two evaluations per step and
+    autoguidance's second network are counted as they run.
 
     For each stage that runs, up to the one that makes images of side `size`: `{"nfe": ..., "multiply_adds": ...}`. A guided step
     counts two evaluations. A foreign base whose network can't be watched is left out. Multiply-adds are half of torch's count of
@@ -44,7 +46,7 @@ def cost_of(cascade: CascadePipeline, size: int, sampling: Sampling | None = Non
     costs = {}
     for name, found in counts.items():
         if nfe := sum(count.evaluations for count in found):
-            costs[name] = {"nfe": nfe, "multiply_adds": sum(count.evaluations * count.multiply_adds for count in found)}
+            costs[name] = {"nfe": nfe, "multiply_adds": sum(count.multiply_adds for count in found)}
     return costs
 
 
@@ -60,21 +62,25 @@ def operation_counter() -> FlopCounterMode:
 
 @contextmanager
 def _counted(network: nn.Module) -> Iterator[_Count]:
-    """The network replaced by one that really runs at the first call only."""
+    """The network replaced by one that really runs at the first call of each cost only."""
     count, real = _Count(), network.forward
-    kept: list[Any] = []
+    kept: dict[bool, tuple[Any, int]] = {}
     before = vars(network).get("forward")  # accelerate's hooks put one there
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         count.evaluations += len(x)
-        if not kept:
+        coarse = network.coarse(args[0], x.shape[-1]) if isinstance(network, UNet) else None
+        at_half_size = coarse is not None and bool(coarse.all())
+        if at_half_size not in kept:
             seen = x * 1 if x.requires_grad else x  # the counter can't take the gradient of what was not computed
             with operation_counter() as counter:
-                kept.append(real(seen, *args, **kwargs))
+                output = real(seen, *args, **kwargs)
                 if x.requires_grad:  # a classifier, which guides by its gradient
-                    torch.autograd.grad(kept[0].sum(), seen)
-            count.multiply_adds = counter.get_total_flops() // 2 // len(x)
-        return _zeros(kept[0], len(x)) + 0 * x.sum() if x.requires_grad else _zeros(kept[0], len(x))
+                    torch.autograd.grad(output.sum(), seen)
+            kept[at_half_size] = output, counter.get_total_flops() // 2 // len(x)
+        output, multiply_adds = kept[at_half_size]
+        count.multiply_adds += len(x) * multiply_adds
+        return _zeros(output, len(x)) + 0 * x.sum() if x.requires_grad else _zeros(output, len(x))
 
     network.forward = forward  # type: ignore[method-assign,assignment]  # counts until it is put back
     try:

@@ -16,7 +16,8 @@ def split(path: Path, folder: Path, size: int = PART) -> Path:
 
     `NAME.json` comes last: where it is, everything is.
     """
-    whole, parts = hashlib.sha256(), []
+    whole = hashlib.sha256()
+    parts: list[dict[str, str]] = []
     with path.open("rb") as file:
         while content := file.read(size):
             whole.update(content)

@@ -19,13 +19,16 @@ import tarfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.parts import split
 
 RESULTS, RUN, SITE, LOG = Path("results"), Path("run"), Path("site"), "job.log"
 """In the working folder: what comes back whole, the training run, and the packages that the pack brought."""
-STAGE = RUN / "stage"
+STAGE, MIDWAY = RUN / "stage", Path("midway")
+"""Folders of the trained stage, and of the one as it stood after MIDWAY_AT of the training's time."""
+MIDWAY_AT = 0.6
 MOST_FILES, MOST_BYTES = 8, 64 * 2**20
 """That come back."""
 GRACE, SHORTEST = 15, 5
@@ -37,6 +40,7 @@ class Job:
 
     def __init__(self, out: Path, seconds: float) -> None:
         self.out, self.begun = out, time.monotonic()
+        self.laid: Path | None = None
         self.end = self.begun + seconds
         out.mkdir(parents=True, exist_ok=True)
         RESULTS.mkdir(exist_ok=True)
@@ -88,20 +92,27 @@ class Job:
             return False
         self.log(f"{name}: begins, at most {limit:.0f} s")
         done = self.finish(name, self.start(words), limit)
-        try:
-            self.bring_back()
-        except OSError as error:
-            self.log(f"bringing back FAILED: {error}")
+        self.lay_out()
         return done
 
-    def bring_back(self) -> None:
-        """Lay everything that is to come back into the output folder; the stage once it is there."""
+    def lay_out(self) -> None:
+        """Lay everything that is to come back into the output folder: what is finished, the trained stage once it is there."""
+        try:
+            self._lay_out()
+        except OSError as error:
+            self.log(f"laying out FAILED: {error}")
+
+    def _lay_out(self) -> None:
         kept = [RESULTS, *(path for path in (RUN / "recipe.yaml", RUN / "log.jsonl", RUN / "samples") if path.exists())]
         _archive(kept, self.out / "results.tar.gz", "w:gz")
-        if STAGE.is_dir() and not (self.out / "stage.tar.json").exists():
-            _archive([STAGE], Path("stage.tar"), "w")
-            manifest = split(Path("stage.tar"), self.out)
-            self.log(f"the trained stage is in {len(list(self.out.glob('stage.tar.0*')))} parts, see {manifest.name}")
+        stage = next((folder for folder in (STAGE, MIDWAY) if folder.is_dir()), None)
+        if stage is not None and stage != self.laid:
+            for path in self.out.glob("stage.tar.*"):
+                path.unlink()
+            _archive([stage], Path("stage.tar"), "w")
+            split(Path("stage.tar"), self.out)
+            self.laid = stage
+            self.log(f"{stage} is in {self.out / 'stage.tar.json'} and its parts")
         files = [path for path in self.out.iterdir() if not path.name.startswith(".")]
         size = sum(path.stat().st_size for path in files)
         if len(files) > MOST_FILES or size > MOST_BYTES:
@@ -156,7 +167,14 @@ def main() -> None:
     ending = 5 + options.grids + options.benchmark
     job.finish("data", data, (job.left - ending) / 2)
     left = job.left - ending
-    job.step("training", ["-m", "jobs.steps", "train", "--seconds", f"{left:.1f}"], left + GRACE)
+    job.log(f"training: begins, at most {left:.0f} s")
+    training = job.start(["-m", "jobs.steps", "train", "--until", f"{time.time() + left:.1f}"])
+    with suppress(subprocess.TimeoutExpired):
+        training.wait(max(0.0, MIDWAY_AT * left))
+    if training.poll() is None:
+        job.step("the stage so far", ["-m", "jobs.steps", "export"], 0.35 * left)
+    job.finish("training", training, job.left - ending + GRACE)
+    job.lay_out()
     if STAGE.is_dir():
         job.step("samples", ["-m", "jobs.steps", "samples"], options.grids)
     if options.benchmark:

@@ -1,4 +1,5 @@
-"""The steps of a job that need the project, each a process of its own: `python -m jobs.steps data | smoke | train | samples`.
+"""The steps of a job that need the project, each a process of its own: `python -m jobs.steps data | smoke | train | export |
+samples`.
 
 They run in the working folder of `jobs.run`, where the pack left `recipe.yaml`, `stage/` and `smoke.npz`.
 """
@@ -27,7 +28,7 @@ from cascade.stages.unet import UNet
 from cascade.training.export import export_stage
 from cascade.training.sample_grids import grid_maker
 from jobs.mosaics import unpack
-from jobs.run import RESULTS, RUN, STAGE
+from jobs.run import MIDWAY, RESULTS, RUN, STAGE
 
 RECIPE, SMOKE, PACKED = Path("recipe.yaml"), Path("smoke.npz"), Path("stage")
 MEAN, MOST = 0.5, 16
@@ -46,7 +47,7 @@ def smoke_pictures(stage: Path, device: torch.device) -> np.ndarray:
     ramp = np.linspace(0, 255, small or 1).round().astype(np.uint8)
     rising = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[::-1, None]), axis=-1)
     given = [] if small is None else [np.stack([rising, 255 - rising])]
-    arguments = {} if classes is None else {"class_labels": [0, classes - 1]}
+    arguments: dict[str, Any] = {} if classes is None else {"class_labels": [0, classes - 1]}
     if pipeline.scheduler is not None:
         arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     if small is None:
@@ -82,8 +83,8 @@ def data() -> None:
     print(f"{len(pictures)} pictures of {recipe.picture_size} px")
 
 
-def train(seconds: float) -> None:
-    """Train for so many seconds; where that fails, export the newest checkpoint."""
+def train(until: float) -> None:
+    """Train until a moment, in seconds of `time.time()`; where that fails, export the newest checkpoint."""
     said = 0.0
 
     def report(now: Report) -> None:
@@ -96,14 +97,14 @@ def train(seconds: float) -> None:
     told: dict[str, Any] = {"on_report": report, "on_message": lambda message: print(message, flush=True)}
     told["on_validation"] = lambda found: print(f"{found.images_seen:,} images, held-out loss {found.loss:.5f}", flush=True)
     try:
-        made = train_stage(RECIPE, RUN, STAGE, seconds=seconds, trackers=(), **told)
+        made = train_stage(RECIPE, RUN, STAGE, seconds=until - time.time(), trackers=(), **told)
     except BaseException:
-        export_newest()
+        export_newest(STAGE)
         raise
     print(f"trained {made.images_seen:,} images, loss {made.loss}, held-out loss {made.validation_loss}")
 
 
-def export_newest() -> None:
+def export_newest(folder: Path = MIDWAY) -> None:
     """Make a stage of the averaged weights of the newest whole checkpoint, if there is one."""
     found = checkpoint.load_newest(RUN)
     if found is None:
@@ -112,7 +113,7 @@ def export_newest() -> None:
     network = UNet(**facts["network"])
     network.load_state_dict(tensors["ema"])
     names = RUN / "classes.json"
-    export_stage(network.eval(), load_recipe(RECIPE), STAGE, json.loads(names.read_text("utf-8")) if names.is_file() else None)
+    export_stage(network.eval(), load_recipe(RECIPE), folder, json.loads(names.read_text("utf-8")) if names.is_file() else None)
     print(f"exported the checkpoint of {facts['images_seen']:,} images", flush=True)
 
 
@@ -131,9 +132,11 @@ def samples() -> None:
     sheet.save(RESULTS / "samples.png")
 
 
+STEPS = {"data": data, "smoke": smoke, "export": export_newest, "samples": samples}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["data", "smoke", "train", "samples"])
-    parser.add_argument("--seconds", type=float, default=60, help="for training (default: 60)")
+    parser.add_argument("step", choices=["train", *STEPS])
+    parser.add_argument("--until", type=float, help="moment at which the training ends, in seconds since 1970")
     options = parser.parse_args()
-    train(options.seconds) if options.step == "train" else {"data": data, "smoke": smoke, "samples": samples}[options.step]()
+    train(options.until) if options.step == "train" else STEPS[options.step]()

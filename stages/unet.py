@@ -287,8 +287,8 @@ class UNet(ModelMixin, ConfigMixin):
         return None if below is None or size != self.config.sample_size else log_snr < below
 
     def at_level(self, log_snr: float) -> Denoiser:
-        """As `denoiser.at_level`; on a CUDA device, where no hook moves its weights, as graphs that are recorded and replayed."""
-        if self.device.type != "cuda" or hasattr(self, "_hf_hook") or torch.is_grad_enabled():
+        """As `denoiser.at_level`; on a CUDA device, unless `forward` is hooked, as graphs that are recorded and replayed."""
+        if self.device.type != "cuda" or "forward" in vars(self) or torch.is_grad_enabled():
             return self  # type: ignore[return-value]  # its facts are properties, and a protocol's may be set
         return _Recorded(self, log_snr)  # type: ignore[return-value]
 

@@ -9,10 +9,11 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from tiny import SMALL, base, cascade, network
 
-from cascade import CascadePipeline
+from cascade import BasePipeline, CascadePipeline
 from cascade.costs import cost_of
 from cascade.devices import find_device
 from cascade.runs import share as shares
@@ -21,7 +22,7 @@ from cascade.runs.plan import Place, RunPlan
 from cascade.runs.record import RECORD, begin, check_folder, labels_of_run, model_hash, plan_of, read_record, record_of
 from cascade.runs.run import sample_run
 from cascade.runs.share import image_name
-from cascade.stages.sampling import nfe
+from cascade.stages.sampling import Run, nfe
 
 
 def plan(num_images=5, **options):
@@ -260,3 +261,18 @@ def test_cost_counts_evaluations_and_multiply_adds(tiny):
     assert one > first.weight.numel() * 64
     made = tiny(class_labels=[0], seeds=[1], output_type="np").images
     assert made.std() > 0, "the network is itself again"
+
+
+def test_an_evaluation_at_half_the_size_costs_what_it_does():
+    config = {"sample_size": 16, "prediction_type": "sample"}
+
+    def cost(below, steps):
+        stage = BasePipeline(network(**config, coarse_below=below), DDIMScheduler(prediction_type="sample"))
+        made = cascade(base=stage)
+        return cost_of(made, 16, made.sampling(num_inference_steps=steps))["base"]["multiply_adds"]
+
+    whole, half = cost(-30.0, 1), cost(30.0, 1)
+    assert whole > 3 * half > 0
+    levels = Run.of(DDIMScheduler(prediction_type="sample"), 8).log_snr
+    coarse = int((levels < 1.0).sum())
+    assert 0 < coarse < 8 and cost(1.0, 8) == coarse * half + (8 - coarse) * whole
