@@ -90,7 +90,10 @@ class Learner:
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     def learn_epoch(self, samples: LabelledPictures, on_batch: Callable[[int, int], None] = lambda done, total: None) -> float:
-        """One pass over all samples in an order of its own, but for those that fill no batch; gives the mean loss in nats."""
+        """One pass over all samples in an order of its own, but for those that fill no batch; gives the mean loss in nats.
+
+        `on_batch` is told of the samples. Raises ValueError if fewer than 2 can be used, RuntimeError if the training diverged.
+        """
         training, size = self.training, seen_size(samples.size)
         rng = np.random.default_rng([training.seed, self.epochs_done])
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
@@ -103,7 +106,7 @@ class Learner:
                 share = (self.epochs_done + (step + 1) / steps) / training.epochs
                 crops = random_crops(self._pixels(images), size, generator)
                 losses.append(self._step(crops, torch.from_numpy(labels).to(self._device), share))
-            on_batch(step + 1, steps)
+            on_batch((step + 1) * len(parts[0]), steps * len(parts[0]))
         if not losses:
             raise ValueError(f"at least 2 usable samples are needed to learn from, got {len(samples):,} pictures")
         if not math.isfinite(loss := float(torch.stack(losses).mean())):

@@ -71,8 +71,10 @@ def test_what_was_kept_goes_on_to_the_same_weights(tmp_path):
     samples = Stripes(20, seed=0)
     training = Training(**QUICK | {"epochs": 3})
     whole = Learner(training, 2, workers=2)
+    told = []
     for _ in range(3):
-        whole.learn_epoch(samples)
+        whole.learn_epoch(samples, lambda done, total: told.append((done, total)))
+    assert told == [(8, 16), (16, 16)] * 3, "the four that fill no batch wait for another pass"
     stopped = Learner(training, 2)
     stopped.learn_epoch(samples)
     stopped.keep(tmp_path / "state.safetensors")
