@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
+from references import arrays, network_of, relative_error, stage_of
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from cascade.stages.base import BasePipeline
 from cascade.stages.denoiser import ClassifierGuidance, Denoiser, to_x0
 from cascade.stages.published import families, guided_diffusion
 from cascade.stages.sampling import Run, _variance, sample
-from tests.stages.published.references import arrays, network_of, relative_error, stage_of
 
 
 class Quadratic(torch.nn.Module):

@@ -7,8 +7,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import references
 import torch
+import toy_family
 from diffusers import ConfigMixin, SchedulerMixin
+from references import config_of, stage_of
 
 from cascade.cli.main import main
 from cascade.stages import published
@@ -16,8 +19,6 @@ from cascade.stages.base import BasePipeline
 from cascade.stages.denoiser import PREDICTION_TYPES
 from cascade.stages.published import families
 from cascade.stages.published.family import Family
-from tests.stages.published import references, toy_family
-from tests.stages.published.references import config_of, stage_of
 
 BY_NAME = pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
 

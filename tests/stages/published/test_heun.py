@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from references import config_of, network_of, relative_error, stage_of
 from torch import Tensor
 
 from cascade.schedulers import SCHEDULERS, scheduler_class
@@ -12,7 +13,6 @@ from cascade.stages.published import consistency, edm, edm2, families
 from cascade.stages.published.consistency import ConsistencyScheduler
 from cascade.stages.published.heun import EDMHeunScheduler, FlowHeunScheduler
 from cascade.stages.sampling import Run, nfe, sample
-from tests.stages.published.references import config_of, network_of, relative_error, stage_of
 
 
 def algorithm_2(

@@ -3,11 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from cascade.stages import published
-from cascade.stages.published import consistency, edm, families, guided_diffusion
-from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Family
-from tests.stages.published.references import (
+from references import (
     FAMILIES,
     INPUTS,
     OUTPUT,
@@ -18,6 +14,10 @@ from tests.stages.published.references import (
     relative_error,
     weights_of,
 )
+
+from cascade.stages import published
+from cascade.stages.published import consistency, edm, families, guided_diffusion
+from cascade.stages.published.family import NON_COMMERCIAL, Checkpoint, Family
 
 
 @pytest.mark.parametrize("family", FAMILIES)

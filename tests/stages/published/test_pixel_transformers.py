@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMapEulerDiscreteScheduler
+from references import ROOT, arrays, config_of, network_of, relative_error, stage_of, weights_of
 from safetensors.torch import load_file, save_file
+from test_safety import Hostile
 from torch import Tensor, nn
 
 from cascade.cli.main import main
@@ -23,8 +25,6 @@ from cascade.stages.published import families
 from cascade.stages.published.loading import _told_by_shapes
 from cascade.stages.published.pixel_transformer import rotation
 from cascade.stages.sampling import Run, sample
-from tests.stages.published.references import ROOT, arrays, config_of, network_of, relative_error, stage_of, weights_of
-from tests.stages.published.test_safety import Hostile
 
 CHECKPOINT = ROOT / "jit" / "checkpoint-last.pth"
 TRANSFORMERS = ("jit", "pmf")

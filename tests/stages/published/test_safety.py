@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mock_pickle
 import numpy as np
 import pytest
 import torch
+from references import arrays, config_of, relative_error, weights_of
 from safetensors.torch import load_file, save_file
 
 from cascade.stages import published
-from tests.stages.published import mock_pickle
-from tests.stages.published.references import arrays, config_of, relative_error, weights_of
 
 
 class Hostile:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mock_pickle
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from diffusers.schedulers import scheduling_ddpm
+from references import FAMILIES, arrays, config_of, relative_error, stage_of, weights_of
 from torch import Tensor
 
 from cascade.stages import published
@@ -21,8 +23,6 @@ from cascade.stages.published import openai_flags
 from cascade.stages.published.families import family_of
 from cascade.stages.sampling import sample
 from cascade.stages.sr3 import SR3Pipeline
-from tests.stages.published import mock_pickle
-from tests.stages.published.references import FAMILIES, arrays, config_of, relative_error, stage_of, weights_of
 
 SAMPLED = {"guided-diffusion": "ancestral_", "guided-diffusion-sr": "ancestral_", "sr3": "", "sr3-ddpm": ""}
 
