@@ -41,7 +41,7 @@ FOR_MOSAICS = ("Pillow",)
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 """Of the machine."""
-HEAVY = re.compile(r"cascade/assets/emoji/.*\.safetensors|tests/.*/reference/.*|eval/weights/.*|docs/images/.*")
+HEAVY = re.compile(r"(cascade/assets/emoji|packages)/.*\.safetensors|tests/.*/reference/.*|eval/weights/.*|docs/images/.*")
 """Tracked files that no step needs: what it does need of them the pack brings beside the code."""
 SHIPPED = Path("cascade/assets/emoji/base")
 MIB = 2**20
@@ -179,7 +179,7 @@ def report(out: Path) -> None:
     heavy = [path for path in there if HEAVY.fullmatch(path) or path.startswith("cascade/assets/drawings")]
     total, gone = (sum(_size(Path(path)) for path in paths) for paths in (there, heavy))
     print(f"the checkout: {total / MIB:.1f} MiB, {(total - gone) / MIB:.1f} without its heavy files; to move those out:")
-    places = "'cascade/assets/*.xz' 'cascade/assets/emoji/*.safetensors' 'tests/*/reference/*' eval/weights docs/images"
+    places = "'cascade/assets/*.xz' 'cascade/assets/emoji/*.safetensors' 'packages/*.safetensors' 'tests/*/reference/*' eval/weights docs/images"
     print(f"    git ls-files -z {places} | xargs -0 rm")
     print("and to bring it back: git ls-files -dz | xargs -0 git checkout --")
 
