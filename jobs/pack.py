@@ -179,7 +179,8 @@ def report(out: Path) -> None:
     heavy = [path for path in there if HEAVY.fullmatch(path) or path.startswith("cascade/assets/drawings")]
     total, gone = (sum(_size(Path(path)) for path in paths) for paths in (there, heavy))
     print(f"the checkout: {total / MIB:.1f} MiB, {(total - gone) / MIB:.1f} without its heavy files; to move those out:")
-    places = "'cascade/assets/*.xz' 'cascade/assets/emoji/*.safetensors' 'packages/*.safetensors' 'tests/*/reference/*' eval/weights docs/images"
+    places = "'cascade/assets/*.xz' 'cascade/assets/emoji/*.safetensors' 'packages/*.safetensors'"
+    places += " 'tests/*/reference/*' eval/weights docs/images"
     print(f"    git ls-files -z {places} | xargs -0 rm")
     print("and to bring it back: git ls-files -dz | xargs -0 git checkout --")
 
