@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -65,15 +66,13 @@ class TimeBox:
         self.seen, self.paused, self.pauses, self.slower = 0, 0.0, [0.0], 1.0
         self.due = list(FITS)
         self.factor = self._factor()
-        steps = sum(
-            max(0.0, self.factor * (phase.images - before)) / phase.batch_size
-            for phase, before in zip(recipe.phases, (0, *(phase.images for phase in recipe.phases)), strict=False)
-        )
-        if steps < FEWEST_STEPS:
-            need = (end - self.begun) * FEWEST_STEPS / max(steps, 1e-9)
+        left, before = max(0.0, end - self.begun), (0, *(phase.images for phase in recipe.phases))
+        in_all = sum((phase.images - start) / phase.batch_size for phase, start in zip(recipe.phases, before, strict=False))
+        step = self._seconds(1, 0, recipe.total_images) / in_all
+        if left < FEWEST_STEPS * step:
             raise ValueError(
-                f"{end - self.begun:.0f} s are enough for {int(steps)} steps of {recipe.name}, expected at least {FEWEST_STEPS};"
-                f" give it {need:.0f} s, or smaller batches"
+                f"{left:.0f} s are left for training, enough for {int(left / step)} steps of {recipe.name}, expected at least"
+                f" {FEWEST_STEPS}; give it {math.ceil(FEWEST_STEPS * step - end + self.begun)} s more, or smaller batches"
             )
 
     def after_step(self, images_seen: int, pauses: Sequence[float]) -> float | None:
