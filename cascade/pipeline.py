@@ -388,7 +388,7 @@ class CascadePipeline:
             raise ModelError(f"{folder / MANIFEST} does not describe the stages beside it: their sizes differ")
         cascade.folder = folder
         place = _one_of("device", device, device_map)
-        return cascade if place is None else cascade.to(place)
+        return cascade if place is None or torch.device(place).type == "cpu" else cascade.to(place)
 
     def save_pretrained(
         self, folder: str | Path, *, max_shard_size: int | str | None = None, push_to_hub: bool = False, **hub: Any

@@ -174,9 +174,7 @@ def _load_component(
             module = import_module(ours)
     found: Any = getattr(module, class_name, None)
     if _is_subclass(found, diffusers.SchedulerMixin):
-        path = home / name / "scheduler_config.json"
-        with damaged(path):
-            return found.from_config(read_json(path))
+        return _load_scheduler(found, home / name / "scheduler_config.json")
     if not _is_subclass(found, diffusers.ModelMixin):
         asked = f"{library}.{class_name}"
         raise ModelError(f"{home / INDEX} asks for {asked} as its {name}, which is neither ours nor diffusers' own")
@@ -187,16 +185,27 @@ def _is_subclass(found: Any, of: type) -> bool:
     return isinstance(found, type) and issubclass(found, of)
 
 
+def _load_scheduler(scheduler: Any, path: Path) -> Any:
+    """A scheduler of diffusers from its config."""
+    with damaged(path):
+        config = read_json(path)
+        own = {name: value for name, value in config.items() if not name.startswith("_")}
+        if own.keys() <= inspect.signature(scheduler).parameters.keys():
+            return scheduler(**own)
+        return scheduler.from_config(config)  # imports all others that it is compatible with, to tell whose the rest is
+
+
 def _load_network(network: Any, folder: Path, dtype: torch.dtype | None, variant: str | None) -> ModelMixin:
     """A network with all its weights and no others; its random initial weights are never made."""
     from accelerate import init_empty_weights
+    from diffusers.models.modeling_utils import no_init_weights
     from safetensors.torch import load_file
 
     path = folder / "config.json"
     config = read_json(path)
     if config.get("_class_name") != network.__name__:
         raise ModelError(f"{path} describes a {config.get('_class_name')}, expected the {network.__name__} of model_index.json")
-    with damaged(path), init_empty_weights():
+    with damaged(path), init_empty_weights(), no_init_weights():
         model = network.from_config(config)
     weights: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder, variant):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cascade.classes import Vocabulary
 from cascade.cli.arguments import SAMPLING_OPTIONS, per_stage
 from cascade.cli.progress import on_terminal, say, silence_libraries
+from cascade.cli.quick_imports import import_diffusers
 from cascade.folder import Manifest
 from cascade.models import resolve
 from cascade.png import Origin
@@ -94,6 +95,7 @@ class Request:
 
     def load(self) -> tuple[CascadePipeline, dict[str, StageSampling]]:
         """The stages that run, on the device that is asked for, with bars where a person sees them; and how they are sampled."""
+        import_diffusers()
         from cascade.devices import find_device
         from cascade.pipeline import CascadePipeline
 
