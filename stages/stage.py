@@ -308,7 +308,8 @@ class StagePipeline(DiffusionPipeline):
     def _lay_out(self) -> None:
         """Weights in channels_last, which halves a CPU's time for convolutions; at the first run, so that loading stays lazy."""
         for network in self._networks:
-            _align(nn.Module.to(network, memory_format=torch.channels_last))  # that of diffusers imports its offloading, to ask it
+            # Not diffusers' own `to`, which imports its offloading to ask about it.
+            _align(nn.Module.to(network, memory_format=torch.channels_last))
 
     @property
     def _default_batch_size(self) -> int:

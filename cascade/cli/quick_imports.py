@@ -58,7 +58,7 @@ class _Deferred(ModuleType):
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Takes the module's place, unless it is imported; within it, names are imported `from` it without a look for submodules."""
+        """Takes the module's place, unless it is imported; within it, it passes for a package without submodules."""
         if self.__name__ in sys.modules:
             yield
             return

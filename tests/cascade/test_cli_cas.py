@@ -91,9 +91,7 @@ def test_a_stopped_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
     training = Training(network="small", epochs=3, batch_size=8)
     with pytest.raises(Stop):
-        classification_score(
-            samples, real, tmp_path / "stopped", training=training, device="cpu", on_progress=in_the_second_pass
-        )
+        classification_score(samples, real, tmp_path / "stopped", training=training, device="cpu", on_progress=in_the_second_pass)
     assert not (tmp_path / "stopped" / "score.json").exists()
     assert main([*words, str(tmp_path / "stopped")]) == 0
     for name in ("score.json", "classifier.safetensors"):
