@@ -28,7 +28,7 @@ from cascade.models import HubOptions, resolve, upload
 from cascade.stage_sampling import Sampling, SamplingSettings, StageSampling, check_name, sampling_of, settings_taken
 from cascade.stages.saved import ModelError
 from cascade.stages.sr3 import Images, RefiningPipeline, as_tensors
-from cascade.stages.stage import Generators, OnStepEnd, OutputType, StagePipeline, as_output, check_way_out
+from cascade.stages.stage import Generators, OnStepEnd, OutputType, StagePipeline, as_output, check_way_out, weights_and_mixed
 
 OneClass = str | int
 Classes = OneClass | Sequence[OneClass] | Tensor
@@ -203,7 +203,11 @@ class CascadePipeline:
     def described(self, names: Sequence[str], sampling: Sampling | None = None, batch_size: int | None = None) -> dict[str, Any]:
         """All that the images of these stages depend on beside model, class and seed, as plain values; defaults written out."""
         return {
-            "stages": {name: (sampling or {}).get(name, StageSampling()).described(self.stages[name]) for name in names},
+            "stages": {
+                name: (sampling or {}).get(name, StageSampling()).described(self.stages[name])
+                | ({"mixed_precision": True} if getattr(self.stages[name], "runs_mixed", False) else {})
+                for name in names
+            },
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "batch_size": batch_size,
@@ -362,7 +366,8 @@ class CascadePipeline:
         Args:
             name_or_path: As `models.resolve` takes it: a shipped model, a folder, or an id on the Hugging Face Hub.
             torch_dtype, dtype: Number type of the weights ("bfloat16" or `torch.bfloat16`), whatever it is on disk; two names of
-                one thing, as in diffusers. None = float32.
+                one thing, as in diffusers. "mixed" = float32, with `StagePipeline.mixed_precision`; None = float32, with it for
+                those stages whose default it is on this machine.
             device, device_map: Where to put it ("cuda"); two names of one thing. None = the CPU.
             size: Load only the stages that make images of this side; None = all.
             variant: Of the files of weights, as "fp16".
@@ -375,9 +380,9 @@ class CascadePipeline:
         folder = resolve(name_or_path, **hub)
         manifest = Manifest.read(folder).up_to(size)
         card = folder / CARD
-        number_type = _one_of("dtype", torch_dtype, dtype) or torch.float32
+        weights, mixed = weights_and_mixed(_one_of("dtype", torch_dtype, dtype))
         try:
-            loaded = {entry.name: load_stage(folder, entry, number_type, variant) for entry in manifest.stages}
+            loaded = {entry.name: load_stage(folder, entry, weights, variant) for entry in manifest.stages}
             text = card.read_text("utf-8") if card.is_file() else None
             cascade = cls(loaded, manifest.classes, manifest.name, text, manifest.default_size)
         except ModelError:
@@ -387,6 +392,8 @@ class CascadePipeline:
         if [replace(entry, folder=entry.name) for entry in manifest.stages] != list(cascade._entries()):
             raise ModelError(f"{folder / MANIFEST} does not describe the stages beside it: their sizes differ")
         cascade.folder = folder
+        for stage in cascade._own().values():
+            stage.mixed_precision = mixed
         place = _one_of("device", device, device_map)
         return cascade if place is None or torch.device(place).type == "cpu" else cascade.to(place)
 

@@ -23,6 +23,7 @@ class BasePipeline(StagePipeline):
         guidance_scale: 1 = no guidance.
         guidance_interval: Lowest and highest EDM sigma that is guided; None = all.
         id2label: Names of the classes by their indices, as `{0: "ant", 1: "bee"}`; None = not known.
+        bfloat16_difference: Of its pictures in mixed precision, see `StagePipeline`; None = not measured.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class BasePipeline(StagePipeline):
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
         id2label: dict[Any, str] | None = None,
+        bfloat16_difference: float | None = None,
     ) -> None:
         if low_res_size_of(unet) is not None:
             raise ValueError(f"this network refines {low_res_size_of(unet)} px images and can't be a base stage; use SR3Pipeline")
@@ -45,6 +47,7 @@ class BasePipeline(StagePipeline):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             id2label=id2label,
+            bfloat16_difference=bfloat16_difference,
         )
 
     def __call__(

@@ -44,18 +44,21 @@ class RegressionPipeline(RefiningPipeline):
     Args:
         unet: A network with `config.low_res_size` that predicts "sample" and was trained by `regress`.
         id2label: Names of the classes by their indices, as `{0: "ant", 1: "bee"}`; None = not known.
+        bfloat16_difference: Of its pictures in mixed precision, see `StagePipeline`; None = not measured.
 
     Raises:
         ValueError: if the network is none of these.
     """
 
-    def __init__(self, unet: ModelMixin, id2label: dict[Any, str] | None = None) -> None:
+    def __init__(
+        self, unet: ModelMixin, id2label: dict[Any, str] | None = None, bfloat16_difference: float | None = None
+    ) -> None:
         if low_res_size_of(unet) is None:
             raise ValueError("this network takes no low-resolution image, so it can't enlarge one; use BasePipeline")
         prediction_type = getattr(unet, "prediction_type", None)
         if prediction_type != "sample":
             raise ValueError(f"a regression needs a network that predicts 'sample', and this one predicts {prediction_type!r}")
-        super().__init__(unet, None, id2label=id2label)
+        super().__init__(unet, None, id2label=id2label, bfloat16_difference=bfloat16_difference)
 
     @torch.no_grad()
     def __call__(
@@ -86,9 +89,10 @@ class RegressionPipeline(RefiningPipeline):
         labels = self.check_labels(class_labels, len(low_res))
         self._lay_out()
         device, made = self._execution_device, []
-        for part in self.progress_bar(self._micro_batches(len(low_res), batch_size)):
-            classes = None if labels is None else labels[part].to(device)
-            made.append(self._check_finite(regress(self.unet, low_res[part].to(device), self.size, classes)).clamp(-1, 1))
+        with self._packed():
+            for part in self.progress_bar(self._micro_batches(len(low_res), batch_size)):
+                classes = None if labels is None else labels[part].to(device)
+                made.append(self._check_finite(regress(self.unet, low_res[part].to(device), self.size, classes)).clamp(-1, 1))
         self.maybe_free_model_hooks()
         output: Any = as_output(torch.cat(made), output_type)
         return ImagePipelineOutput(images=output) if return_dict else (output,)

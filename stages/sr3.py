@@ -64,6 +64,7 @@ class SR3Pipeline(RefiningPipeline):
         consistency: Whether the large images must average to the small ones, see `consistent.project`.
         tile_size: Side of the tiles that the network sees at once, see `tiling.Tiled`; None = the whole image.
         id2label: Names of the classes by their indices, as `{0: "ant", 1: "bee"}`; None = not known.
+        bfloat16_difference: Of its pictures in mixed precision, see `StagePipeline`; None = not measured.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class SR3Pipeline(RefiningPipeline):
         consistency: bool = False,
         tile_size: int | None = None,
         id2label: dict[Any, str] | None = None,
+        bfloat16_difference: float | None = None,
     ) -> None:
         if low_res_size_of(unet) is None:
             raise ValueError("this network takes no low-resolution image, so it can't be an SR3 stage; use BasePipeline")
@@ -92,6 +94,7 @@ class SR3Pipeline(RefiningPipeline):
             consistency=consistency,
             tile_size=tile_size,
             id2label=id2label,
+            bfloat16_difference=bfloat16_difference,
         )
 
     def __call__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Self
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cascade.stages.consistent import Consistent, project
-from cascade.stages.cpu_convolutions import packed_convolutions
+from cascade.stages.cpu_convolutions import multiplies_bfloat16, packed_convolutions
 from cascade.stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser, FlowMapGuidance
 from cascade.stages.sampling import StepCallback, Steps, draw_noise, generators_of, nfe, sample
 from cascade.stages.saved import find_stage, load_stage
@@ -33,6 +34,9 @@ BYTES_PER_PIXEL = 36_000
 """Of an accelerator's memory, for each pixel of an image that is made: several times what the largest published networks need."""
 ALIGNMENT = 64
 """Bytes: torch begins every tensor that it allocates at a multiple of them."""
+
+MAX_DIFFERENCE = 1.0
+"""Of 255, on average: how far pictures in mixed precision may be from those in float32 for it to be a stage's default."""
 
 
 def default_batch_size(device: torch.device | str, size: int) -> int:
@@ -74,6 +78,8 @@ class StagePipeline(DiffusionPipeline):
         scheduler: Any diffusers scheduler from noise to image; None for a stage that doesn't sample.
         guide_unet: A weaker network for autoguidance, or a classifier; None = classifier-free guidance.
         id2label: Names of the classes by their indices, kept in the pipeline's config; None = they are not known.
+        bfloat16_difference: Mean difference, of 255, of its pictures in mixed precision from those in float32, kept in the
+            pipeline's config; None = not measured.
         **defaults: Values of call arguments that are used where a call gives None; kept in the pipeline's config.
     """
 
@@ -83,6 +89,9 @@ class StagePipeline(DiffusionPipeline):
     _optional_components = ["guide_unet"]
     _callback_tensor_inputs = ["latents"]
     _interrupt = False
+    mixed_precision: bool | None = None
+    """Whether convolutions of float32 weights multiply in bfloat16, on a CPU that has instructions for it, see
+    `packed_convolutions`; None = if the pictures are known to differ by `MAX_DIFFERENCE` at most."""
     model_cpu_offload_seq = "guide_unet->unet"  # type: ignore[assignment]  # diffusers declares None
 
     def __init__(
@@ -91,6 +100,7 @@ class StagePipeline(DiffusionPipeline):
         scheduler: SchedulerMixin | None,
         guide_unet: ModelMixin | None = None,
         id2label: dict[Any, str] | None = None,
+        bfloat16_difference: float | None = None,
         **defaults: Any,
     ) -> None:
         super().__init__()
@@ -101,6 +111,8 @@ class StagePipeline(DiffusionPipeline):
             if names.keys() != {str(index) for index in range(self.unet.num_classes or 0)}:
                 raise ValueError(f"id2label names {len(names)} classes, expected {self.unet.num_classes or 0}, each by its index")
             defaults["id2label"] = names
+        if bfloat16_difference is not None:
+            defaults["bfloat16_difference"] = bfloat16_difference
         self.register_to_config(**defaults)
 
     @property
@@ -113,6 +125,16 @@ class StagePipeline(DiffusionPipeline):
         """Names of its classes in the order of their indices; None where they are not known."""
         names = self.config.get("id2label")
         return None if names is None else tuple(names[str(index)] for index in range(len(names)))
+
+    @property
+    def runs_mixed(self) -> bool:
+        """Whether a call now runs in mixed precision."""
+        if self.unet.dtype != torch.float32 or self.unet.device.type != "cpu" or not multiplies_bfloat16():
+            return False
+        if self.mixed_precision is not None:
+            return self.mixed_precision
+        difference = self.config.get("bfloat16_difference")
+        return difference is not None and difference <= MAX_DIFFERENCE
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # diffusers declares **kwargs alone, which hides what is taken
@@ -136,7 +158,8 @@ class StagePipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: A folder, or an id on the Hugging Face Hub.
-            dtype, torch_dtype: Number type of the weights, or its name, whatever it is on disk; None = float32.
+            dtype, torch_dtype: Number type of the weights, or its name, whatever it is on disk; "mixed" = float32, with
+                `mixed_precision`; None = float32, with it where it is the stage's default.
             variant: Word in the names of the weight files, such as "fp16"; None = files without one.
             device_map: The device on which the whole stage is put; None = the CPU.
             revision, cache_dir, local_files_only, token: As of `huggingface_hub.snapshot_download`.
@@ -151,7 +174,9 @@ class StagePipeline(DiffusionPipeline):
         device = None if device_map is None else _one_device(device_map)
         hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         folder = find_stage(pretrained_model_name_or_path, **{name: value for name, value in hub.items() if value is not None})
-        stage = load_stage(folder, dtype or torch_dtype or torch.float32, variant, wanted=cls, **given)
+        weights, mixed = weights_and_mixed(dtype or torch_dtype)
+        stage = load_stage(folder, weights, variant, wanted=cls, **given)
+        stage.mixed_precision = mixed
         return stage if device is None else stage.to(device)
 
     @classmethod
@@ -275,7 +300,7 @@ class StagePipeline(DiffusionPipeline):
             denoiser, batch_size = Tiled(denoiser, tile_size, batch_size or self._default_batch_size), 1
         batches = self._micro_batches(count, batch_size)
         made = []
-        with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress, packed_convolutions(*self._networks):
+        with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress, self._packed():
             for part in batches:
                 mine = generators[part]
                 given = condition(part, mine)
@@ -310,6 +335,9 @@ class StagePipeline(DiffusionPipeline):
         for network in self._networks:
             # Not diffusers' own `to`, which imports its offloading to ask about it.
             _align(nn.Module.to(network, memory_format=torch.channels_last))
+
+    def _packed(self) -> AbstractContextManager[None]:
+        return packed_convolutions(*self._networks, mixed=self.runs_mixed)
 
     @property
     def _default_batch_size(self) -> int:
@@ -360,6 +388,12 @@ class StagePipeline(DiffusionPipeline):
                 f" in {self.unet.dtype}; its weights are damaged or this number type is too small"
             )
         return images
+
+
+def weights_and_mixed(dtype: torch.dtype | str | None) -> tuple[torch.dtype | str, bool | None]:
+    """Number type of the weights, and `mixed_precision`, that an argument `dtype` of `from_pretrained` means."""
+    mixed = dtype == "mixed"
+    return "float32" if mixed or dtype is None else dtype, None if dtype is None else mixed
 
 
 def _one_device(device_map: Any) -> torch.device:

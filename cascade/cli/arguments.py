@@ -140,8 +140,10 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     text = "images in the network at once (default: 1 on a CPU, where each picture then never depends on the others, else 8)"
     machine.add_argument("--batch-size", type=positive, metavar="N", help=text)
     machine.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
-    dtypes = ("float32", "bfloat16", "float16")
-    machine.add_argument("--dtype", choices=dtypes, help="number type of the networks (default float32)")
+    dtypes = ("float32", "mixed", "bfloat16", "float16")
+    text = "number type of the networks; mixed = float32 whose convolutions multiply in bfloat16 (default: mixed on a CPU that is"
+    text += " made for it, for stages whose pictures hardly change by it, else float32)"
+    machine.add_argument("--dtype", choices=dtypes, help=text)
 
 
 def add_run_options(parser: ArgumentParser) -> None:

@@ -50,6 +50,7 @@ def others(cascade: CascadePipeline, out: Path, sampling: Sampling, count: int) 
         "out": str(out),
         "device": str(cascade.device),
         "dtype": str(cascade.dtype),
+        "mixed": {name: stage.mixed_precision for name, stage in cascade.stages.items() if hasattr(stage, "mixed_precision")},
         "sampling": {name: _plain(one) for name, one in sampling.items()},
         "count": count,
         "parent": os.getpid(),
@@ -81,7 +82,15 @@ def others(cascade: CascadePipeline, out: Path, sampling: Sampling, count: int) 
 
 
 def share_of(
-    model: str, out: str, device: str, dtype: str, sampling: Mapping[str, Any], count: int, parent: int, rank: int
+    model: str,
+    out: str,
+    device: str,
+    dtype: str,
+    mixed: Mapping[str, bool | None],
+    sampling: Mapping[str, Any],
+    count: int,
+    parent: int,
+    rank: int,
 ) -> None:
     """Make the share of process `rank` of a run that process `parent` has begun; how, its record and these plain values say."""
     import torch
@@ -93,6 +102,8 @@ def share_of(
     plan, threads = plan_of(record), record["settings"].get("threads", 1)
     torch.set_num_threads(threads)
     cascade = CascadePipeline.from_pretrained(model, dtype=dtype, device=device, size=plan.size)
+    for name in mixed.keys() & cascade.stages.keys():
+        cascade.stages[name].mixed_precision = mixed[name]
     chosen = {name: _sampling(**values) for name, values in sampling.items() if name in cascade.stages}
     if changed := difference(record["settings"], settings_of(cascade, plan.size, chosen, threads)):
         raise ValueError(f"the cascade was changed since it was loaded, {changed} as in {model}; save it, or use one process")

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cascade.stages.cpu_convolutions import Pointwise
+
 Order = Literal["legacy", "new", "innermost"]
 """Row order of a joint qkv projection: (head, qkv, channel), (qkv, head, channel), or, in EDM's files, (head, channel, qkv)."""
 
@@ -116,20 +118,15 @@ class AttentionBlock(nn.Module):
                 " num_heads or num_head_channels does not fit num_channels and channel_mult"
             )
         self.order = arch.attention_order
-        convolution = nn.Conv1d if arch.attention_dims == 1 else nn.Conv2d
+        convolution = Pointwise if arch.attention_dims == 1 else nn.Conv2d
         self.norm = nn.GroupNorm(32, channels)
         self.qkv = convolution(channels, 3 * channels, 1)
         self.proj_out = convolution(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        h = attend(_pointwise(self.qkv, h).flatten(2), self.heads, self.order)
-        return x + _pointwise(self.proj_out, h.view_as(x))
-
-
-def _pointwise(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution of [B, C, H, W], whichever way its weight is stored."""
-    return F.conv2d(x, layer.weight.view(*layer.weight.shape[:2], 1, 1), layer.bias)
+        h = attend(self.qkv(h).flatten(2), self.heads, self.order)
+        return x + self.proj_out(h.view_as(x))
 
 
 def attend(qkv: Tensor, heads: int, order: Order) -> Tensor:

@@ -10,7 +10,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from tiny import base, cascade, foreign, sr3
 
-from cascade import CascadePipeline, SR3Pipeline
+from cascade import BasePipeline, CascadePipeline, SR3Pipeline
 from cascade.classes import Vocabulary
 from cascade.stages.conditioning import resize
 
@@ -409,3 +409,20 @@ def test_importing_the_face_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "module 'cascade' has no attribute 'Pipeline'\n"
+
+
+def test_mixed_precision_is_chosen_by_dtype_and_said_of_the_stages_that_run_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("cascade.stages.stage.multiplies_bfloat16", lambda: True)
+    stages = {"base": base(), "sr16": sr3()}
+    known = BasePipeline(**stages["base"].components, bfloat16_difference=0.5)
+    CascadePipeline(stages | {"base": known}, CLASSES).save_pretrained(tmp_path / "model")
+    for dtype, want in (
+        (None, [True, False]),
+        ("float32", [False, False]),
+        ("mixed", [True, True]),
+        ("bfloat16", [False, False]),
+    ):
+        made = CascadePipeline.from_pretrained(tmp_path / "model", dtype=dtype)
+        said = made.described(["base", "sr16"])
+        assert [said["stages"][name].get("mixed_precision", False) for name in ("base", "sr16")] == want, dtype
+        assert said["dtype"] == (dtype if dtype == "bfloat16" else "float32")

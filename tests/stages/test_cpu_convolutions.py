@@ -6,12 +6,15 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from cascade.stages.base import BasePipeline
-from cascade.stages.cpu_convolutions import MAX_PIXELS, packed_convolutions
+from cascade.stages.cpu_convolutions import MAX_PIXELS, MIN_CHANNELS, Pointwise, multiplies_bfloat16, packed_convolutions
+from cascade.stages.stage import MAX_DIFFERENCE
 from cascade.stages.unet import UNet
 
 OPERATOR = "mkldnn::_convolution_pointwise"
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+
+in_hardware = pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU has no instructions for products of bfloat16")
 
 
 def operators_of(call) -> list[str]:
@@ -104,3 +107,48 @@ def test_a_stage_samples_with_packed_convolutions(monkeypatch):
     monkeypatch.setattr("cascade.stages.cpu_convolutions.MAX_PIXELS", 0)
     assert OPERATOR not in operators_of(images)
     torch.testing.assert_close(packed, images(), rtol=0, atol=1e-4)
+
+
+@in_hardware
+@pytest.mark.parametrize("kind", [nn.Conv2d, Pointwise])
+@torch.no_grad()
+def test_mixed_precision_rounds_inputs_weights_and_results_alone(kind):
+    """The sums are those of float64 but for the last bit of bfloat16, 2^-8 of a result."""
+    convolution = kind(MIN_CHANNELS, 2 * MIN_CHANNELS, 1)
+    x = torch.randn(1, MIN_CHANNELS, 24, 24).to(memory_format=torch.channels_last)
+    weight, bias = (value.bfloat16().double() for value in (convolution.weight, convolution.bias))
+    exact = nn.functional.conv2d(x.bfloat16().double(), weight.view(*weight.shape[:2], 1, 1), bias)
+    with packed_convolutions(convolution, mixed=True):
+        got = convolution(x)
+    assert got.dtype == torch.float32 and got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-4)
+    assert not torch.equal(got, convolution(x))
+
+
+@in_hardware
+@torch.no_grad()
+def test_narrow_convolutions_stay_in_float32_and_networks_of_bfloat16_are_packed():
+    narrow, x = nn.Conv2d(MIN_CHANNELS - 1, 64, 3), torch.randn(1, MIN_CHANNELS - 1, 32, 32)
+    want = narrow(x)
+    with packed_convolutions(narrow, mixed=True):
+        assert torch.equal(narrow(x), want)
+    whole, x = nn.Conv2d(8, 8, 3).bfloat16(), torch.randn(1, 8, 32, 32).bfloat16()
+    want = whole(x)
+    with packed_convolutions(whole):
+        assert OPERATOR in operators_of(lambda: whole(x))
+        torch.testing.assert_close(whole(x), want, rtol=2**-7, atol=1e-2)
+
+
+def test_a_stage_runs_mixed_where_its_pictures_are_known_to_stay(monkeypatch):
+    """By default only if they were measured, on a CPU that is made for it, in float32; and as it is told otherwise."""
+
+    def stage(difference=None):
+        return BasePipeline(UNet(8, channels=[8], blocks=[1], head_channels=8), DDPMScheduler(), bfloat16_difference=difference)
+
+    monkeypatch.setattr("cascade.stages.stage.multiplies_bfloat16", lambda: True)
+    assert [stage(value).runs_mixed for value in (None, 0.0, MAX_DIFFERENCE, MAX_DIFFERENCE + 0.01)] == [False, True, True, False]
+    near, unknown = stage(0.0), stage()
+    near.mixed_precision, unknown.mixed_precision = False, True
+    assert not near.runs_mixed and unknown.runs_mixed and not unknown.to(torch.bfloat16).runs_mixed
+    monkeypatch.setattr("cascade.stages.stage.multiplies_bfloat16", lambda: False)
+    assert not stage(0.0).runs_mixed
