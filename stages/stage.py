@@ -334,7 +334,7 @@ class StagePipeline(DiffusionPipeline):
         """Weights in channels_last, which halves a CPU's time for convolutions; at the first run, so that loading stays lazy."""
         for network in self._networks:
             # Not diffusers' own `to`, which imports its offloading to ask about it.
-            _align(nn.Module.to(network, memory_format=torch.channels_last))
+            _align(nn.Module.to(network, memory_format=torch.channels_last))  # type: ignore[call-overload]  # its stubs lack it
 
     def _packed(self) -> AbstractContextManager[None]:
         return packed_convolutions(*self._networks, mixed=self.runs_mixed)

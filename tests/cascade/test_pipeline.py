@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
-from tiny import base, cascade, foreign, sr3
+from tiny import CLASSES, base, cascade, foreign, sr3
 
 from cascade import BasePipeline, CascadePipeline, SR3Pipeline
 from cascade.classes import Vocabulary
