@@ -3,10 +3,10 @@
     git clone https://github.com/openai/guided-diffusion
     python benchmarks/guided_diffusion.py guided-diffusion [--rounds 3] [--only ADM-U]
 
-Random weights at full size; nothing is downloaded. Theirs in bfloat16 is their own half precision (`convert_to_fp16`: convolutions
-of half type, norms in float32) with bfloat16 in its place. Ours runs as a pipeline runs it: in float32, in mixed precision, and in
-bfloat16. Prints Markdown: the median of the rounds, the ratio to theirs of the same precision, and the largest difference from
-theirs in float32 in units of its standard deviation.
+Random weights at full size; nothing is downloaded. Theirs in bfloat16 is their own half precision (`convert_to_fp16`:
+convolutions of half type, norms in float32) with bfloat16 in its place. Ours runs as a pipeline runs it: in float32, in mixed
+precision, and in bfloat16. Prints Markdown: the median of the rounds, the ratio to theirs, which is in bfloat16 where ours is
+mixed or bfloat16, and the largest difference from theirs in float32 in units of its standard deviation.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def theirs_of(flags: dict[str, Any]) -> Any:
     from guided_diffusion import script_util
 
     torch.manual_seed(0)
-    defaults = script_util.sr_model_and_diffusion_defaults() if "large_size" in flags else script_util.model_and_diffusion_defaults()
-    make = script_util.sr_create_model if "large_size" in flags else script_util.create_model
+    refines = "large_size" in flags
+    defaults = script_util.sr_model_and_diffusion_defaults() if refines else script_util.model_and_diffusion_defaults()
+    make = script_util.sr_create_model if refines else script_util.create_model
     takes = make.__code__.co_varnames[: make.__code__.co_argcount]
     network = make(**{name: value for name, value in {**defaults, **flags}.items() if name in takes}).eval()
     for parameter in network.parameters():

@@ -12,7 +12,6 @@ import json
 import time
 
 import torch
-
 from cascade import CascadePipeline
 
 
