@@ -59,12 +59,18 @@ class Wrapper:
         self.denoiser = denoiser
         self.prediction_type, self.num_classes = denoiser.prediction_type, denoiser.num_classes
         self.null_label, self.learned_variance = denoiser.null_label, denoiser.learned_variance
+        self.detail_std = detail_std_of(denoiser)
 
     def at_level(self, log_snr: float) -> Self:
         """This, around what `at_level` makes of the denoiser inside."""
         made = copy.copy(self)
         made.denoiser = at_level(self.denoiser, log_snr)
         return made
+
+
+def detail_std_of(denoiser: Denoiser) -> float | None:
+    """Std of the details that a network was built to draw (`UNet`'s `detail_std`); None = whole images, of std about 1."""
+    return getattr(denoiser, "detail_std", None)
 
 
 def at_level(denoiser: Denoiser, log_snr: float) -> Denoiser:

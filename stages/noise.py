@@ -38,6 +38,11 @@ def sigma_of(log_snr: Tensor) -> Tensor:
     return torch.exp(-log_snr / 2)
 
 
+def detail_log_snr(log_snr: Tensor, std: float) -> Tensor:
+    """Log-SNR of details of this std in images of `log_snr`, whose own variance is taken for 1: `log_snr + 2 ln std`."""
+    return log_snr + 2 * math.log(std)
+
+
 def like_image(values: Tensor, image: Tensor) -> Tensor:
     """Per-image values [B] as [B, 1, 1, 1] in the number type of `image`, ready to multiply it."""
     return values.to(image).view(-1, *[1] * (image.ndim - 1))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cascade.stages.denoiser import PREDICTION_TYPES, Denoiser, Wrapper
 from cascade.stages.graphs import graphs_of
-from cascade.stages.noise import resolution_shift, signal_and_noise
+from cascade.stages.noise import like_image, resolution_shift, signal_and_noise
 
 LOG_SNR_SCALE = 12.5
 AUG_LEVEL_SCALE = 250.0
@@ -158,6 +158,25 @@ class Attention(nn.Module):
         return (x + self.out(h.permute(0, 3, 1, 2))) * math.sqrt(0.5)
 
 
+class _Precondition:
+    """EDM's preconditioning (arXiv:2206.00364, Eq. 7) of `x0 - upsampled`, of std s, in a noisy image of log-SNR [B].
+
+    The noisy details `x_t - alpha * upsampled` have the variance `V = s^2 alpha^2 + sigma_vp^2`. The best linear estimate of x0
+    from them is `upsampled + s^2 alpha / V * (x_t - alpha * upsampled)`, and its error has the std `s sigma_vp / sqrt(V)`.
+    """
+
+    def __init__(self, std: float, x_t: Tensor, upsampled: Tensor, log_snr: Tensor) -> None:
+        alpha, sigma_vp = (like_image(a, x_t) for a in signal_and_noise(log_snr))
+        total = (std**2 * alpha**2 + sigma_vp**2).sqrt()
+        self.details = (x_t - alpha * upsampled) / total
+        self.linear = upsampled + std**2 * alpha / total * self.details
+        self.error_std = std * sigma_vp / total
+
+    def x0(self, output: Tensor) -> Tensor:
+        """x0 by a network's output: the linear estimate, and `output` in units of its error's std."""
+        return self.linear + self.error_std * output
+
+
 class UNet(ModelMixin, ConfigMixin):
     """Denoising U-Net with inputs of its own for noise level, class, low-resolution image and augmentation level. A `Denoiser`.
 
@@ -178,7 +197,10 @@ class UNet(ModelMixin, ConfigMixin):
         dropout: Inside residual blocks, in training.
         low_res_skip: Add the upsampled low-resolution image to the output, so that a network that predicts "sample" starts as
             bicubic interpolation and learns what that lacks.
-
+        detail_std: Std of what the upsampled image lacks, in pixel values of [-1, 1]; None = not said. With it, the noisy image is
+            seen as noisy details of unit variance, and the network starts as the best linear denoiser of details of that std:
+            EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1) with sigma_data = detail_std, around the
+            upsampled image. A loss weights its noise levels by how much of the details they hide.
         coarse_below: Images noisier than this log-SNR are denoised at half their size, at a quarter of the cost: such noise hides
             what is finer. Only images of `sample_size` are; None = none.
 
@@ -208,6 +230,7 @@ class UNet(ModelMixin, ConfigMixin):
         norm: str = "group",
         dropout: float = 0.0,
         low_res_skip: bool = False,
+        detail_std: float | None = None,
         coarse_below: float | None = None,
     ) -> None:
         super().__init__()
@@ -230,6 +253,10 @@ class UNet(ModelMixin, ConfigMixin):
         """Names of the weights between its features: all matrices and kernels but those at its inputs and its output."""
         outer = ("conv_in", "conv_out", "noise_embedding", "class_embedding", "aug_embedding")
         return {name for name, weight in self.named_parameters() if weight.ndim > 1 and name.split(".")[0] not in outer}
+
+    @property
+    def detail_std(self) -> float | None:
+        return self.config.detail_std
 
     @property
     def prediction_type(self) -> str:
@@ -315,13 +342,16 @@ class UNet(ModelMixin, ConfigMixin):
         aug_level: Tensor | None = None,
     ) -> Tensor:
         embedding = self._embedding(log_snr, class_labels, aug_level)
-        x, upsampled = x_t.to(embedding.dtype), None
+        x, upsampled, precondition = x_t, None, None
         if self.config.low_res_size is not None:
             if low_res is None:
                 raise ValueError(f"this network refines {self.config.low_res_size} px images: low_res is missing")
             upsampled = F.interpolate(low_res.float(), size=x_t.shape[-2:], mode="bicubic", align_corners=False).to(x_t.dtype)
-            x = torch.cat([upsampled.to(x), x], dim=1)
-        x = F.pixel_unshuffle(x, self.config.patch_size).contiguous(memory_format=torch.channels_last)
+            if self.config.detail_std is not None:
+                precondition = _Precondition(self.config.detail_std, x_t, upsampled, log_snr)
+                x = precondition.details
+            x = torch.cat([upsampled, x], dim=1)
+        x = F.pixel_unshuffle(x.to(embedding.dtype), self.config.patch_size).contiguous(memory_format=torch.channels_last)
         x = self.conv_in(x)
         skips = [x] if self.config.layout == "sr3" else []
         for block in self.encoder:
@@ -334,6 +364,8 @@ class UNet(ModelMixin, ConfigMixin):
             x = self._run(block, torch.cat([x, skips.pop()], dim=1) if block.takes_skip else x, embedding)
         x = self.conv_out(F.silu(self.norm_out(x)))
         output = F.pixel_shuffle(x, self.config.patch_size).to(x_t.dtype)
+        if precondition is not None:
+            return precondition.x0(output)
         return output if upsampled is None or not self.config.low_res_skip else output + upsampled
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
@@ -476,6 +508,10 @@ def _check_config(config: Any) -> None:
     require(
         not config.low_res_skip or (config.prediction_type == "sample" and config.low_res_size is not None),
         "low_res_skip needs a low_res_size and prediction_type 'sample'",
+    )
+    require(
+        config.detail_std is None or (config.low_res_skip and config.detail_std > 0),
+        f"detail_std needs low_res_skip and a positive number, got {config.detail_std}",
     )
     if config.low_res_size is not None:
         require(config.low_res_size <= config.sample_size, f"low_res_size {config.low_res_size} exceeds {config.sample_size}")

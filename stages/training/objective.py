@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cascade.stages.denoiser import Denoiser, from_x0
-from cascade.stages.noise import add_noise
+from cascade.stages.denoiser import Denoiser, detail_std_of, from_x0
+from cascade.stages.noise import add_noise, detail_log_snr
 from cascade.stages.regression import regress
 from cascade.stages.training.recipe import REGRESSION, Objective
 
@@ -56,7 +56,9 @@ def denoising_loss(denoiser: Denoiser, batch: Mapping[str, Tensor], objective: O
     kind = denoiser.prediction_type
     # noise is the same as from_x0 gives, without its division by a vanishing amplitude
     target = batch["eps"] if kind == "epsilon" else from_x0(batch["x0"], kind, x_t, batch["log_snr"])
-    loss = weight(objective, kind, batch["log_snr"]) * _error(prediction, target, objective.loss)
+    detail_std = detail_std_of(denoiser)  # where it is known, how much of the details is hidden is what counts
+    seen = batch["log_snr"] if detail_std is None else detail_log_snr(batch["log_snr"], detail_std)
+    loss = weight(objective, kind, seen) * _error(prediction, target, objective.loss)
     if objective.l1_above is None:
         return loss
     return torch.where(batch["log_snr"] > objective.l1_above, _error(prediction, target, "l1"), loss)

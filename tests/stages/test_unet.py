@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from cascade.stages.denoiser import Denoiser
 from cascade.stages.noise import add_noise
-from cascade.stages.unet import Attention, PixelNorm, ResidualBlock, UNet, _attend, _doubled, sinusoidal_embedding
+from cascade.stages.unet import Attention, PixelNorm, ResidualBlock, UNet, _attend, _doubled, _Precondition, sinusoidal_embedding
 
 TINY = {"sample_size": 16, "channels": [32, 64], "blocks": [1, 2], "attention_sizes": [8], "head_channels": 32, "num_classes": 5}
 
@@ -134,6 +134,35 @@ def test_a_new_network_with_low_res_skip_is_bicubic_interpolation():
     torch.testing.assert_close(network(x, log_snr, labels, low_res), want)
 
 
+def test_a_new_network_with_detail_std_is_the_wiener_filter_of_details():
+    """White details of std s around a known mean: no linear estimate errs by less than the variance s^2 / (1 + s^2 SNR)."""
+    std, log_snr = 0.15, torch.tensor([-5.0, 2.0, 5.0, 12.0])
+    settings = TINY | {"sample_size": 64, "low_res_size": 8, "low_res_skip": True, "prediction_type": "sample"}
+    network = UNet(**settings, detail_std=std).eval()
+    generator = torch.Generator().manual_seed(0)
+    low_res = torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1
+    mean = F.interpolate(low_res, size=(64, 64), mode="bicubic", align_corners=False)
+    x0 = mean + std * torch.randn(4, 3, 64, 64, generator=generator)
+    x_t = add_noise(x0, torch.randn(4, 3, 64, 64, generator=generator), log_snr)
+    with torch.no_grad():
+        error = (network(x_t, log_snr, torch.arange(4), low_res) - x0).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(error, std**2 / (1 + std**2 * log_snr.exp()), rtol=0.05, atol=0)
+
+
+def test_with_detail_std_a_network_sees_and_corrects_in_units_of_one():
+    """Its input has unit variance at every noise level, and the output that would be right has, too: EDM's c_in and c_out."""
+    std, log_snr = 0.15, torch.tensor([-20.0, 0.0, 4.0, 20.0])
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.rand(4, 3, 64, 64, generator=generator)
+    x0 = mean + std * torch.randn(mean.shape, generator=generator)
+    x_t = add_noise(x0, torch.randn(mean.shape, generator=generator), log_snr)
+    precondition = _Precondition(std, x_t, mean, log_snr)
+    torch.testing.assert_close(precondition.details.var(dim=(1, 2, 3)), torch.ones(4), rtol=0.05, atol=0)
+    wanted = (x0 - precondition.x0(torch.zeros_like(x0))) / precondition.error_std  # the output that would be exactly right
+    torch.testing.assert_close(wanted[:3].var(dim=(1, 2, 3)), torch.ones(3), rtol=0.05, atol=0)  # float32 ends before log-SNR 20
+    torch.testing.assert_close(precondition.x0(wanted), x0)
+
+
 def test_noisy_images_are_denoised_at_half_size_at_their_true_noise_level(monkeypatch):
     """Where x0 is constant over 2x2 pixels, the small noisy image is exactly that of the small x0."""
     network = randomise(UNet(**TINY, prediction_type="sample", coarse_below=-1.0))
@@ -213,6 +242,7 @@ def test_saved_and_loaded_it_computes_the_same(tmp_path):
         ({"low_res_size": 64}, "low_res_size 64 exceeds 16"),
         ({"layout": "unet"}, "expected 'sr3' or 'efficient'"),
         ({"low_res_skip": True}, "low_res_skip needs a low_res_size"),
+        ({"detail_std": 0.1}, "detail_std needs low_res_skip"),
         ({"coarse_below": 0.0}, "coarse_below needs prediction_type 'sample'"),
         ({"norm": "batch"}, "expected 'group' or 'pixel'"),
     ],

@@ -255,3 +255,15 @@ def test_pictures_of_another_size_are_refused():
     phase = Phase(size=32, images=100)
     with pytest.raises(ValueError, match="the pictures are 16 px, but this stage is trained on 32 px"):
         TrainingExamples(picture_set(), recipe(network={"sample_size": 32}, phases=(phase,)), phase, 2)
+
+
+def test_a_network_of_details_is_weighted_by_how_much_of_them_is_hidden():
+    """Details of std s at log-SNR l count as whole images do at l + 2 ln s: s times the amplitude, s^2 times the power."""
+    examples = batch(TrainingExamples(picture_set(), recipe(), Phase(size=16, images=100, batch_size=8), 2), range(8))
+    objective = Objective(weighting="min_snr")
+    plain, of_details = Zero("sample"), Zero("sample")
+    of_details.detail_std = 0.25
+    ratio = denoising_loss(of_details, examples, objective) / denoising_loss(plain, examples, objective)
+    snr = examples["log_snr"].exp()
+    torch.testing.assert_close(ratio, ((snr / 16).clamp(max=5) + 1) / (snr.clamp(max=5) + 1))
+    assert ratio.min() < 0.5  # some of these levels hide the details only
