@@ -197,8 +197,8 @@ class UNet(ModelMixin, ConfigMixin):
         dropout: Inside residual blocks, in training.
         low_res_skip: Add the upsampled low-resolution image to the output, so that a network that predicts "sample" starts as
             bicubic interpolation and learns what that lacks.
-        detail_std: Std of what the upsampled image lacks, in pixel values of [-1, 1]; None = not said. With it, the noisy image is
-            seen as noisy details of unit variance, and the network starts as the best linear denoiser of details of that std:
+        detail_std: Std of what the upsampled image lacks, in pixel values of [-1, 1]; None = not said. With it, the noisy image
+            is seen as noisy details of unit variance, and the network starts as the best linear denoiser of details of that std:
             EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1) with sigma_data = detail_std, around the
             upsampled image. A loss weights its noise levels by how much of the details they hide.
         coarse_below: Images noisier than this log-SNR are denoised at half their size, at a quarter of the cost: such noise hides
