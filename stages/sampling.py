@@ -90,13 +90,11 @@ class Run:
         if name in _NARROW and run.widest_step > _NARROW[name][0] and not isinstance(num_inference_steps, Mapping):
             scheduler.register_to_config(**_NARROW[name][1])
             run = cls._set(scheduler, num_inference_steps)
-            if run.log_snr[0] > NOISE_ALONE:
-                raise ValueError(
-                    f"{name} would begin at log-SNR {run.log_snr[0]:.3g} with {num_inference_steps} steps, where an image is more"
-                    f" than noise, expected at most {NOISE_ALONE:g}; take more steps, or another scheduler"
-                )
+            run._check_beginning(num_inference_steps, NOISE_ALONE)
         if not run.image[-1] / run.noise[-1] >= run.image[0] / run.noise[0]:
             raise ValueError(f"{name} goes from image to noise, sampling needs one that goes from noise to image")
+        if not isinstance(num_inference_steps, Mapping):
+            run._check_beginning(num_inference_steps, 0)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # or it looks its place up by timestep, wrongly where two steps round to the same one
         return run
@@ -105,6 +103,15 @@ class Run:
     def _set(cls, scheduler: Any, steps: Steps) -> Run:
         _set_steps(scheduler, steps)
         return cls(scheduler, *_amplitudes(scheduler), _target(scheduler))
+
+    def _check_beginning(self, steps: int, highest: float) -> None:
+        """ValueError if pure noise would be taken for an image: DDPM's one step is the least noisy of all that it knows."""
+        if self.log_snr[0] > highest:
+            name, count = type(self.scheduler).__name__, f"{steps} step{'s' * (steps > 1)}"
+            raise ValueError(
+                f"{name} would begin at log-SNR {self.log_snr[0]:.3g} with {count}, where an image is more than noise,"
+                f" expected at most {highest:g}; take more steps, or another scheduler"
+            )
 
     @property
     def log_snr(self) -> Tensor:

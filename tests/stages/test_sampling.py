@@ -378,6 +378,7 @@ class Untouchable(IdealDenoiser):
         (HeunDiscreteScheduler(**COSINE), "sample", 8, "goes 4.7.* of log-SNR at once, expected at most 4; take more steps, or"),
         (PNDMScheduler(**COSINE), "sample", 10, "begin at log-SNR -3.71 with 10 steps, where an image is more than noise"),
         (KDPM2AncestralDiscreteScheduler(**COSINE), "sample", 20, "expected at most 1.1; take more steps"),
+        (DDPMScheduler(**COSINE), "sample", 1, "begin at log-SNR 12.9 with 1 step, where an image is more than noise"),
         (object(), "epsilon", 5, "not a diffusers scheduler"),
         (DDIMScheduler(), "epsilon", 0, "at least 1, got 0"),
         (DDIMScheduler(), "epsilon", 2000, "2000"),
