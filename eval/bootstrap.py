@@ -59,11 +59,18 @@ def distance_interval(estimate: float, standard_error: float) -> Interval:
 
 
 def share_interval(estimate: float, standard_error: float, freedom: int) -> Interval:
-    """Interval of a share, in 0 ... 1, whose standard error has so many degrees of freedom.
-
-    Student's quantile by its series in 1/freedom (Abramowitz & Stegun 1964, 26.7.5), good to 2 % from 4 on.
-    """
-    z = NORMAL
-    quantile = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    """Interval of a share, in 0 ... 1, whose standard error has so many degrees of freedom."""
+    quantile = student_quantile(freedom)
     low, high = max(estimate - quantile * standard_error, 0.0), min(estimate + quantile * standard_error, 1.0)
     return Interval(estimate=estimate, low=low, high=high, confidence=CONFIDENCE)
+
+
+def student_quantile(freedom: int) -> float:
+    """What Student's distribution has in place of `NORMAL`.
+
+    By its series in 1/freedom (Abramowitz & Stegun 1964, 26.7.5), good to 2 % from 4 degrees on; below that by its table 26.10.
+    """
+    if freedom < 4:
+        return (12.706, 4.303, 3.182)[freedom - 1]
+    z = NORMAL
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -52,6 +52,8 @@ natural = _number(int, lambda value: value >= 0, "a whole number of at least 0")
 seed = _number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
 scale = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0, 1 = no guidance")
 level = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+seconds = _number(float, lambda value: 0 <= value < 3600, "a number of seconds from 0 to 3600")
+port = _number(int, lambda value: 0 <= value < 65536, "a port, a whole number from 0 to 65535")
 
 
 def duration(text: str) -> float:
@@ -154,6 +156,14 @@ def add_run_options(parser: ArgumentParser) -> None:
     group.add_argument("--processes", type=positive, metavar="N", help=text)
     text = "of each process on a CPU; images differ in their last bits with it, so a run keeps its own (default 1)"
     group.add_argument("--threads", type=positive, default=1, metavar="N", help=text)
+
+
+def add_place(parser: ArgumentParser, default: int) -> None:
+    """Where something is served, for commands that people reach by a browser; `default` is the port."""
+    add = parser.add_argument
+    text = "where to listen; 0.0.0.0 = for other machines too (default 127.0.0.1, this machine alone)"
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
+    add("--port", type=port, default=default, metavar="N", help=f"0 = a free one (default {default})")
 
 
 def given(args: Namespace, *names: str) -> dict[str, Any]:

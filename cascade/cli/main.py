@@ -19,6 +19,7 @@ from cascade.cli import (
     models,
     sample,
     search_schedule,
+    study,
     train,
     upscale,
 )
@@ -26,7 +27,8 @@ from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
 COMMANDS = (
-    generate, models, classes, upscale, inspect, data, train, compose, sample, evaluate, benchmark, convert, search_schedule
+    generate, models, classes, upscale, inspect, data, train, compose, sample, evaluate, study, benchmark, convert,
+    search_schedule,
 )  # fmt: skip
 
 

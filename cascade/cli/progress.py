@@ -128,6 +128,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def reach(host: str) -> str:
+    """Whom what is served at this address is served to, in words."""
+    return "to this machine alone" if host in ("127.0.0.1", "localhost", "::1") else "to everyone who can reach this machine"
+
+
 def show(report: Report, folder: Path) -> None:
     """Print the table of a report that was written to `folder`, its notes, and where its page is."""
     from cascade.eval.report import table

@@ -124,7 +124,7 @@ def evaluate_sr(
         raise ValueError(f"stage {name!r} makes {size} px from {small} px, but protocol {protocol.name} is {wanted} px")
     network = None if extractor is None else extractor_of(extractor, weights, device)
     every, known = image_source(str(images), size=size)
-    chosen = balanced_choice(_groups(every, known), len(every), num_images)
+    chosen = balanced_choice(groups_of(every, known), len(every), num_images)
     real = every.take(chosen)
     asks = cascade.stages[name].unet.num_classes is not None
     classes, labels = _shown(cascade, asks, str(images), every, known, chosen)
@@ -297,7 +297,7 @@ def error_values(outputs: ImageSet, labels: list[int], classify: Classify, resam
     return {"top-1 error": mean_interval(top1, resamples), "top-5 error": mean_interval(top5, resamples)}
 
 
-def _groups(images: ImageSet, known: np.ndarray | None) -> Any:
+def groups_of(images: ImageSet, known: np.ndarray | None) -> Any:
     """What each image shows, as far as it matters for a balanced choice: the known classes, else the folder that it lies in."""
     if known is not None and len(known) == len(images):
         return known
@@ -328,10 +328,10 @@ def _shown(
         folders = [images.paths[int(place)].parent.name for place in chosen]
         if set(folders) <= set(imagenet().wordnet_ids):
             return imagenet(), [imagenet().index(folder) for folder in folders]
-    return cascade.classes, _labels(cascade, asks, text, images, known, chosen)
+    return cascade.classes, labels_of(cascade, asks, text, images, known, chosen)
 
 
-def _labels(
+def labels_of(
     cascade: CascadePipeline, asks: bool, text: str, images: ImageSet, known: np.ndarray | None, chosen: np.ndarray
 ) -> list[int] | None:
     """What the chosen images show: known of drawings and archives, else by the name of the folder that each lies in; None where
