@@ -183,7 +183,7 @@ class CascadePipeline:
         """
         images = as_tensors(image)
         count = sum(len(one) for one in images)
-        names = self._names(self._entry(images) if stage is None else stage, size)
+        names = self._names(self.entry(images) if stage is None else stage, size)
         if not isinstance(self.stages[names[0]], RefiningPipeline):
             raise ValueError(f"stage {names[0]!r} makes images from noise; enlarge from an SR3 stage on")
         asked = class_labels is not None or any(self.stages[name].unet.num_classes is not None for name in names)
@@ -216,6 +216,14 @@ class CascadePipeline:
     def stages_to(self, size: int | None = None) -> list[str]:
         """Names of the stages that run to make images of side `size`; None = `default_size`."""
         return self._names(next(iter(self.stages)), size or self.default_size)
+
+    def entry(self, image: Images) -> str:
+        """Name of the stage at which images of this size enter, as `upscale` chooses it; ValueError if they are too large."""
+        side = max(max(one.shape[-2:]) for one in as_tensors(image))
+        larger = {n: stage for n, stage in self._own().items() if isinstance(stage, RefiningPipeline) and stage.size > side}
+        if not larger:
+            raise ValueError(f"image is {side} px, but the stages of this cascade make at most {max(self.sizes.values())} px")
+        return [name for i, (name, stage) in enumerate(larger.items()) if i == 0 or stage.low_res_size <= side][-1]
 
     def _run(
         self,
@@ -274,14 +282,6 @@ class CascadePipeline:
         if size not in sizes:
             raise ValueError(f"no stage makes {size}x{size} images; choose size from {', '.join(map(str, sizes))}")
         return names[: sizes.index(size) + 1]
-
-    def _entry(self, images: Sequence[Tensor]) -> str:
-        """The stage at which images of these sizes enter."""
-        side = max(max(one.shape[-2:]) for one in images)
-        larger = {n: stage for n, stage in self._own().items() if isinstance(stage, RefiningPipeline) and stage.size > side}
-        if not larger:
-            raise ValueError(f"image is {side} px, but the stages of this cascade make at most {max(self.sizes.values())} px")
-        return [name for i, (name, stage) in enumerate(larger.items()) if i == 0 or stage.low_res_size <= side][-1]
 
     def _indices(self, class_labels: Classes | None) -> list[int] | None:
         """Class indices from names, indices and WordNet ids."""

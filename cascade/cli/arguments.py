@@ -138,6 +138,11 @@ def add_sampling_options(parser: ArgumentParser) -> None:
     for name, option in SAMPLING_OPTIONS.items():
         text = f"{option.help} (default: the model's own)"
         sampling.add_argument(option.flag, dest=name, metavar=option.metavar, help=text)
+    add_machine_options(parser)
+
+
+def add_machine_options(parser: ArgumentParser) -> None:
+    """Where and how a model runs."""
     machine = parser.add_argument_group("machine")
     text = "images in the network at once (default: 1 on a CPU, where each picture then never depends on the others, else 8)"
     machine.add_argument("--batch-size", type=positive, metavar="N", help=text)

@@ -25,13 +25,13 @@ def guarded(program: str, action: Callable[[], None]) -> int:
         if isinstance(error, BrokenPipeError):  # the reader, as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
-        code, sentence = _verdict(error)
+        code, sentence = verdict(error)
         print(f"{program}: {' '.join(sentence.split())}", file=sys.stderr)
         return code
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
-    """Exit code and sentence for an error."""
+def verdict(error: BaseException) -> tuple[int, str]:
+    """Exit code and sentence for an error; the sentence may have line breaks."""
     if isinstance(error, ValueError):
         return WRONG, str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -13,6 +13,7 @@ from cascade.cli import (
     compose,
     convert,
     data,
+    demo,
     evaluate,
     generate,
     inspect,
@@ -27,7 +28,7 @@ from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
 COMMANDS = (
-    generate, models, classes, upscale, inspect, data, train, compose, sample, evaluate, study, benchmark, convert,
+    generate, demo, models, classes, upscale, inspect, data, train, compose, sample, evaluate, study, benchmark, convert,
     search_schedule,
 )  # fmt: skip
 

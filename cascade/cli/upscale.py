@@ -37,7 +37,7 @@ def run(args: Namespace) -> None:
     request = Request.of(args, args.size, to_the_end=True)
     labels = _labels(request, args.classes or [], len(args.images))
     paths = [_target(args.out, source, request.size, len(args.images)) for source in args.images]
-    sources = [_read(source, request.size) for source in args.images]
+    sources = [read_square(source, request.size) for source in args.images]
     clash = next((path for path in paths if path.exists() and any(path.samefile(source) for source in args.images)), None)
     if clash is not None:
         raise ValueError(f"{clash} is one of the pictures to enlarge, so it is not replaced; choose another --out")
@@ -56,7 +56,7 @@ def _labels(request: Request, queries: Sequence[str], count: int) -> list[int | 
     if len(queries) not in (0, 1, count):
         raise ValueError(f"{len(queries)} classes are given for {count} pictures; give one for all, or one for each")
     if not queries:
-        if request.classes is not None and _needs_classes(request):
+        if request.classes is not None and needs_classes(request):
             example = f"--class {request.query(0)}"
             raise ValueError(f"no class is given: {request.manifest.name!r} needs to know what the pictures show, as {example}")
         return [None] * count
@@ -64,7 +64,7 @@ def _labels(request: Request, queries: Sequence[str], count: int) -> list[int | 
     return labels if len(labels) == count else labels * count
 
 
-def _needs_classes(request: Request) -> bool:
+def needs_classes(request: Request) -> bool:
     """Whether a refining stage that may run knows classes, which the base of a model can without it."""
     stages = [stage for stage in request.manifest.up_to(request.size).stages if stage.low_res_size]
     configs = [read_json(request.folder / stage.folder / "unet" / "config.json") for stage in stages]
@@ -79,8 +79,8 @@ def _target(out: Path | None, source: Path, size: int, count: int) -> Path:
     return (out or Path()) / f"{source.stem}-{size}.png"
 
 
-def _read(path: Path, size: int) -> Image:
-    """A picture, upright, what is transparent laid on white."""
+def read_square(path: Path, size: int) -> Image:
+    """A picture smaller than `size`, upright, what is transparent laid on white; ValueError if it is not one, or not square."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
