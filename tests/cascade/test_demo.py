@@ -9,6 +9,7 @@ from PIL import Image
 
 from cascade import png
 from cascade.cli.arguments import SAMPLING_OPTIONS
+from cascade.cli.demo import making
 from cascade.cli.demo.making import Maker, saved
 from cascade.cli.main import main
 from cascade.cli.request import Request
@@ -18,7 +19,7 @@ from cascade.cli.request import Request
 def maker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "tiny"
     tiny.cascade().save_pretrained(folder)
-    machine = {"batch_size": None, "device": "cpu", "dtype": None}
+    machine = {"batch_size": None, "device": None, "dtype": None}
     args = Namespace(model=str(folder), **machine, **dict.fromkeys(SAMPLING_OPTIONS))
     return Maker(args, Request.of(args, to_the_end=True))
 
@@ -28,12 +29,15 @@ def last(views):
     return view
 
 
-def test_noise_becomes_a_picture_stage_by_stage_and_clicks_give_what_the_command_gives(maker, here):
-    views = list(maker.make("me", "dog", 2, 5, 32, {"num_inference_steps": "base=6", "guidance_scale": "2"}))
-    assert [list(view.pictures) for view in views] == sorted((list(view.pictures) for view in views), key=len)
-    done = views[-1]
+def test_noise_becomes_a_picture_stage_by_stage_and_clicks_give_what_the_command_gives(maker, here, monkeypatch):
+    views, show = [], making._Job.show
+    monkeypatch.setattr(making._Job, "show", lambda job, view: (views.append(view), show(job, view)))
+    done = last(maker.make("me", "dog", 2, 5, 32, {"num_inference_steps": "base=6", "guidance_scale": "2"}))
     assert list(done.made) == ["base", "sr16", "sr32"] and done.status.startswith("Done") and not done.failed
-    assert any("base, 8 px: step" in view.status for view in views)
+    assert [view.status for view in views[:6]] == [f"base, 8 px: step {n} of 6, picture 1 of 2" for n in range(1, 7)]
+    assert [len(view.pictures["base"]) for view in views[:12]] == [1] * 6 + [2] * 6
+    noise, picture = (np.asarray(views[n].pictures["base"][0], float) for n in (0, 5))
+    assert np.abs(picture - np.asarray(done.made["base"][0].image)).mean() < 2 < np.abs(noise - picture).mean()
     one = done.made["sr32"][1]
     file = saved(one, here)
     command = png.read_chunks(file)["Command"]
