@@ -71,3 +71,15 @@ def run_examples(tmp_path: Path) -> str:
     assert "generate --model" in printed
     script = ROOT / "examples" / "benchmark_your_model.py"
     return run(script, tmp_path / "trained" / "model", small, tmp_path / "measured", 4, cwd=tmp_path)
+
+
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    """Strictly: a broken link, a page that is in no menu, or a name that the API pages don't find fails."""
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    run("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site", cwd=ROOT)
+    page = (tmp_path / "site" / "api" / "cascade" / "index.html").read_text("utf-8")
+    assert "num_images_per_class" in page and "Make images, class by class" in page
+    for path in (tmp_path / "site").rglob("*.html"):
+        text = path.read_text("utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="(https?:[^"]*)|<link[^>]*\shref="(https?:[^"]*)', text)
+        assert not loaded, f"{path.relative_to(tmp_path)} loads {loaded}"
