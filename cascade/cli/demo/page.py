@@ -120,7 +120,8 @@ def page(maker: Maker, folder: Path) -> gr.Blocks:
             with gr.Column(scale=2, min_width=300):
                 status = gr.HTML(_status(View()), elem_id="status")
                 galleries = [
-                    gr.Gallery(label=f"{name}, {cascade.sizes[name]} px", columns=4, object_fit="contain", format="png",
+                    gr.Gallery(label=f"{name}, {cascade.sizes[name]} px", columns=4, fit_columns=False, object_fit="contain",
+                               format="png",
                                height="auto", visible=False, allow_preview=False, buttons=[], elem_classes="stage",
                                elem_id=f"stage-{number}", interactive=False)
                     for number, name in enumerate(names)
