@@ -15,6 +15,7 @@ from cascade.cli import (
     data,
     demo,
     evaluate,
+    export,
     generate,
     inspect,
     models,
@@ -28,7 +29,7 @@ from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
 COMMANDS = (
-    generate, demo, models, classes, upscale, inspect, data, train, compose, sample, evaluate, study, benchmark, convert,
+    generate, demo, models, classes, upscale, inspect, data, train, compose, sample, evaluate, study, benchmark, convert, export,
     search_schedule,
 )  # fmt: skip
 
