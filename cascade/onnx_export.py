@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from cascade import __version__ as cascade_version
 from cascade.files import complete_folder
+from cascade.stages import unet
 from cascade.stages.denoiser import Denoiser
 from cascade.stages.noise import MAX_LOG_SNR
 from cascade.stages.sampling import Run
 from cascade.stages.stage import StagePipeline
-from cascade.stages.unet import UNet
 
 if TYPE_CHECKING:
     from cascade.pipeline import CascadePipeline
@@ -35,7 +35,7 @@ TOLERANCE = 1e-3
 
 
 def export_onnx(cascade: CascadePipeline, folder: str | Path) -> Path:
-    """Write every stage's networks into a folder, each checked against torch by onnxruntime on a batch of another size.
+    """Write every stage's networks into a folder, each checked against torch by onnxruntime on batches of other sizes.
 
     The folder appears only when all are right; one that is there is replaced if it is an export, and refused otherwise.
 
@@ -87,7 +87,7 @@ class _AtOneSize(nn.Module):
         given = dict(zip(self.names, inputs, strict=True))
         values = (given.get(name) for name in ("x_t", "log_snr", "class_labels", "low_res", "aug_level"))
         made: Tensor = (
-            self.network.predict(self.at_half_size, *values) if isinstance(self.network, UNet) else self.network(*values)
+            self.network.predict(self.at_half_size, *values) if isinstance(self.network, unet.UNet) else self.network(*values)
         )
         return made
 
@@ -100,11 +100,11 @@ def _export_stage(name: str, stage: StagePipeline, folder: Path) -> dict[str, An
     below = getattr(config, "coarse_below", None)
     files = {"file": (f"{name}.onnx", False)} | ({} if below is None else {"coarse_file": (f"{name}-coarse.onnx", True)})
     for file, at_half_size in files.values():
-        log_snr = 0.0 if below is None else below + (-1.0 if at_half_size else 1.0)
+        low, high = -MAX_LOG_SNR if at_half_size or below is None else below, below if at_half_size else MAX_LOG_SNR
 
-        def inputs(count: int, log_snr: float = log_snr) -> dict[str, Tensor]:
+        def inputs(count: int, low: float = low, high: float = high) -> dict[str, Tensor]:
             draw = torch.Generator().manual_seed(count)
-            made = {"x_t": torch.randn(count, 3, size, size, generator=draw), "log_snr": torch.full((count,), log_snr)}
+            made = {"x_t": torch.randn(count, 3, size, size, generator=draw), "log_snr": torch.linspace(low, high, count)}
             if network.num_classes is not None:
                 made["class_labels"] = torch.randint(network.num_classes, (count,), generator=draw)
             if low_res_size is not None:
@@ -124,13 +124,18 @@ def _export_stage(name: str, stage: StagePipeline, folder: Path) -> dict[str, An
     return said
 
 
+def _signal_and_noise(log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """As `noise.signal_and_noise`, without Sigmoid, which onnxruntime takes for 0 below -18."""
+    return (1 + (-log_snr).exp()).rsqrt(), (1 + log_snr.exp()).rsqrt()
+
+
 @torch.no_grad()
 def _export(module: nn.Module, inputs: Any, path: Path) -> None:
     import numpy as np
     import onnxruntime
 
     names = list(inputs(2))
-    with warnings.catch_warnings():
+    with patch.object(unet, "signal_and_noise", _signal_and_noise), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         torch.onnx.export(
             module,
