@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cascade.measure.benchmark import benchmark as benchmark
     from cascade.measure.evaluation import evaluate as evaluate
     from cascade.measure.schedule_search import search_schedule as search_schedule
+    from cascade.onnx_export import export_onnx as export_onnx
     from cascade.pipeline import CascadePipeline as CascadePipeline
     from cascade.runs.run import sample_run as sample_run
     from cascade.stage_sampling import StageSampling as StageSampling
@@ -33,6 +34,7 @@ _HOMES = {
     "benchmark": "cascade.measure.benchmark",
     "compose": "cascade.composed",
     "evaluate": "cascade.measure.evaluation",
+    "export_onnx": "cascade.onnx_export",
     "load_recipe": "cascade.training.recipes",
     "sample_run": "cascade.runs.run",
     "search_schedule": "cascade.measure.schedule_search",

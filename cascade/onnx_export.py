@@ -97,10 +97,11 @@ def _export_stage(name: str, stage: StagePipeline, folder: Path) -> dict[str, An
     network: Denoiser = stage.unet
     config = stage.unet.config
     size, low_res_size = stage.size, getattr(config, "low_res_size", None)
-    below = getattr(config, "coarse_below", None)
+    below: Any = getattr(config, "coarse_below", None)
     files = {"file": (f"{name}.onnx", False)} | ({} if below is None else {"coarse_file": (f"{name}-coarse.onnx", True)})
     for file, at_half_size in files.values():
-        low, high = -MAX_LOG_SNR if at_half_size or below is None else below, below if at_half_size else MAX_LOG_SNR
+        low: float = -MAX_LOG_SNR if at_half_size or below is None else below
+        high: float = below if at_half_size else MAX_LOG_SNR
 
         def inputs(count: int, low: float = low, high: float = high) -> dict[str, Tensor]:
             draw = torch.Generator().manual_seed(count)

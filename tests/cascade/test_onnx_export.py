@@ -32,7 +32,7 @@ def predicts_images():
     refine = network(sample_size=32, low_res_size=16, aug_level=True, seed=1, low_res_skip=True, patch_size=4, **settings)
     steps = DDPMScheduler(prediction_type="sample")
     stages = {"base": BasePipeline(base, steps, num_inference_steps=4, guidance_scale=2.0)}
-    stages["sr32"] = SR3Pipeline(refine, steps, num_inference_steps=1, aug_level=0.1)
+    stages["sr32"] = SR3Pipeline(refine, steps, num_inference_steps=2, aug_level=0.1)
     return CascadePipeline(stages, ["cat", "dog", "fruit"], name="tiny")
 
 
