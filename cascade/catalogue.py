@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cascade import models, presets
+from cascade.files import read_text
 from cascade.folder import CARD, MANIFEST, Manifest
 from cascade.presets import Preset, PublishedFile
 from cascade.stages.saved import ModelError
@@ -67,7 +68,11 @@ def _size_of(model: str, stage: str) -> int:
 
 def _licences_of(card: Path) -> tuple[str, ...]:
     """The licence that a model card's head states."""
-    head = card.read_text("utf-8").split("---")[1] if card.is_file() and card.read_text("utf-8").startswith("---") else ""
+    try:
+        text = read_text(card)
+    except (OSError, ValueError):  # none, or none that can be read
+        return ()
+    head = text.split("---")[1] if text.startswith("---") else ""
     stated = dict(line.split(": ", 1) for line in head.splitlines() if ": " in line)
     licence = stated.get("license_name", stated.get("license"))
     return () if licence is None else (licence,)

@@ -22,7 +22,7 @@ from cascade.any_base import AnyBase
 from cascade.call import Seeds, check_sampling, exchanged_schedulers, generator_of, seeds_of
 from cascade.classes import Vocabulary
 from cascade.composition import check_kinds, check_sizes, class_names_of, num_classes_of
-from cascade.files import complete_folder
+from cascade.files import complete_folder, read_text
 from cascade.folder import CARD, MANIFEST, Manifest, StageEntry, load_stage
 from cascade.models import HubOptions, resolve, upload
 from cascade.stage_sampling import Sampling, SamplingSettings, StageSampling, check_name, sampling_of, settings_taken
@@ -383,7 +383,7 @@ class CascadePipeline:
         weights, mixed = weights_and_mixed(_one_of("dtype", torch_dtype, dtype))
         try:
             loaded = {entry.name: load_stage(folder, entry, weights, variant) for entry in manifest.stages}
-            text = card.read_text("utf-8") if card.is_file() else None
+            text = read_text(card) if card.is_file() else None
             cascade = cls(loaded, manifest.classes, manifest.name, text, manifest.default_size)
         except ModelError:
             raise
@@ -402,7 +402,8 @@ class CascadePipeline:
     ) -> None:
         """Save the stages, each as its pipeline saves itself in its present number type, `cascade.json`, and the card.
 
-        Written beside `folder` first, then renamed, so that it is never half-written. A cascade that lies there is replaced.
+        Written beside `folder` first, then exchanged with it: it is never half-written, and a cascade that lies there is replaced
+        at one moment.
         WordNet ids and synonyms of classes are kept for ImageNet only.
 
         Args:
@@ -411,18 +412,24 @@ class CascadePipeline:
             push_to_hub: Also upload it; **hub are the arguments of `push_to_hub`, `repo_id` being the folder's name by default.
 
         Raises:
-            ValueError: if `folder` is there and neither a cascade nor empty.
+            ValueError: if `folder` is there and neither a cascade nor empty, or another process is writing it.
+            OSError: if it can't be written; what was there is whole then.
         """
         target = Path(folder).absolute()
         if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
             raise ValueError(f"{target} is there already and is not a cascade; choose another folder, or remove it")
-        with complete_folder(target) as written:
-            shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-            for name, stage in self.stages.items():
-                stage.save_pretrained(written / name, **shards)
-            if self.card is not None:
-                (written / CARD).write_text(self.card, "utf-8")
-            Manifest(self.name, self.classes, self._entries(), self.default_size).write(written)
+        shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        try:
+            with complete_folder(target) as written:
+                for name, stage in self.stages.items():
+                    stage.save_pretrained(written / name, **shards)
+                if self.card is not None:
+                    (written / CARD).write_text(self.card, "utf-8")
+                Manifest(self.name, self.classes, self._entries(), self.default_size).write(written)
+        except OSError as error:
+            raise OSError(
+                f"the model could not be written to {target}: {error.strerror or error}; what was there is whole"
+            ) from error
         self.folder = target
         if push_to_hub:
             upload(target, hub.pop("repo_id", target.name), **hub)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MAKER = "cascade-diffusion"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -49,23 +53,51 @@ class Origin:
             "Seed": ", ".join(str(seed) for seed in self.seeds),
             "Settings": json.dumps(self.settings),
         }
-        return {key: text for key, text in texts.items() if text}
+        encoded = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in texts.items()}  # names needn't be text
+        return {key: text.replace("\0", "\\x00") for key, text in encoded.items() if text}
 
 
 def read_chunks(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG file; empty where it has none or isn't a PNG. Raises OSError if it can't be read."""
-    from PIL import PngImagePlugin, UnidentifiedImageError
+    """The text chunks of a PNG file, whose pixels are not looked at; empty where it has none or isn't a PNG.
+
+    Raises OSError if it can't be read, ValueError if it is not a regular file.
+    """
+    from PIL.PngImagePlugin import PngStream
+
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    with path.open("rb") as file, suppress(SyntaxError, ValueError, EOFError, struct.error):  # of a damaged one
+        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+            return {}
+        stream = PngStream(file)  # type: ignore[no-untyped-call]  # with Pillow's bounds for texts
+        try:
+            while (chunk := stream.read())[0] != b"IEND":
+                kind, place, length = chunk
+                if kind in (b"tEXt", b"zTXt", b"iTXt"):
+                    stream.call(kind, place, length)
+                    file.seek(4, os.SEEK_CUR)  # its checksum
+                else:
+                    file.seek(length + 4, os.SEEK_CUR)
+        except OSError as error:  # Pillow's word for a file that is cut short has no number
+            if error.errno is not None:
+                raise
+        finally:
+            found = {str(key): str(text) for key, text in stream.im_text.items()}
+        return found
+    return {}
+
+
+def is_whole(path: Path, size: int) -> bool:
+    """Whether the file is a PNG of this side whose chunks are all there with their checksums."""
+    from cascade.eval.pictures import open_picture
 
     try:
-        image = PngImagePlugin.PngImageFile(path)
-        with image:
-            return {key: str(text) for key, text in image.text.items()}
-    except (UnidentifiedImageError, SyntaxError, ValueError):  # SyntaxError is Pillow's word for a file that isn't a PNG
-        return {}
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        return {}  # Pillow's word for a file that is cut short
+        with open_picture(path, ("PNG",)) as image:
+            right = image.size == (size, size)
+            image.verify()
+            return right
+    except Exception:  # Pillow's reader raises almost anything at files that are damaged
+        return False
 
 
 def is_ours(path: Path) -> bool:
@@ -78,19 +110,24 @@ def is_png(out: Path | None) -> bool:
     return out is not None and out.suffix.lower() == ".png" and not out.is_dir()
 
 
-def stem(classes: Vocabulary | None, label: int | None) -> str:
-    """The part of a file's name that says its class; with the index where another class's would be the same."""
-    if label is None:
-        return "image"
-    if classes is None:
-        return f"class-{label}"
-    word = _slug(classes.names[label])
-    return word if [_slug(name) for name in classes.names].count(word) == 1 else f"{word}-{label}"
+def stems(classes: Vocabulary | None, labels: Sequence[int | None]) -> list[str]:
+    """For each class the part of a file's name that says it; with the index where another class's would be the same."""
+    words = [] if classes is None else [_slug(name) for name in classes.names]
+    counts = Counter(words)
+
+    def stem(label: int | None) -> str:
+        if label is None:
+            return "image"
+        if classes is None:
+            return f"class-{label}"
+        return words[label] if counts[words[label]] == 1 else f"{words[label]}-{label}"
+
+    return [stem(label) for label in labels]
 
 
 def check_targets(paths: Sequence[Path]) -> None:
     """Raise ValueError unless these files can be written without harm, PermissionError if their folder can't be written to."""
-    twice = next((path for path in paths if paths.count(path) > 1), None)
+    twice = next((path for path, count in Counter(paths).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two pictures would be written to {twice}; write them to different folders by --out")
     for path in paths:

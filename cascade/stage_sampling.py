@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 
 from cascade.schedulers import SCHEDULERS, scheduler_class
 
+MOST_STEPS = 100_000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSampling:
@@ -39,8 +41,10 @@ class StageSampling:
     scheduler: str | type | None = None
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+        steps = 1 if self.num_inference_steps is None else self.num_inference_steps
+        if not 1 <= steps <= MOST_STEPS:
+            limit = "at least 1" if steps < 1 else f"at most {MOST_STEPS:,}"
+            raise ValueError(f"num_inference_steps must be {limit}, got {steps}")
         if self.aug_level is not None and not 0 <= self.aug_level <= 1:
             raise ValueError(f"aug_level must lie in [0, 1], got {self.aug_level}")
         if self.guidance_interval is not None and len(self.guidance_interval) != 2:

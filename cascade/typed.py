@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 import types
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from cascade.files import read_text
+
 _Value = TypeVar("_Value")
+MOST_BYTES = 2**18
+"""Of a YAML file: a recipe takes some thousands, and the reader some seconds for this many."""
+
 Kinds = Mapping[str, Any]
 """The class of each kind."""
 
@@ -25,9 +32,10 @@ def _loader() -> type[Any]:
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = [key for key in keys if keys.count(key) > 1]
+            counts = Counter(map(repr, keys))
+            twice = [key for key in keys if counts[repr(key)] > 1]
             if twice:
-                raise ValueError(f"the key {twice[0]} is given twice (line {node.start_mark.line + 1} and on)")
+                raise ValueError(f"the key {str(twice[0])[:80]} is given twice (line {node.start_mark.line + 1} and on)")
             return super().construct_mapping(node, deep)
 
     number = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -45,14 +53,14 @@ def parsed(text: str) -> Any:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    except (YAMLError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:  # the last at odd !!tags
+        raise ValueError(" ".join((str(error) or type(error).__name__)[:400].split())) from error
 
 
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ValueError if it can't be read or holds something else; it names the file."""
     try:
-        values = parsed(path.read_text("utf-8"))
+        values = parsed(read_text(path, MOST_BYTES))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} can't be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -98,7 +106,7 @@ def arguments(
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The close one among the names that there are, or else all of them, as the end of an error message."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"it may be one of {', '.join(known)}"
 
 
@@ -108,7 +116,7 @@ def shown(value: Any) -> str:
         return "empty"
     if isinstance(value, (dict, list)):
         return "a mapping" if isinstance(value, dict) else "a list"
-    return repr(value)
+    return repr(value) if len(str(value)) < 200 else f"{str(value)[:200]}..."
 
 
 def plain(value: Any) -> Any:
@@ -148,9 +156,9 @@ def _of_kind(value: Any, classes: Kinds, key: str, kinds: Mapping[Any, Kinds]) -
 
 def _scalar(value: Any, hint: Any, key: str) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int and number and value == value // 1:
+    if hint is int and number and math.isfinite(value) and value == value // 1:
         return int(value)
-    if hint is float and number:
+    if hint is float and number and abs(value) < 1e300:
         return float(value)
     if hint in (bool, str) and isinstance(value, hint):
         return value

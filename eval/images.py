@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+
+from cascade.eval.pictures import open_picture
 
 Images = NDArray[np.uint8]  # RGB, [N, height, width, 3]
 
@@ -187,9 +188,9 @@ def _is_sidecar(path: Path) -> bool:
 
 def _read_image(path: Path, size: int | None) -> Images:
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise almost anything at hostile files
         raise ValueError(f"{path} is not an image, or is damaged ({error})") from error
     _check_size(str(path), pixels.shape[1], pixels.shape[0], size)
     return pixels

@@ -12,6 +12,7 @@ from PIL import Image
 from cascade.eval.bootstrap import Interval
 from cascade.eval.images import Images
 from cascade.eval.report import Curve, Report, interval_shown, number_of, shown
+from cascade.eval.text import printable
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 340, 64, 190, 16, 52  # of a curve's drawing and its margins
 TICKS = 4
@@ -24,6 +25,7 @@ def page(report: Report) -> str:
     """The whole page; what the report says is text in it, never HTML."""
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, **options)
+    templates.finalize = lambda value: printable(value) if type(value) is str else value  # not markup
     templates.tests["interval"] = lambda value: isinstance(value, Interval)
     templates.filters |= {
         "number": lambda value: shown(value if isinstance(value, str) else number_of(value)),

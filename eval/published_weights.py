@@ -50,7 +50,10 @@ def cached_download(url: str, sha256: str | None = None) -> Path:
         with complete(target) as file:
             with urllib.request.urlopen(url, timeout=60) as response:
                 shutil.copyfileobj(response, file, 1 << 20)
+                expected = response.headers.get("Content-Length")
             file.flush()
+            if expected is not None and (got := file.tell()) != int(expected):
+                raise ConnectionError(f"it was cut off after {got:,} of {int(expected):,} bytes")
             if sha256 is not None and (found := file_sha256(file.name)) != sha256:
                 raise ValueError(f"{url} delivered a file with SHA-256 {found}, expected {sha256}; it was not kept")
     except OSError as error:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cascade.eval.features import FeatureExtractor, Walk
@@ -12,7 +11,7 @@ from cascade.eval.files import file_sha256
 from cascade.eval.frechet import frechet_distance
 from cascade.eval.images import Images, ImageSet, ImageStream
 from cascade.eval.published_weights import cached_download
-from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz
+from cascade.eval.statistics import FeatureStatistics, Measurement, Provenance, load_measurement, read_npz, square
 
 # Halve by box while twice the size or more, bicubic to size, centre crop: the data loader of arXiv:2105.05233.
 ADM_CROP_RULE = "adm-box-bicubic-centre"
@@ -104,7 +103,7 @@ def load_adm_reference(path: Path, image_size: int) -> Reference:
         image_size=image_size,
         crop_rule=ADM_CROP_RULE,
     )
-    mean, cov = arrays["mu_s"].astype(np.float64), arrays["sigma_s"].astype(np.float64)
+    mean, cov = square(arrays, "mu_s", "sigma_s", path)
     return replace(_of_arrays(path, arrays, made_by), mean_spatial=mean, cov_spatial=cov, images=images)
 
 
@@ -157,5 +156,5 @@ def check_comparable(reference: Provenance, samples: Provenance) -> None:
 
 
 def _of_arrays(path: Path, arrays: Mapping[str, NDArray], made_by: Provenance) -> Reference:
-    mean, cov = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+    mean, cov = square(arrays, "mu", "sigma", path)
     return Reference(name=path.stem, mean=mean, cov=cov, count=None, provenance=made_by, file_hash=file_sha256(path))

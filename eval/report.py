@@ -9,6 +9,7 @@ import numpy as np
 
 from cascade.eval.bootstrap import Interval
 from cascade.eval.images import Images
+from cascade.eval.text import printable
 
 Value = float | str | Interval | None
 
@@ -88,7 +89,7 @@ def table(report: Report) -> str:
         [f"**{row.name}**" if row.ours else row.name, *(shown(row.values.get(column)) for column in report.columns), _note(row)]
         for row in report.rows
     ]
-    lines = [[cell.replace("|", "/") for cell in line] for line in lines]
+    lines = [[printable(cell).replace("|", "/") for cell in line] for line in lines]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
     sides = [str.ljust, *[str.rjust] * len(report.columns), str.ljust]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:-1]), "-" * widths[-1]]

@@ -11,6 +11,7 @@ import numpy as np
 from cascade.eval.files import complete
 from cascade.eval.page import page, png
 from cascade.eval.report import Report, contact_sheet, table
+from cascade.eval.text import printable
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -26,12 +27,12 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 def markdown(report: Report, pictures: Sequence[str]) -> str:
     """The report as Markdown; `pictures` are the paths by which it shows them, one each."""
-    parts = [f"# {report.title}", table(report)]
-    parts += ["\n".join(f"- {note}" for note in report.notes)] * bool(report.notes)
-    parts.append("\n".join(f"- {name}: {text}" for name, text in report.facts.items()))
+    parts = [f"# {printable(report.title)}", table(report)]
+    parts += ["\n".join(f"- {printable(note)}" for note in report.notes)] * bool(report.notes)
+    parts.append("\n".join(f"- {printable(name)}: {printable(text)}" for name, text in report.facts.items()))
     for picture, path in zip(report.pictures, pictures, strict=True):
-        rows = ", ".join(name for name, _ in picture.rows)
-        parts.append(f"## {picture.title}\n\n{picture.caption} Rows from above: {rows}.\n\n![{picture.title}]({path})")
+        title, rows = printable(picture.title), printable(", ".join(name for name, _ in picture.rows))
+        parts.append(f"## {title}\n\n{printable(picture.caption)} Rows from above: {rows}.\n\n![{title}]({path})")
     return "\n\n".join(parts) + "\n"
 
 

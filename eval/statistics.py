@@ -1,9 +1,10 @@
 """Streaming mean and covariance of features, and the file that keeps them together with where they came from."""
 
 import json
+import math
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from cascade.eval.files import complete
 
 LARGE = 1 << 26  # bytes from which an array of an archive is not read into memory
+BOMB_BYTES, BOMB_RATIO = 1 << 29, 50  # an array that is larger, and packed more than so many times, is made to fill the memory
 LOCAL_HEADER = 30  # bytes of a member's header before its name, in a zip archive
 
 Features = NDArray[np.floating]  # [N, D], one row per image
@@ -113,20 +115,18 @@ def load_measurement(path: Path) -> Measurement:
         provenance = Provenance(**{field.name: origin[field.name] for field in fields(Provenance)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say where its features came from: {error}") from error
-    names = ("mean", "cov", "mean_spatial", "cov_spatial")
-    values: dict[str, Any] = {name: arrays[name].astype(np.float64) for name in names if name in arrays}
+    values: dict[str, Any] = {}
     for kind in ("", "_spatial") if "mean_spatial" in arrays else ("",):
-        mean, cov = values[f"mean{kind}"], values.get(f"cov{kind}", np.zeros(0))
-        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-            shapes = f"a mean of shape {mean.shape} and a covariance of shape {cov.shape}"
-            raise ValueError(f"{path} holds {shapes}, expected [D], [D, D]")
+        values[f"mean{kind}"], values[f"cov{kind}"] = square(arrays, f"mean{kind}", f"cov{kind}", path)
+    if arrays["count"].ndim or arrays["count"].dtype.kind not in "iu":
+        raise ValueError(f"{path} holds a count of shape {arrays['count'].shape}, expected a whole number")
     return Measurement(**values, count=int(arrays["count"]), provenance=provenance)
 
 
 def npz_names(path: Path) -> set[str]:
     """Names of the arrays of an .npz file. Raises ValueError as `read_npz`."""
-    with _readable(path), np.load(path, allow_pickle=False) as file:
-        return set(file.files)
+    with _readable(path):
+        return set(_members(path))
 
 
 def read_npz(path: Path, required: set[str]) -> dict[str, NDArray]:
@@ -134,30 +134,68 @@ def read_npz(path: Path, required: set[str]) -> dict[str, NDArray]:
 
     Raises ValueError if the file is missing, is not an .npz, holds pickled objects, or lacks one of the `required` names.
     """
+    with _readable(path):
+        members = _members(path)
+    if missing := sorted(required - members.keys()):
+        raise ValueError(f"{path} lacks the arrays {missing}; it holds {sorted(members)}")
     with _readable(path), np.load(path, allow_pickle=False) as file:
-        mapped = {name: _mapped(path, info) for name, info in _large_members(path).items()}
-        arrays = {name: mapped[name] if name in mapped else file[name] for name in file.files}
-    missing = sorted(required - arrays.keys())
-    if missing:
-        raise ValueError(f"{path} lacks the arrays {missing}; it holds {sorted(arrays)}")
-    return arrays
+        return {name: _mapped(path, info) if _stays(info) else file[name] for name, info in members.items()}
+
+
+def square(arrays: Mapping[str, NDArray], mean: str, cov: str, path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A mean [D] and a covariance [D, D] of an archive by their names, float64. Raises ValueError if they are something else."""
+    found = [arrays.get(name, np.zeros(0)) for name in (mean, cov)]
+    shapes = [array.shape for array in found]
+    if len(shapes[0]) != 1 or shapes[1] != shapes[0] * 2:
+        described = f"a mean of shape {shapes[0]} and a covariance of shape {shapes[1]}"
+        raise ValueError(f"{path} holds {described}, expected [D], [D, D]")
+    if any(array.dtype.kind not in "fiu" or not np.isfinite(array).all() for array in found):
+        raise ValueError(f"{path} holds {mean} or {cov} with values that are not finite numbers")
+    return found[0].astype(np.float64), found[1].astype(np.float64)
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """ValueError where a file is missing or no archive of plain arrays."""
     if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
         yield
     except Exception as error:  # zipfile, zlib, numpy and json each raise their own for a damaged archive
         raise ValueError(f"{path} is not a readable .npz archive of plain arrays: {error}") from error
 
 
-def _large_members(path: Path) -> dict[str, zipfile.ZipInfo]:
+def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The arrays of an archive by name, none of which is read. Raises ValueError if one can't be what it says."""
+    members = {}
     with zipfile.ZipFile(path) as archive:
-        stored = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED and info.file_size >= LARGE]
-    return {info.filename.removesuffix(".npy"): info for info in stored}
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name == info.filename or name in members:
+                raise ValueError(f"it holds {info.filename!r}, expected arrays of different names")
+            if info.file_size > BOMB_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
+                raise ValueError(f"{name} would grow from {info.compress_size:,} to {info.file_size:,} bytes, as no images do")
+            with archive.open(info) as member:
+                shape, _, dtype = _header(member)
+                size = math.prod(shape) * dtype.itemsize  # of Python's numbers, which don't overflow
+                if member.tell() + size != info.file_size:
+                    raise ValueError(f"{name} says that it is {dtype} of shape {shape}, which is not what it holds")
+            members[name] = info
+    return members
+
+
+def _stays(info: zipfile.ZipInfo) -> bool:
+    return info.compress_type == zipfile.ZIP_STORED and info.file_size >= LARGE
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type of an array whose file begins here; ValueError for Python objects."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, fortran, dtype
 
 
 def _mapped(path: Path, info: zipfile.ZipInfo) -> NDArray:
@@ -166,9 +204,5 @@ def _mapped(path: Path, info: zipfile.ZipInfo) -> NDArray:
         file.seek(info.header_offset)
         header = file.read(LOCAL_HEADER)
         file.seek(sum(struct.unpack("<HH", header[26:30])), 1)  # the member's name and extra field
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+        shape, fortran, dtype = _header(file)
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")

@@ -95,6 +95,9 @@ class Run:
             raise ValueError(f"{name} goes from image to noise, sampling needs one that goes from noise to image")
         if not isinstance(num_inference_steps, Mapping):
             run._check_beginning(num_inference_steps, 0)
+        if "solver_order" in scheduler.config and (run.log_snr.diff() == 0).any():
+            different = len(run.log_snr.unique())
+            raise ValueError(f"{name} divides by the width of its steps, and only {different} of these are different; take fewer")
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # or it looks its place up by timestep, wrongly where two steps round to the same one
         return run

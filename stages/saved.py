@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +15,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cascade.stages.files import read_text
+
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline, ModelMixin
+    from diffusers import DiffusionPipeline
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 INDEX = "model_index.json"
 
 _PIPELINES = {"BasePipeline": "base", "SR3Pipeline": "sr3", "RegressionPipeline": "regression"}
+MOST_PARTS, MOST_COUNT = 1_000, 10_000_000
+"""Layers of a level, and anything else that the configuration of a network or a scheduler counts or measures."""
+
+_PARTS = r"^blocks$|layers_per_block$|^num_(res_)?(blocks|layers)$|^num_res|depth$"
+
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py")
 
 
@@ -178,7 +186,7 @@ def _load_component(
     if not _is_subclass(found, diffusers.ModelMixin):
         asked = f"{library}.{class_name}"
         raise ModelError(f"{home / INDEX} asks for {asked} as its {name}, which is neither ours nor diffusers' own")
-    return _load_network(found, home / name, dtype, variant)
+    return load_network(found, home / name, dtype, variant)
 
 
 def _is_subclass(found: Any, of: type) -> bool:
@@ -189,14 +197,18 @@ def _load_scheduler(scheduler: Any, path: Path) -> Any:
     """A scheduler of diffusers from its config."""
     with damaged(path):
         config = read_json(path)
+        _check_counts(config)
         own = {name: value for name, value in config.items() if not name.startswith("_")}
         if own.keys() <= inspect.signature(scheduler).parameters.keys():
             return scheduler(**own)
         return scheduler.from_config(config)  # imports all others that it is compatible with, to tell whose the rest is
 
 
-def _load_network(network: Any, folder: Path, dtype: torch.dtype | None, variant: str | None) -> ModelMixin:
-    """A network with all its weights and no others; its random initial weights are never made."""
+def load_network(network: Any, folder: Path, dtype: torch.dtype | None, variant: str | None) -> Any:
+    """A network of this class with all its weights and no others; its random initial weights are never made.
+
+    Arguments and errors as of `load_stage`; `folder` is that of the network.
+    """
     from accelerate import init_empty_weights
     from diffusers.models.modeling_utils import no_init_weights
     from safetensors.torch import load_file
@@ -206,6 +218,7 @@ def _load_network(network: Any, folder: Path, dtype: torch.dtype | None, variant
     if config.get("_class_name") != network.__name__:
         raise ModelError(f"{path} describes a {config.get('_class_name')}, expected the {network.__name__} of model_index.json")
     with damaged(path), init_empty_weights(), no_init_weights():
+        _check_counts(config)
         model = network.from_config(config)
     weights: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder, variant):
@@ -217,6 +230,20 @@ def _load_network(network: Any, folder: Path, dtype: torch.dtype | None, variant
     _check_weights(folder, {name: tuple(value.shape) for name, value in model.state_dict().items()}, weights)
     model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+def _check_counts(value: Any, key: str = "") -> None:
+    """Raise ValueError for numbers of which no network or scheduler has so many, before something is made for each of them."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_counts(inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_counts(inner, key)
+    elif isinstance(value, (int, float)):
+        most = MOST_PARTS if re.search(_PARTS, key) else MOST_COUNT
+        if math.isfinite(value) and abs(value) > most:
+            raise ValueError(f"{key} is {value:g}, expected at most {most:,}")
 
 
 def _weight_files(folder: Path, variant: str | None) -> list[Path]:
@@ -257,7 +284,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"the model is incomplete: {path} is missing")
     with damaged(path):
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads(read_text(path))
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}, expected an object")
     return values
@@ -276,4 +303,4 @@ def damaged(path: Path) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """The first line of what a library says went wrong."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:300]}"

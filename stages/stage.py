@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
@@ -70,6 +71,10 @@ def low_res_size_of(unet: Any) -> int | None:
     return getattr(unet.config, "low_res_size", None)
 
 
+MOST_STEPS = 100_000
+"""Of a scheduler, and pixels of a tile's side: more are a mistake, and take memory before they are found to be one."""
+
+
 class StagePipeline(DiffusionPipeline):
     """One stage of a cascade as a diffusers pipeline. `BasePipeline`, `SR3Pipeline` and `RegressionPipeline` say what goes in.
 
@@ -104,9 +109,12 @@ class StagePipeline(DiffusionPipeline):
         **defaults: Any,
     ) -> None:
         super().__init__()
+        _check_defaults(defaults)
         sampler = {} if scheduler is None else {"scheduler": scheduler, "guide_unet": guide_unet}
         self.register_modules(unet=unet, **sampler)
         if id2label is not None:
+            if not all(isinstance(name, str) for name in id2label.values()):
+                raise ValueError("id2label holds names that are not text")
             names = {str(index): name for index, name in id2label.items()}
             if names.keys() != {str(index) for index in range(self.unet.num_classes or 0)}:
                 raise ValueError(f"id2label names {len(names)} classes, expected {self.unet.num_classes or 0}, each by its index")
@@ -394,6 +402,32 @@ def weights_and_mixed(dtype: torch.dtype | str | None) -> tuple[torch.dtype | st
     """Number type of the weights, and `mixed_precision`, that an argument `dtype` of `from_pretrained` means."""
     mixed = dtype == "mixed"
     return "float32" if mixed or dtype is None else dtype, None if dtype is None else mixed
+
+
+def _check_defaults(values: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the settings are of the right kinds, and some stage can be sampled with them."""
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_STEPS
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def interval(value: Any) -> bool:
+        two = isinstance(value, list | tuple) and len(value) == 2
+        return value is None or (two and all(isinstance(one, int | float) for one in value))
+
+    expected: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "num_inference_steps": (whole, f"a whole number from 1 to {MOST_STEPS:,}"),
+        "guidance_scale": (number, "a number"),
+        "guidance_interval": (interval, "the lowest and the highest sigma, or null"),
+        "aug_level": (lambda v: number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+        "consistency": (lambda v: isinstance(v, bool), "true or false"),
+        "tile_size": (lambda v: v is None or whole(v), "a side in pixels, or null"),
+    }
+    for name, (fits, words) in expected.items():
+        if name in values and not fits(values[name]):
+            raise ValueError(f"{name} is {values[name]!r}, expected {words}")
 
 
 def _one_device(device_map: Any) -> torch.device:

@@ -28,6 +28,7 @@ from cascade.stages.noise import like_image, resolution_shift, signal_and_noise
 
 LOG_SNR_SCALE = 12.5
 AUG_LEVEL_SCALE = 250.0
+MOST_WIDTH, MOST_BLOCKS, MOST_CLASSES = 2**15, 1_000, 1_000_000  # pixels or channels, and blocks of all levels
 """Scales that spread log_snr (within +-20) and aug_level (0 to 1) over 250 units of a sinusoidal embedding."""
 
 
@@ -488,6 +489,14 @@ def _check_config(config: Any) -> None:
         if not condition:
             raise ValueError(f"this U-Net can't be built: {problem}")
 
+    counts = {"sample_size": config.sample_size, "head_channels": config.head_channels, "patch_size": config.patch_size}
+    counts |= {f"channels.{place}": width for place, width in enumerate(config.channels)}
+    counts |= {"low_res_size": config.low_res_size or 1, "num_classes": config.num_classes or 1}
+    for name, count in counts.items():
+        most = MOST_CLASSES if name == "num_classes" else MOST_WIDTH
+        require(type(count) is int and 1 <= count <= most, f"{name} is {count!r}, expected a whole number from 1 to {most:,}")
+    require(all(type(n) is int for n in config.blocks) and sum(config.blocks) <= MOST_BLOCKS, f"blocks are {config.blocks}")
+    require(type(config.dropout) in (int, float) and 0 <= config.dropout < 1, f"dropout is {config.dropout!r}, expected [0, 1)")
     require(
         config.prediction_type in PREDICTION_TYPES, f"prediction_type {config.prediction_type!r} is none of {PREDICTION_TYPES}"
     )

@@ -47,8 +47,10 @@ def _number(kind: Callable[[str], _Value], fits: Callable[[_Value], bool], expec
     return number
 
 
-positive = _number(int, lambda value: value >= 1, "a whole number of at least 1")
-natural = _number(int, lambda value: value >= 0, "a whole number of at least 0")
+MOST = 10**9
+positive = _number(int, lambda value: 1 <= value <= MOST, f"a whole number of at least 1 and at most {MOST:,}")
+natural = _number(int, lambda value: 0 <= value <= MOST, f"a whole number of at least 0 and at most {MOST:,}")
+few = _number(int, lambda value: 1 <= value <= 1024, "a whole number of at least 1 and at most 1,024")
 seed = _number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
 scale = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0, 1 = no guidance")
 level = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
@@ -158,9 +160,9 @@ def add_run_options(parser: ArgumentParser) -> None:
     add_sampling_options(parser)
     group = parser.add_argument_group("processes", "Under torchrun or accelerate, their processes share the run.")
     text = f"started by this command (default: one for each core and at most {MOST_PROCESSES} on a CPU, else one)"
-    group.add_argument("--processes", type=positive, metavar="N", help=text)
+    group.add_argument("--processes", type=few, metavar="N", help=text)
     text = "of each process on a CPU; images differ in their last bits with it, so a run keeps its own (default 1)"
-    group.add_argument("--threads", type=positive, default=1, metavar="N", help=text)
+    group.add_argument("--threads", type=few, default=1, metavar="N", help=text)
 
 
 def add_place(parser: ArgumentParser, default: int) -> None:

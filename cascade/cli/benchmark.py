@@ -6,8 +6,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_resamples, add_run_options, given, positive, seed
-from cascade.cli.progress import Bars, say, show
+from cascade.cli.progress import Bars, show
 from cascade.cli.request import Request
+from cascade.cli.terminal import say
 from cascade.measure.protocols import load_protocol, protocol_names
 from cascade.runs.record import check_folder
 

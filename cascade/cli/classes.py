@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from cascade.classes import Vocabulary, imagenet
 from cascade.cli.arguments import DEFAULT_MODEL
+from cascade.cli.terminal import put
 from cascade.folder import Manifest
 from cascade.models import resolve
 
@@ -29,7 +30,7 @@ def run(args: Namespace) -> None:
         lines = [line for line in lines if args.search.casefold() in line.casefold()]
         if not lines:
             raise ValueError(f"no class of {len(classes)} has {args.search!r} in its name; leave out --search to see them all")
-    print("\n".join(lines))
+    put(*lines)
 
 
 def _classes_of(model: str) -> Vocabulary:

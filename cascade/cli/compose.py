@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cascade.cli.arguments import positive
+from cascade.cli.terminal import put
 
 NAME = "compose"
 HELP = "Make a model of a base and the stages that refine its pictures."
@@ -34,4 +35,4 @@ def run(args: Namespace) -> None:
     silence_libraries()
     cascade = compose(*args.stages, name=args.name or args.out.absolute().name, default_size=args.default_size)
     cascade.save_pretrained(args.out)
-    print(args.out)
+    put(args.out)

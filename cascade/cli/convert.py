@@ -7,7 +7,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from cascade.cli.progress import say
+from cascade.cli.terminal import put, say
+from cascade.stages.files import read_text
 from cascade.stages.saved import read_json
 
 NAME = "convert"
@@ -45,15 +46,15 @@ def run(args: Namespace) -> None:
     folder = convert(args.family, args.weights, config, args.out)
     if average := read_json(folder / "unet" / "config.json")["published"].get("average"):
         say(f"took the weights {average!r} of {args.weights.name}")
-    print(folder)
+    put(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise ValueError(f"there is no config {path}") from None
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"config {path} is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"config {path} holds a {type(values).__name__}, expected the family's options by name")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cascade.cli.arguments import add_commands, positive
 from cascade.cli.progress import Progress
+from cascade.cli.terminal import put
 
 NAME = "data"
 HELP = "Check the pictures of a data set, or write the drawings as a folder of class folders of PNG files."
@@ -42,7 +43,7 @@ def _emoji(args: Namespace) -> None:
 
     with Progress("drawings") as progress:
         count = write_image_folder(args.out, args.size, args.split, progress.update)
-    print(f"{args.out}: {count} pictures of {args.size}x{args.size}, with their NOTICE")
+    put(f"{args.out}: {count} pictures of {args.size}x{args.size}, with their NOTICE")
 
 
 def _check(args: Namespace) -> None:
@@ -55,8 +56,8 @@ def _check(args: Namespace) -> None:
     with Progress("checking") as progress:
         log = check(pictures, args.workers or cores(), progress.update)
     if table := log.table():
-        print(table)
+        put(*table.split("\n"))
     total, skipped, classes = len(pictures), log.skipped(), len(pictures.class_names)
-    print(f"{total:,} pictures, {classes:,} classes: {total - skipped:,} usable at {args.size} px, {skipped:,} skipped")
+    put(f"{total:,} pictures, {classes:,} classes: {total - skipped:,} usable at {args.size} px, {skipped:,} skipped")
     if skipped == total:
         raise RuntimeError(f"no picture of {args.source} can be used at {args.size} px")

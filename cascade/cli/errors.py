@@ -6,8 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 
+from cascade.cli.terminal import made_fit_for_text, say
+from cascade.eval.text import printable
+
 DONE, FAILED, WRONG = 0, 1, 2
 """Exit codes: done; it failed; the request was wrong."""
+
+MOST = 500
+"""Characters of a sentence on an error, whatever a file has put into it."""
 
 TRACEBACK = "CASCADE_TRACEBACK"
 """Environment variable for developers: set, errors show where they came from."""
@@ -15,6 +21,7 @@ TRACEBACK = "CASCADE_TRACEBACK"
 
 def guarded(program: str, action: Callable[[], None]) -> int:
     """Run a command, on an error say in one sentence on stderr what went wrong, and return the exit code."""
+    made_fit_for_text()
     try:
         action()
         sys.stdout.flush()
@@ -23,10 +30,10 @@ def guarded(program: str, action: Callable[[], None]) -> int:
         if os.environ.get(TRACEBACK):
             raise
         if isinstance(error, BrokenPipeError):  # the reader, as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
             return FAILED
         code, sentence = verdict(error)
-        print(f"{program}: {' '.join(sentence.split())}", file=sys.stderr)
+        say(printable(" ".join(f"{program}: {sentence[: 2 * MOST]}".split()), MOST))
         return code
 
 

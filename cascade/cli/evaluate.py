@@ -7,8 +7,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cascade.cli.arguments import DEFAULT_MODEL, add_commands, add_resamples, add_sampling_options, given, positive, seed
-from cascade.cli.progress import Bars, say, show
+from cascade.cli.progress import Bars, show
 from cascade.cli.request import Request
+from cascade.cli.terminal import put, say
 from cascade.measure.protocols import CLASSIFIERS, EXTRACTORS, load_protocol
 from cascade.runs.record import check_folder
 
@@ -132,7 +133,7 @@ def _reference(args: Namespace) -> None:
         say(made.odd)
     reference, network = made.reference, made.reference.provenance
     described = f"{network.extractor} ({network.resize_mode}), SHA-256 {reference.file_hash}"
-    print(f"{args.out}: {reference.count:,} pictures of {made.size} px, {described}")
+    put(f"{args.out}: {reference.count:,} pictures of {made.size} px, {described}")
 
 
 def _images(args: Namespace) -> None:
@@ -150,13 +151,13 @@ def _images(args: Namespace) -> None:
         few = f"{frechet.num_samples:,} pictures are fewer than {FEWEST_FOR_PUBLISHED:,}"
         say(f"{few}: this distance stands beside no published one")
     if args.json:
-        print(json.dumps(asdict(scores), indent=2))
+        put(*json.dumps(asdict(scores), indent=2).split("\n"))
         return
     for name, value in scores.values().items():
-        print(f"{name}: {shown(value)}")
-    print(f"{frechet.num_samples:,} pictures against {frechet.reference}: {reference_shown(frechet)}")
+        put(f"{name}: {shown(value)}")
+    put(f"{frechet.num_samples:,} pictures against {frechet.reference}: {reference_shown(frechet)}")
     if args.resamples:
-        print("in brackets: 95 % intervals of what as many other pictures of the same kind would have on average")
+        put("in brackets: 95 % intervals of what as many other pictures of the same kind would have on average")
 
 
 def _check(args: Namespace) -> None:
@@ -167,10 +168,8 @@ def _check(args: Namespace) -> None:
     for figure in found.figures:
         verdict = "agrees" if figure.agrees else "DIFFERS"
         within = f"within {figure.published.tolerance:g}"
-        print(f"{figure.name}: {figure.ours:.6g} here, {figure.published.value:g} by ADM's evaluator: {verdict} ({within})")
-    print(
-        f"{found.num_samples:,} samples, SHA-256 of their pixels {found.samples_hash}; reference, SHA-256 {found.reference_hash}"
-    )
+        put(f"{figure.name}: {figure.ours:.6g} here, {figure.published.value:g} by ADM's evaluator: {verdict} ({within})")
+    put(f"{found.num_samples:,} samples, SHA-256 of their pixels {found.samples_hash}; reference, SHA-256 {found.reference_hash}")
     if not found.agrees:
         raise RuntimeError("this program's figures are not those of ADM's evaluator, or the files are others")
 
@@ -186,10 +185,10 @@ def _cas(args: Namespace) -> None:
         options = given(args, "samples", "real", "out", "crop", "size", "device")
         found = classification_score(**options, training=training, on_progress=bars)
     unusable = f", {found.unusable:,} more could not be used" if found.unusable else ""
-    print(f"classification accuracy score: top-1 {shown(found.top1)} %, top-5 {shown(found.top5)} %")
-    print(f"of {found.num_real:,} real pictures{unusable}, in brackets 95 % intervals of as many others")
+    put(f"classification accuracy score: top-1 {shown(found.top1)} %, top-5 {shown(found.top5)} %")
+    put(f"of {found.num_real:,} real pictures{unusable}, in brackets 95 % intervals of as many others")
     learned = f"{found.num_samples:,} samples of {found.num_classes:,} classes in {training.epochs:,} passes"
-    print(f"by {training.network} that learned from {learned}; read it beside the score of as many real training pictures")
+    put(f"by {training.network} that learned from {learned}; read it beside the score of as many real training pictures")
 
 
 def _sr(args: Namespace) -> None:

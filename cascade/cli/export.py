@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cascade.cli.arguments import positive
+from cascade.cli.terminal import put
 
 NAME = "export"
 HELP = "Write a model's networks as ONNX, to run without torch."
@@ -36,4 +37,4 @@ def run(args: Namespace) -> None:
     from cascade.pipeline import CascadePipeline
 
     silence_libraries()
-    print(export_onnx(CascadePipeline.from_pretrained(args.model, dtype="float32", size=args.size), args.out))
+    put(export_onnx(CascadePipeline.from_pretrained(args.model, dtype="float32", size=args.size), args.out))

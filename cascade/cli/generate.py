@@ -16,6 +16,7 @@ from cascade import png as pictures
 from cascade.cli.arguments import Parser, add_model_options, parsed, positive, seed
 from cascade.cli.errors import guarded
 from cascade.cli.request import Request, StageLines, chunks
+from cascade.cli.terminal import put
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,6 +38,9 @@ class-seedN-STAGE.png. The same line makes the same files again. A picture that 
 file never.
 Every PNG carries the command that makes it; `cascade inspect FILE.png` shows it.
 """
+
+
+MOST_PICTURES = 100_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,11 +78,11 @@ def run(args: Namespace) -> None:
     for entry in _made(job, pipeline, sampling):
         files.append(entry)
         if not args.json:
-            print(entry["path"], flush=True)
+            put(entry["path"])
     if args.json:
         settings = pipeline.described(list(job.request.sizes), sampling, args.batch_size)
         made = {"model": pipeline.name, "version": cascade.__version__, "settings": settings, "files": files}
-        print(json.dumps(made | {"seconds": round(time.monotonic() - begun, 3)}, indent=2))
+        put(*json.dumps(made | {"seconds": round(time.monotonic() - begun, 3)}, indent=2).split("\n"))
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,11 @@ class _Job:
     def of(cls, args: Namespace) -> _Job:
         request = Request.of(args, args.size)
         labels = _labels(request, args.classes or [])
+        if args.count * len(labels) > MOST_PICTURES:
+            asked = f"{args.count * len(labels):,} pictures are asked for, expected at most {MOST_PICTURES:,}"
+            raise ValueError(f"{asked}; `cascade sample` makes more, in a run that can be stopped")
         seeds = list(range(args.seed, args.seed + args.count))
-        stems = [pictures.stem(request.classes, label) for label in labels]
+        stems = pictures.stems(request.classes, labels)
         if args.grid:
             name = f"{pictures.joined(stems)}-seed{args.seed}-grid"
             plans = [_Plan(tuple(labels), tuple(seeds), name)]
@@ -152,8 +159,9 @@ def _labels(request: Request, queries: Sequence[str]) -> list[int | None]:
             )
         return [None]
     labels = [request.label(query) for query in queries]
+    first: dict[int, int] = {}
     for place, label in enumerate(labels):
-        if label in labels[:place]:
+        if first.setdefault(label, place) != place:
             raise ValueError(f"class {queries[place]!r} is given twice; -n makes several pictures of a class")
     return list(labels)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cascade.cli.terminal import put
 from cascade.folder import MANIFEST, Manifest
 from cascade.models import resolve
 from cascade.png import read_chunks
@@ -23,20 +24,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     path = Path(args.what).expanduser()
-    if path.is_file():
-        print("\n".join(_picture(path)))
+    if path.exists() and not path.is_dir():
+        put(*_picture(path))
         return
     folder = resolve(args.what)
     if (folder / INDEX).is_file() and not (folder / MANIFEST).is_file():
-        print("\n".join(_stage(folder, folder.name, "")))
+        put(*_stage(folder, folder.name, ""))
         return
     manifest = Manifest.read(folder)
     known = "classes known by index" if manifest.classes is None else f"{len(manifest.classes)} classes"
     sizes = " -> ".join(str(stage.size) for stage in manifest.stages)
-    print(f"{manifest.name}: {known}, {sizes} px, {_files(folder)} in {folder}")
+    put(f"{manifest.name}: {known}, {sizes} px, {_files(folder)} in {folder}")
     for stage in manifest.stages:
         size = f"{stage.low_res_size} -> {stage.size} px" if stage.low_res_size else f"{stage.size} px"
-        print("\n".join(_stage(folder / stage.folder, stage.name, f", {size}")))
+        put(*_stage(folder / stage.folder, stage.name, f", {size}"))
 
 
 def _picture(path: Path) -> list[str]:
@@ -81,13 +82,13 @@ def _parameters(folder: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     counts: Counter[str] = Counter()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.glob("*.safetensors") if path.is_file()):
         try:
             with safe_open(path, framework="numpy") as weights:
                 for key in weights.keys():  # noqa: SIM118, it is no mapping
                     tensor = weights.get_slice(key)
                     counts[tensor.get_dtype()] += math.prod(tensor.get_shape())
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); get the model again") from error
     return f", {sum(counts.values()):,} parameters in {' and '.join(sorted(counts))}" if counts else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from cascade.catalogue import Entry, catalogue
+from cascade.cli.terminal import put
 from cascade.presets import Preset
 
 NAME = "models"
@@ -16,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    print("\n".join(line for entry in catalogue() for line in _described(entry)))
+    put(*(line for entry in catalogue() for line in _described(entry)))
 
 
 def _described(entry: Entry) -> list[str]:

@@ -7,6 +7,9 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
+from cascade.cli.terminal import put, say
+from cascade.eval.text import printable
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -15,11 +18,6 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 _BAR_WITHOUT_RATE = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]"
-
-
-def say(message: str) -> None:
-    """A remark beside the output proper."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def silence_libraries() -> None:
@@ -42,7 +40,7 @@ class Progress:
         self.title, self.unit = title, unit
         self._bar: Any = None
         self._begun: tuple[float, int] | None = None
-        self._shown = 0.0
+        self._shown, self._ended = 0.0, False
 
     def __enter__(self) -> Progress:
         return self
@@ -62,8 +60,8 @@ class Progress:
             self._begun, self._shown = (now, done), now
         if on_terminal():
             self._update_bar(done, total, note, rate)
-        elif done >= total or now - self._shown >= SECONDS_BETWEEN_LINES:
-            self._shown = now
+        elif (done >= total and not self._ended) or now - self._shown >= SECONDS_BETWEEN_LINES:
+            self._shown, self._ended = now, done >= total
             say(self._line(done, total, note, rate, now))
 
     def say(self, message: str) -> None:
@@ -71,7 +69,7 @@ class Progress:
         if self._bar is None:
             say(message)
         else:
-            self._bar.write(message, file=sys.stderr)
+            self._bar.write(printable(message), file=sys.stderr)
 
     def _update_bar(self, done: int, total: int, note: str, rate: float | None) -> None:
         if self._bar is None:
@@ -79,11 +77,11 @@ class Progress:
 
             # no smoothing: what is left is told by the whole way so far, and a pause for a checkpoint says nothing of the rest
             options: dict[str, Any] = {"dynamic_ncols": True, "smoothing": 0}
-            self._bar = tqdm(desc=self.title, total=total, initial=done, unit=f" {self.unit}", **options)
+            self._bar = tqdm(desc=printable(self.title), total=total, initial=done, unit=f" {self.unit}", **options)
         if rate is not None:
             self._bar.bar_format = _BAR_WITHOUT_RATE
             note = f"{rate:.3g} {self.unit}/s" + f", {note}" * bool(note)
-        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.set_postfix_str(printable(note), refresh=False)
         self._bar.update(done - self._bar.n)
 
     def _line(self, done: int, total: int, note: str, rate: float | None, now: float) -> str:
@@ -137,4 +135,4 @@ def show(report: Report, folder: Path) -> None:
     """Print the table of a report that was written to `folder`, its notes, and where its page is."""
     from cascade.eval.report import table
 
-    print(table(report), *(f"- {note}" for note in report.notes), folder / "report.html", sep="\n")
+    put(*table(report).split("\n"), *(f"- {note}" for note in report.notes), folder / "report.html")

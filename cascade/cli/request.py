@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from cascade.classes import Vocabulary
 from cascade.cli.arguments import SAMPLING_OPTIONS, per_stage
-from cascade.cli.progress import on_terminal, say, silence_libraries
+from cascade.cli.progress import on_terminal, silence_libraries
 from cascade.cli.quick_imports import import_diffusers
+from cascade.cli.terminal import say
 from cascade.folder import Manifest
 from cascade.models import resolve
 from cascade.png import Origin

@@ -8,6 +8,7 @@ from pathlib import Path
 from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_run_options, given, positive, seed
 from cascade.cli.progress import Bars
 from cascade.cli.request import Request
+from cascade.cli.terminal import put
 from cascade.runs.record import check_folder
 from cascade.runs.run import sample_run
 
@@ -46,4 +47,4 @@ def run(args: Namespace) -> None:
         options = given(args, "num_images", "seed", "labels", "format", *RUN_OPTIONS)
         made = sample_run(cascade, args.out, **options, sampling=sampling, on_progress=bars)
     state = f"{made.plan.num_images:,} pictures of {made.plan.size} px" if made.complete else "the share of this process is done"
-    print(f"{args.out}: {state}")
+    put(f"{args.out}: {state}")

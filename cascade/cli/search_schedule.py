@@ -11,6 +11,7 @@ from typing import Any
 from cascade.cli.arguments import DEFAULT_MODEL, RUN_OPTIONS, add_run_options, given, positive, scheduler, seed
 from cascade.cli.progress import Bars, show
 from cascade.cli.request import Request
+from cascade.cli.terminal import put
 from cascade.folder import Manifest
 from cascade.measure.schedule_search import AIMS, search_schedule
 from cascade.models import resolve
@@ -58,7 +59,7 @@ def run(args: Namespace) -> None:
     if args.save is not None:
         found.apply(cascade)
         cascade.save_pretrained(args.save)
-        print(args.save)
+        put(args.save)
 
 
 def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade.cli.arguments import add_commands, add_place, add_sampling_options, given, natural, positive, seconds, seed
-from cascade.cli.progress import Bars, reach, say, show
+from cascade.cli.progress import Bars, reach, show
+from cascade.cli.terminal import put, say
 
 if TYPE_CHECKING:
     from cascade.pipeline import CascadePipeline
@@ -95,8 +96,8 @@ def _make(args: Namespace) -> None:
         options = given(args, *names) | {"seconds": args.seconds or None}
         study = make_study(args.real, made, args.out, **options, sampling=sampling, on_progress=bars)
     rated = {pair.picture for pair in study.pairs if pair.kind == "rated"}
-    print(f"{args.out}: {len(rated)} pictures by {', '.join(study.methods)}, {study.per_rater} pairs for each person")
-    print(f"{args.out / 'study.html'} needs no network; `cascade study serve {args.out}` stores answers as they come")
+    put(f"{args.out}: {len(rated)} pictures by {', '.join(study.methods)}, {study.per_rater} pairs for each person")
+    put(f"{args.out / 'study.html'} needs no network; `cascade study serve {args.out}` stores answers as they come")
 
 
 def _is_model(folder: Path) -> bool:
@@ -124,7 +125,7 @@ def _serve(args: Namespace) -> None:
             server.run()
         except KeyboardInterrupt:
             answers, raters = server.answers.counts()
-            print(f"{args.study / ANSWERS}: {answers} answers of {raters} people")
+            put(f"{args.study / ANSWERS}: {answers} answers of {raters} people")
 
 
 def _report(args: Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cascade.cli import train_ema, train_plot
 from cascade.cli.arguments import duration, natural
 from cascade.cli.progress import Bars, silence_libraries
+from cascade.cli.terminal import put
 
 if TYPE_CHECKING:
     from cascade.stages.training.meter import Report
@@ -63,7 +64,7 @@ def run(args: Namespace) -> None:
     target = args.export or folder / STAGE
     check_export(target)
     if args.dry_run:
-        print(described(recipe, folder, target))
+        put(*described(recipe, folder, target).split("\n"))
         return
     try:
         with _Watch() as watch:
@@ -74,7 +75,7 @@ def run(args: Namespace) -> None:
     except KeyboardInterrupt as stop:
         raise RuntimeError(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint in {folder}") from None
     if this_process().is_main_process:
-        print(made.folder)
+        put(made.folder)
 
 
 class _Watch(Bars):

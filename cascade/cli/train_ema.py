@@ -6,7 +6,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cascade.cli.arguments import positive
-from cascade.cli.progress import say, silence_libraries
+from cascade.cli.progress import silence_libraries
+from cascade.cli.terminal import put, say
 
 NAME = "ema"
 HELP = "Make a stage from a run's snapshots, with weights averaged over any length."
@@ -33,4 +34,4 @@ def run(args: Namespace) -> None:
         f"width {args.std:g} of {made.images:,} images, from {made.snapshots} snapshots;"
         f" its profile is {100 * made.distance:.2g} % off the one that is tracked in training"
     )
-    print(made.folder)
+    put(made.folder)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+from cascade.cli.terminal import put
+
 NAME = "plot"
 HELP = "Draw the curves of runs: loss, loss on held-out pictures, learning rate, and loss by noise level."
 
@@ -40,7 +42,7 @@ def run(args: Namespace) -> None:
         raise RuntimeError("matplotlib is not installed, which draws the curves; pip install 'cascade-diffusion[train]'")
     with complete(out) as file:
         figure(logs).savefig(file, format="png")
-    print(out)
+    put(out)
 
 
 def figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cascade import png as pictures
 from cascade.cli.arguments import add_model_options, positive, seed
 from cascade.cli.request import Request, StageLines
+from cascade.cli.terminal import put
 from cascade.stages.saved import read_json
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ def run(args: Namespace) -> None:
     for entry in _enlarged(args, request, zip(args.images, sources, labels, paths, strict=True)):
         files.append(entry)
         if not args.json:
-            print(entry["path"], flush=True)
+            put(entry["path"])
     if args.json:
-        print(json.dumps({"model": request.manifest.name, "files": files}, indent=2))
+        put(*json.dumps({"model": request.manifest.name, "files": files}, indent=2).split("\n"))
 
 
 def _labels(request: Request, queries: Sequence[str], count: int) -> list[int | None]:
@@ -81,14 +82,16 @@ def _target(out: Path | None, source: Path, size: int, count: int) -> Path:
 
 def read_square(path: Path, size: int) -> Image:
     """A picture smaller than `size`, upright, what is transparent laid on white; ValueError if it is not one, or not square."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    from cascade.eval.pictures import open_picture
 
     try:
-        with Image.open(path) as opened:
+        with open_picture(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGBA")
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
-    except (UnidentifiedImageError, SyntaxError, OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise almost anything at hostile files
         what = f"{path} can't be read as a picture ({type(error).__name__})"
         raise ValueError(f"{what}; expected a PNG, JPEG or the like") from error
     own = f"{path} is {image.width}x{image.height}"

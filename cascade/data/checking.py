@@ -14,6 +14,7 @@ from cascade.data.folder import Photos
 from cascade.files import Progress
 from cascade.stages.training.examples import PictureSource
 from cascade.stages.training.odd_pictures import DamagedPicture, DamageLog, Oddity
+from cascade.stages.training.workers import told_in_a_sentence
 
 
 def check(pictures: PictureSource, workers: int, progress: Progress) -> DamageLog:
@@ -54,7 +55,12 @@ def uncropped(image: Image.Image, size: int) -> np.ndarray:
 def _read_all(pictures: PictureSource, workers: int, log: DamageLog, progress: Progress) -> Iterator[np.ndarray]:
     """The pixels of each usable picture in turn; what is odd is noted in the log."""
     done = 0
-    for batch in DataLoader(_Read(pictures), batch_size=16, num_workers=workers, collate_fn=list):
+    batches = iter(DataLoader(_Read(pictures), batch_size=16, num_workers=workers, collate_fn=list))
+    while True:
+        with told_in_a_sentence():
+            batch = next(batches, None)
+        if batch is None:
+            return
         for pixels, oddities in batch:
             for oddity in oddities:
                 log.note(done, oddity)

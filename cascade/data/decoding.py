@@ -12,28 +12,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cascade.data.crops import Crop
+from cascade.eval.pictures import ENDINGS, TooManyPixels, open_picture
 from cascade.stages.training.examples import Picture
 from cascade.stages.training.odd_pictures import DamagedPicture, Oddity
 
 MAX_BYTES = 256 * 2**20
-MAX_PIXELS = 89_478_485
-"""Above it Pillow suspects a decompression bomb; as RGB a quarter of a gigabyte."""
-
-ENDINGS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-}
-"""Endings of pictures, and the formats that they stand for; no other format is opened (EPS would start Ghostscript)."""
-
-_FORMATS = tuple(sorted(set(ENDINGS.values())))
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _UPRIGHT = {  # EXIF's orientation -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -84,7 +67,7 @@ def decode(data: bytes, size: int, crop: Crop, name: str = "") -> Picture:
             image, oddities = _opened(data, size, name)
     except (DamagedPicture, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
+    except TooManyPixels as error:
         raise DamagedPicture(Oddity.TOO_LARGE) from error
     except Exception as error:  # Pillow's readers raise almost anything at hostile files
         raise DamagedPicture(_kind_of_damage(data, error)) from error
@@ -93,13 +76,11 @@ def decode(data: bytes, size: int, crop: Crop, name: str = "") -> Picture:
 
 def _opened(data: bytes, size: int, name: str) -> tuple[Image.Image, list[Oddity]]:
     """The image upright in RGB, and its oddities."""
-    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise DamagedPicture(Oddity.TOO_LARGE)
+    image = open_picture(io.BytesIO(data))
     if min(image.size) < size:
         raise DamagedPicture(Oddity.TOO_SMALL)
     if image.format == "PNG":
-        Image.open(io.BytesIO(data), formats=["PNG"]).verify()  # decoding alone passes over wrong checksums
+        open_picture(io.BytesIO(data), ("PNG",)).verify()  # decoding alone passes over wrong checksums
     oddities = []
     stands_for = ENDINGS.get(PurePath(name).suffix.lower())
     if stands_for and image.format not in (stands_for, "MPO"):  # MPO: a JPEG with further views, as phones write it

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import psutil
 import resvg_py
 from PIL import Image
 
 from cascade.classes import EMOJI
-from cascade.files import Progress, cache_folder, complete, sha256, write_text
+from cascade.eval.pictures import open_picture
+from cascade.files import PARTIAL, Batch, Progress, cache_folder, complete, read_text, sha256, write_text
+from cascade.png import is_whole
 
 SPLITS = ("train", "heldout")
 DRAWINGS = {"drawings": "train", "drawings:train": "train", "drawings:heldout": "heldout"}
@@ -50,6 +51,8 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 _PACK = _ASSETS / "drawings.tar.xz"
 _MEMBER = re.compile(r"(train|heldout)/([a-z-]+)/([a-z0-9-]+__[0-9a-f-]+__[a-z0-9-]+)\.svg")
 _RULES = 1  # raise it when render() begins to give other pixels, so that old caches are not taken for new
+
+_TOGETHER = 16  # pictures that get their names at once
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -113,7 +116,7 @@ def render(svg: str, size: int) -> np.ndarray:
     if size < RENDER_SIZE:
         return area_average(render(svg, RENDER_SIZE), size)
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True)
-    with Image.open(io.BytesIO(png)) as image:
+    with open_picture(io.BytesIO(png), ("PNG",)) as image:
         picture = np.asarray(image.convert("RGB"))
     height, width, _ = picture.shape
     if height == width:
@@ -211,7 +214,7 @@ def write_image_folder(out: str | os.PathLike[str], size: int, split: str | None
         out: Folder: a new or empty one, or one that an earlier call with the same size began.
         size: Side of the pictures in pixels, 1 to MAX_SIZE.
         split: "train" or "heldout"; None = both.
-        progress: Called after each picture that is written.
+        progress: Called after every few pictures that are written.
 
     Returns:
         How many pictures of the split the folder now holds.
@@ -225,10 +228,13 @@ def write_image_folder(out: str | os.PathLike[str], size: int, split: str | None
     items = [item for name in (SPLITS if split is None else [split]) for item in drawings(name)]
     _claim_folder(out, {"size": size, "rendering": _rendering()})
     jobs = [(out / item.split / item.class_name / f"{item.name}.png", item.svg) for item in items]
-    missing = [job for job in jobs if not job[0].exists()]
-    written = _in_processes(functools.partial(_write_png, size=size), missing)
-    for _ in _reporting(written, len(missing), progress):
-        pass
+    missing = [job for job in jobs if not (job[0].exists() and is_whole(job[0], size))]
+    parts = [missing[start : start + _TOGETHER] for start in range(0, len(missing), _TOGETHER)]
+    done = 0
+    for part, _ in zip(parts, _in_processes(functools.partial(_write_pngs, size=size), parts, chunksize=1), strict=True):
+        done += len(part)
+        if progress is not None:
+            progress(done, len(missing))
     return len(jobs)
 
 
@@ -260,9 +266,6 @@ def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
 def _write_array(path: Path, shape: tuple[int, ...], pictures: Iterable[np.ndarray]) -> None:
     """Write pictures one after the other; not through a memory map, where a full disk kills the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
-        if left.suffix[1:].isdecimal() and not psutil.pid_exists(int(left.suffix[1:])):
-            left.unlink(missing_ok=True)
     needed, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(f"rendered, the drawings take {needed / 1e9:.1f} GB, but {path.parent} has {free / 1e9:.1f} left")
@@ -273,10 +276,11 @@ def _write_array(path: Path, shape: tuple[int, ...], pictures: Iterable[np.ndarr
             file.write(picture.tobytes())
 
 
-def _write_png(job: tuple[Path, str], size: int) -> None:
-    path, svg = job
-    with complete(path) as file:
-        Image.fromarray(render(svg, size)).save(file, format="PNG")
+def _write_pngs(jobs: list[tuple[Path, str]], size: int) -> None:
+    with Batch() as batch:
+        for path, svg in jobs:
+            with batch.file(path) as file:
+                Image.fromarray(render(svg, size)).save(file, format="PNG")
 
 
 def _claim_folder(out: Path, contents: dict[str, object]) -> None:
@@ -285,20 +289,24 @@ def _claim_folder(out: Path, contents: dict[str, object]) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, expected a folder for the pictures")
     if mark.is_file():
-        if json.loads(mark.read_text("utf-8")) != contents:
+        try:
+            found = json.loads(read_text(mark))
+        except ValueError:
+            found = None
+        if found != contents:
             raise ValueError(f"{out} holds drawings of another size or rendering (see {mark}); choose another folder")
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(path.name != f".{mark.name}{PARTIAL}" for path in out.iterdir()):  # left by a killed process
         raise ValueError(f"{out} is not empty and was not made by this command; choose a new folder")
     write_text(mark, json.dumps(contents))
     write_text(out / "NOTICE", notice())
 
 
-def _in_processes(function: Callable[[_Item], _Result], items: list[_Item]) -> Iterator[_Result]:
+def _in_processes(function: Callable[[_Item], _Result], items: list[_Item], chunksize: int = 16) -> Iterator[_Result]:
     """function of every item, in order, computed on every core."""
     # Spawned, not forked: a process that runs torch holds threads and locks that a fork would copy.
     pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
-        yield from pool.map(function, items, chunksize=16)
+        yield from pool.map(function, items, chunksize=chunksize)
     finally:
         pool.shutdown(cancel_futures=True)
 

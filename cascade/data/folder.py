@@ -12,8 +12,9 @@ import numpy as np
 
 from cascade.classes import WORDNET_ID
 from cascade.data.crops import Crop
-from cascade.data.decoding import ENDINGS, decode, read_file
+from cascade.data.decoding import decode, read_file
 from cascade.data.numbering import numbered
+from cascade.eval.pictures import ENDINGS
 from cascade.stages.training.examples import Picture, epoch_order
 
 ANNOTATIONS, IMAGES = "val_annotations.txt", "images"

@@ -8,6 +8,8 @@ import numpy as np
 
 from cascade.classes import imagenet
 
+MOST_CLASSES = 1_000_000
+
 
 def numbered(found: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names in alphabetical order, and the label of each name that was found; WordNet ids are in ImageNet's order then.
@@ -21,6 +23,8 @@ def numbered(found: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     Raises:
         ValueError: if most names are WordNet ids of ImageNet's classes, and others are not.
     """
+    if odd := next((name for name in found if not name.isprintable()), None):
+        raise ValueError(f"the class {odd!r} has a name that can't be shown, in which some character is no letter; rename it")
     ids = set(imagenet().wordnet_ids)
     others = [name for name in found if name not in ids]
     if others and len(found) > 2 * len(others):
@@ -58,6 +62,8 @@ def labelled(values: np.ndarray, given: Sequence[str], where: str) -> tuple[tupl
         names, labels = numbered(found.tolist())
         return names, labels[places]
     lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, -1)
+    if highest >= MOST_CLASSES:
+        raise ValueError(f"{where} has pictures of class {highest}, expected fewer than {MOST_CLASSES:,} classes, from 0 on")
     if lowest < 0 or (given and highest >= len(given)):
         wrong = lowest if lowest < 0 else highest
         raise ValueError(

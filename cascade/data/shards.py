@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from cascade.data.decoding import ENDINGS
 from cascade.data.numbering import labelled
+from cascade.eval.pictures import ENDINGS
 from cascade.files import Progress, cache_folder, complete
 from cascade.stages.training.examples import epoch_order
 
 HUB = "hub:"
+_MOST_OF_A_CLASS = 1_000  # bytes
 WINDOW = 16
 """Shards that are mixed with one another at any moment of an epoch."""
 
@@ -80,6 +81,7 @@ class ParquetShard:
     def __init__(self, path: Path, label: str | None) -> None:
         try:
             from datasets import Features
+            from pyarrow import types
             from pyarrow.parquet import ParquetFile
         except ModuleNotFoundError:
             raise ValueError(
@@ -93,9 +95,9 @@ class ParquetShard:
             values = file.read(columns=[label]).column(label)
         if values.null_count:
             raise ValueError(f"{path} has rows without a class in column {label!r}")
-        self.classes = np.array(values.to_pylist())
-        if len(self.classes) and self.classes.dtype.kind not in "iuU":
+        if not (types.is_integer(values.type) or types.is_string(values.type) or types.is_large_string(values.type)):
             raise ValueError(f"column {label!r} of {path} holds {values.type}, expected whole numbers or names")
+        self.classes = np.array(values.to_pylist(), np.int64 if types.is_integer(values.type) else np.str_)
         self.class_names = tuple(getattr(features[label], "names", None) or ())
 
     @cached_property
@@ -230,7 +232,7 @@ def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                     continue
                 if ending == "cls":
                     content = tar.extractfile(member)
-                    classes[key] = content.read().decode().strip() if content else ""
+                    classes[key] = content.read(_MOST_OF_A_CLASS).decode().strip() if content else ""
                 elif PurePosixPath(f"x.{ending}").suffix.lower() in ENDINGS:
                     pictures.setdefault(key, (member.name, member.offset_data, member.size))
     except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
@@ -239,7 +241,7 @@ def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise ValueError(f"sample {key!r} of {path} lacks its {'class (.cls)' if key in pictures else 'picture'}")
     values = [classes[key] for key in pictures]
     return (
-        np.array([int(v) for v in values] if all(v.isdecimal() for v in values) else values),
+        np.array([int(v) for v in values] if all(v.isdecimal() and len(v) < 19 for v in values) else values),
         np.array([name for name, _, _ in pictures.values()], str),
         np.array([place for _, *place in pictures.values()], np.int64),
     )

@@ -15,7 +15,7 @@ from cascade.eval.references import FrechetResult, Reference
 from cascade.eval.report import Picture, Report, Row, number_of
 from cascade.eval.report_files import write_report
 from cascade.eval.scoring import MANIFOLD_K, FeatureSet, Scores, feature_set, interval_by_groups, score
-from cascade.files import Progress
+from cascade.files import Batch, Progress
 from cascade.measure import comparisons
 from cascade.measure.comparisons import SHOWN, table_values
 from cascade.measure.named import HeldOut, extractor_of, heldout_drawings, reference_source
@@ -24,7 +24,7 @@ from cascade.measure.super_resolution import evaluate_sr
 from cascade.pipeline import CascadePipeline
 from cascade.progress import part
 from cascade.runs.run import RunOptions, SampleRun, sample_run
-from cascade.runs.share import image_name, without_bars, write_png
+from cascade.runs.share import image_name, without_bars
 
 INTERVALS = (
     "In brackets: 95 % intervals, which hold what as many other samples of the same model would have on average; they leave out"
@@ -227,13 +227,14 @@ def _stages(job: _Job, samples: _Samples) -> list[Picture]:
     if not all((folder / image_name(i)).is_file() for folder in folders.values() for i in range(len(labels))):
         told = job.told("stages of the first samples")
         options: Any = {key: job.run.get(key) for key in ("sampling", "batch_size")}
-        with without_bars(cascade):
+        with without_bars(cascade), Batch() as batch:
             for i, label in enumerate(labels):
                 told(i, len(labels))
                 given = None if cascade.num_classes is None else [int(label)]
                 made: Any = cascade(given, seeds=[samples.run.plan.seed + i], size=cascade.sizes[names[-2]], **options)
                 for name, folder in folders.items():
-                    write_png(folder / image_name(i), made.stages[name].images[0])
+                    with batch.file(folder / image_name(i)) as file:
+                        made.stages[name].images[0].save(file, format="PNG")
             told(len(labels), len(labels))
     shown = [*(image_folder(folder) for folder in folders.values()), samples.images]
     sets = [images.take(np.arange(len(labels))).array() for images in shown]

@@ -13,7 +13,7 @@ from cascade.eval.references import Reference, load_reference, measure
 from cascade.eval.scoring import MANIFOLD_K, Scores, feature_set, score
 from cascade.eval.statistics import save_measurement
 from cascade.measure.comparisons import reference_features
-from cascade.measure.named import crop_rule_of, extractor_of, image_source, reference_source
+from cascade.measure.named import check_named, check_reference, crop_rule_of, extractor_of, image_source, reference_source
 from cascade.progress import OnProgress, part
 from cascade.stages.training import Data
 from cascade.stages.training.odd_pictures import DamageLog
@@ -49,9 +49,11 @@ def evaluate(
         ConnectionError: if weights or statistics must be downloaded and can't be.
     """
     images, reference = str(images), str(reference)
+    check_named(images)
+    check_reference(reference, extractor)
+    network = extractor_of(extractor, weights, str(find_device(device)))
     found, _ = image_source(images, size=size, minimum=MANIFOLD_K + 1)
     real = reference_source(reference, image_size=found.size, extractor=extractor)
-    network = extractor_of(extractor, weights, str(find_device(device)))
     told = part(on_progress, "features of the pictures")
     samples = feature_set(found, network, crop_rule=crop_rule_of(images, crop_rule), on_batch=told)
     theirs, of_images = reference_features(real, network, crop_rule_of(reference, None), on_progress)

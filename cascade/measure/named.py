@@ -42,6 +42,20 @@ Classify = Callable[[Images], np.ndarray]
 """Class probabilities [N, C] of uint8 RGB images [N, S, S, 3]."""
 
 
+def check_named(text: str) -> None:
+    """Raise ValueError unless there is something of this name, before any work is done for it."""
+    if text not in DRAWINGS and not Path(text).expanduser().exists():
+        raise ValueError(f"there is no {text}; give a folder of images, an .npz, or {', '.join(DRAWINGS)}")
+
+
+def check_reference(text: str, extractor: str) -> None:
+    """Raise ValueError unless there may be such a reference, measured by this network."""
+    if not text.startswith("cleanfid:"):
+        check_named(text)
+    elif extractor not in INCEPTION_MODES:
+        raise ValueError(f"{text} is measured by Inception, so --extractor must be one of {', '.join(INCEPTION_MODES)}")
+
+
 def image_source(
     text: str, *, size: int | None = None, minimum: int = 1, progress: Progress | None = None
 ) -> tuple[ImageSet, np.ndarray | None]:
@@ -57,9 +71,12 @@ def image_source(
     path = Path(text).expanduser()
     if path.suffix == ".npz":
         arrays = read_npz(path, {"arr_0"})
-        return image_array(arrays["arr_0"], name=str(path), size=size, minimum=minimum), arrays.get("arr_1")
-    if not path.exists():
-        raise ValueError(f"there is no {text}; give a folder of images, an .npz, or {', '.join(DRAWINGS)}")
+        images = image_array(arrays["arr_0"], name=str(path), size=size, minimum=minimum)
+        classes = arrays.get("arr_1")
+        if classes is not None and (classes.dtype.kind not in "iu" or classes.shape != (len(images),)):
+            raise ValueError(f"{path} holds arr_1 as {classes.dtype} of shape {classes.shape}, expected a class per image")
+        return images, classes
+    check_named(text)
     return image_folder(path, size=size, minimum=minimum), None
 
 
@@ -116,9 +133,8 @@ def reference_source(
     images cut by `crop_rule` (None = not known). Raises ValueError if it is missing, damaged, of another image size, or of too
     few images to score against; ConnectionError if it must be downloaded and can't be.
     """
+    check_reference(text, extractor)
     if text.startswith("cleanfid:"):
-        if extractor not in INCEPTION_MODES:
-            raise ValueError(f"{text} is measured by Inception, so --extractor must be one of {', '.join(INCEPTION_MODES)}")
         name, _, split = text.removeprefix("cleanfid:").partition(":")
         return load_clean_fid_reference(name, split or "train", image_size, INCEPTION_MODES[extractor])
     path = Path(text).expanduser()

@@ -20,7 +20,7 @@ from cascade.eval.references import FrechetResult
 from cascade.eval.report import Picture, Report, Row, Value
 from cascade.eval.report_files import write_report
 from cascade.eval.scoring import FeatureSet, feature_set, inception_score_of, mean_interval, score
-from cascade.files import Progress
+from cascade.files import Batch, Progress
 from cascade.folder import StageEntry, load_stage
 from cascade.measure.comparisons import SHOWN, columns_of, differences, not_comparable, published_rows, reference_shown
 from cascade.measure.named import Classify, classifier_of, crop_rule_of, extractor_of, image_source
@@ -28,7 +28,7 @@ from cascade.measure.protocols import CLASSIFIERS, Protocol
 from cascade.pipeline import CascadePipeline
 from cascade.progress import OnProgress, part
 from cascade.runs.record import FORMAT, begin, model_hash
-from cascade.runs.share import image_name, without_bars, write_png
+from cascade.runs.share import image_name, without_bars
 from cascade.stage_sampling import Sampling, StageSampling
 from cascade.stages.stage import default_batch_size
 
@@ -265,15 +265,17 @@ def enlarged(
     Image i has seed + i; `batch_size` consecutive ones are made together, always the same. Nothing else may lie in `out`.
     """
     files = [out / image_name(i) for i in range(len(low_res))]
-    for start in range(0, len(low_res), batch_size):
-        block = range(start, min(start + batch_size, len(low_res)))
-        on_progress(start, len(low_res))
-        if all(files[i].is_file() for i in block):
-            continue
-        small = [Image.fromarray(one) for one in low_res.take(np.array(block)).array()]
-        made = enlarge(small, None if labels is None else [labels[i] for i in block], [seed + i for i in block])
-        for i, image in zip(block, made, strict=True):
-            write_png(files[i], image)
+    with Batch() as batch:
+        for start in range(0, len(low_res), batch_size):
+            block = range(start, min(start + batch_size, len(low_res)))
+            on_progress(start, len(low_res))
+            if all(files[i].is_file() for i in block):
+                continue
+            small = [Image.fromarray(one) for one in low_res.take(np.array(block)).array()]
+            made = enlarge(small, None if labels is None else [labels[i] for i in block], [seed + i for i in block])
+            for i, image in zip(block, made, strict=True):
+                with batch.file(files[i]) as file:
+                    image.save(file, format="PNG")
     on_progress(len(low_res), len(low_res))
     return image_folder(out)
 

@@ -22,14 +22,15 @@ def write_shard(file: BinaryIO, items: Iterable[tuple[Path, int | None]]) -> Non
 def write_npz(file: BinaryIO, paths: Sequence[Path], size: int, labels: Sequence[int] | None) -> None:
     """`arr_0`, uint8 [N, size, size, 3], and where there are classes `arr_1`, int64 [N]; images are read one by one."""
     import numpy as np
-    from PIL import Image
+
+    from cascade.eval.pictures import open_picture
 
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member:
             shape = (len(paths), size, size, 3)
             np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for path in paths:
-                with Image.open(path) as image:
+                with open_picture(path) as image:
                     member.write(np.asarray(image.convert("RGB")).tobytes())
         if labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as member:

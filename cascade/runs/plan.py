@@ -10,6 +10,7 @@ from typing import Literal, get_args
 LabelRule = Literal["balanced", "random"]
 FileFormat = Literal["png", "shards", "npz"]
 
+MOST_IMAGES = 10_000_000
 MOST_PROCESSES = 8  # that share a run on a CPU where nobody says how many
 
 
@@ -38,8 +39,8 @@ class RunPlan:
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= MOST_IMAGES:
+                raise ValueError(f"{name} must be at least 1 and at most {MOST_IMAGES:,} in a run, got {getattr(self, name)}")
         if self.format not in get_args(FileFormat):
             raise ValueError(f"format is {self.format!r}, expected one of {', '.join(get_args(FileFormat))}")
         if isinstance(self.labels, str) and self.labels not in get_args(LabelRule):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from cascade.files import sha256, write_text
+from cascade.files import read_text, sha256, write_text
 from cascade.runs.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = json.loads(read_text(path))
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']}, expected {FORMAT}")
         return record

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from cascade.files import held
 from cascade.progress import OnProgress
 from cascade.runs.plan import MOST_PROCESSES, FileFormat, LabelRule, Place, RunPlan
 from cascade.runs.processes import others
@@ -89,7 +90,7 @@ def sample_run(
         on_progress: Told of the share of this process; of several that torchrun started, of the first.
 
     Raises:
-        ValueError: if the folder holds another run, or the cascade can't do what is asked.
+        ValueError: if the folder holds another run, another process is making it, or the cascade can't do what is asked.
         RuntimeError: if a network makes something that is not a number, or another process failed.
         OSError: if a file can't be written.
     """
@@ -123,6 +124,9 @@ def sample_run(
         cost = cost_of(cascade, plan.size, chosen) if before is None else before["cost"]
         settings = settings_of(cascade, plan.size, chosen, threads)
         record = record_of(plan, cascade.name, model_hash(cascade), settings, cost)
+        out.mkdir(parents=True, exist_ok=True)
+        problem = f"another process is making the images of {out}; wait for it, or choose another folder"
+        stack.enter_context(held(out / f".lock-{place.rank}", problem))
         begin(out, record)
         check = stack.enter_context(others(cascade, out, chosen, count))
 

@@ -1,23 +1,25 @@
 """The images of a run that one process makes, and the files that they end in; a stopped share goes on where it was.
 
-Every file is written under another name and renamed when it is complete.
+Every file gets its name when it is complete and on the disk; images do so together, at least once a second. What an earlier
+process left is looked through before it is taken for done.
 """
 
 from __future__ import annotations
 
 import os
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cascade.files import Progress, complete
+from cascade.files import Batch, Progress, complete
+from cascade.png import is_whole
 from cascade.runs.formats import write_npz, write_shard
 from cascade.runs.plan import Place, RunPlan
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from cascade.pipeline import CascadePipeline
     from cascade.stage_sampling import Sampling
 
@@ -35,26 +37,26 @@ def make_share(
         return True
     folder = out if plan.format == "png" else out / PARTS
     folder.mkdir(exist_ok=True)
-    present = _present(out, plan)
     blocks = plan.blocks()[place.rank :: place.world_size]
     mine = {i for block in blocks for i in block}
-    done, total = len(mine & present), len(mine)
-    for path in folder.glob(".*.png.*"):  # half-written when a run was killed
-        number = path.name[1:].partition(".")[0]
-        if number.isdecimal() and int(number) in mine:
-            path.unlink(missing_ok=True)
-    for block in blocks:
-        on_progress(done, total)
-        missing = [i for i in block if i not in present]
-        if not missing:
-            continue
-        labels, seeds = [plan.label(i) for i in block], [plan.seed + i for i in block]
-        classes: Any = {"num_images_per_class": len(block)} if labels[0] is None else {"class_labels": labels}
-        made: Any = cascade(**classes, seeds=seeds, size=plan.size, sampling=sampling, batch_size=plan.batch_size)
-        for i in missing:
-            write_png(folder / image_name(i), made.images[i - block.start])
-        done += len(missing)
+    present = _present(out, plan) & mine
+    broken = {i for i in present if (path := folder / image_name(i)).exists() and not is_whole(path, plan.size)}
+    present -= broken
+    done, total = len(present), len(mine)
     on_progress(done, total)
+    with Batch() as batch:
+        for block in blocks:
+            missing = [i for i in block if i not in present]
+            if not missing:
+                continue
+            labels, seeds = [plan.label(i) for i in block], [plan.seed + i for i in block]
+            classes: Any = {"num_images_per_class": len(block)} if labels[0] is None else {"class_labels": labels}
+            made: Any = cascade(**classes, seeds=seeds, size=plan.size, sampling=sampling, batch_size=plan.batch_size)
+            for i in missing:
+                with batch.file(folder / image_name(i)) as file:
+                    made.images[i - block.start].save(file, format="PNG")
+            done += len(missing)
+            on_progress(done, total)
     if len(_present(out, plan)) < plan.num_images:
         return False
     _pack(out, plan)
@@ -64,12 +66,6 @@ def make_share(
 def image_name(index: int) -> str:
     """Name of an image's file."""
     return f"{index:06d}.png"
-
-
-def write_png(path: Path, image: Image) -> None:
-    """Write an image, whole or not at all."""
-    with complete(path) as file:
-        image.save(file, format="PNG")
 
 
 def files_of(out: Path, plan: RunPlan) -> list[Path]:
@@ -97,7 +93,7 @@ def _present(out: Path, plan: RunPlan) -> set[int]:
     """The images that exist, alone or in a shard."""
     folder = out if plan.format == "png" else out / PARTS
     names = set(os.listdir(folder)) if folder.is_dir() else set()
-    packed = [images for shard, images in _shards(out, plan).items() if shard.is_file()]
+    packed = [images for shard, images in _shards(out, plan).items() if _holds(shard, images)]
     return {i for i in range(plan.num_images) if image_name(i) in names}.union(*packed)
 
 
@@ -109,7 +105,28 @@ def _shards(out: Path, plan: RunPlan) -> dict[Path, range]:
 
 
 def _is_packed(out: Path, plan: RunPlan) -> bool:
-    return plan.format != "png" and all(path.is_file() for path in files_of(out, plan))
+    if plan.format == "shards":
+        return all(_holds(shard, images) for shard, images in _shards(out, plan).items())
+    return plan.format == "npz" and _is_whole_npz(files_of(out, plan)[0], plan)
+
+
+def _holds(shard: Path, images: range) -> bool:
+    """Whether a shard has these images, each with all its bytes."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            names = [member.name for member in tar]
+    except (OSError, tarfile.TarError, EOFError):
+        return False
+    return [name for name in names if name.endswith(".png")] == [image_name(i) for i in images]
+
+
+def _is_whole_npz(path: Path, plan: RunPlan) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return sizes.get("arr_0.npy", 0) > plan.num_images * plan.size**2 * 3
 
 
 def _pack(out: Path, plan: RunPlan) -> None:
@@ -117,7 +134,7 @@ def _pack(out: Path, plan: RunPlan) -> None:
     images = [out / PARTS / image_name(i) for i in range(plan.num_images)]
     try:
         for shard, indices in _shards(out, plan).items():
-            if not shard.is_file():
+            if not _holds(shard, indices):
                 with complete(shard) as file:
                     write_shard(file, [(images[i], plan.label(i)) for i in indices])
         if plan.format == "npz":

@@ -49,7 +49,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
         source += f" with {key}={value}"
     try:
         return _recipe(values)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 
@@ -80,7 +80,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 
 def _recipe_file(name: str | Path) -> Path:
     path = Path(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():  # a pipe is refused by who reads it
         return path
     names, wanted = recipe_names(), path.as_posix().removesuffix(".yaml")
     if wanted not in names:

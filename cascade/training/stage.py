@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from cascade.data import open_held_out, open_pictures
 from cascade.data.checking import cores
-from cascade.files import write_text
+from cascade.files import read_text, write_text
 from cascade.folder import STAGE
 from cascade.progress import OnProgress
 from cascade.stages.training import PictureSet, Recipe, train
@@ -128,8 +129,6 @@ def train_stage(
         time_box = _time_box(recipe, num_classes, begun + seconds)
         recipe = fitted(recipe, time_box.factor)
     on_message(summary(recipe, num_classes))
-    if process.is_main_process:
-        _keep(run, recipe, class_names, on_message)
 
     planned = recipe
 
@@ -150,6 +149,7 @@ def train_stage(
         workers=workers,
         time_box=time_box,
         on_recipe=lambda now: write_text(run / RECIPE, recipe_to_yaml(now)) if process.is_main_process else None,
+        on_held=lambda: _keep(run, planned, class_names, on_message),
     )
     recipe = as_it_stands()
     if process.is_main_process:
@@ -169,7 +169,7 @@ def _time_box(recipe: Recipe, num_classes: int | None, end: float) -> TimeBox:
 
 def _fitted_before(run: Path, recipe: Recipe) -> Recipe | None:
     """The recipe that a run keeps, if it is this one but for its lengths."""
-    kept = load_recipe(run / RECIPE) if (run / RECIPE).is_file() else None
+    kept = _kept_recipe(run)
     return kept if kept is not None and fitted(kept, 0) == fitted(recipe, 0) else None
 
 
@@ -235,10 +235,25 @@ def _default_trackers(on_message: Callable[[str], None]) -> list[str]:
     return []
 
 
+def _kept_recipe(run: Path, on_message: Callable[[str], None] = _nothing) -> Recipe | None:
+    """The recipe that a run keeps; None where it has none, or a damaged one, which is said."""
+    try:
+        return load_recipe(run / RECIPE) if (run / RECIPE).exists() else None
+    except ValueError as error:
+        on_message(f"{run / RECIPE} can't be read, and is written anew ({error})")
+        return None
+
+
 def _kept_classes(run: Path) -> tuple[str, ...] | None:
-    """The class names that a run keeps; None where it has none."""
+    """The class names that a run keeps; None where it has none. Raises ValueError if they are damaged."""
     path = run / CLASSES
-    return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with suppress(ValueError):
+        names = json.loads(read_text(path))
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    raise ValueError(f"{path} is damaged, expected a list of names; remove it: the same training writes it anew")
 
 
 def _keep(run: Path, recipe: Recipe, class_names: Sequence[str] | None, on_message: Callable[[str], None]) -> None:
@@ -246,11 +261,15 @@ def _keep(run: Path, recipe: Recipe, class_names: Sequence[str] | None, on_messa
 
     Raises ValueError if data, network or classes differ, so that the run can't go on; OSError if it can't be written.
     """
-    path, kept = run / RECIPE, _kept_classes(run)
+    path, before = run / RECIPE, _kept_recipe(run, on_message)
+    try:
+        kept = _kept_classes(run)
+    except ValueError as error:
+        kept = None
+        on_message(f"{run / CLASSES} can't be read, and is written anew ({error})")
     if kept and class_names and (others := sorted({*kept} ^ {*class_names})):
         raise ValueError(f"{run} holds a run of other classes ({', '.join(others[:4])}); use another folder or remove this one")
-    before = recipe_to_dict(load_recipe(path)) if path.is_file() else None
-    for key, old, new in () if before is None else _changes(before, recipe_to_dict(recipe)):
+    for key, old, new in () if before is None else _changes(recipe_to_dict(before), recipe_to_dict(recipe)):
         if _NOTHING not in (old, new) and key.partition(".")[0] in ("data", "network"):
             raise ValueError(f"{run} holds a run with {key} {old}, not {new}; use another folder or remove this one")
         on_message(f"{path} is changed: {key} was {old}, is now {new}")

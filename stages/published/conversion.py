@@ -1,11 +1,10 @@
 """Turning a published weight file into a stage folder once, for loading without it ever after."""
 
-import hashlib
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from cascade.stages.files import complete_folder, sha256
 from cascade.stages.published.families import family_of
 from cascade.stages.published.family import NON_COMMERCIAL, Config
 from cascade.stages.published.loading import stage
@@ -16,21 +15,24 @@ def convert(family: str, weights: str | PathLike[str], config: Config | None, ou
 
     The folder appears only once it is complete. Weights keep the number type of the file, and are not held in memory beside it.
     The first arguments and errors are those of `cascade.stages.published.stage`; `out` is the folder to make, and is returned.
-    ValueError too if it exists.
+    ValueError too if it exists or another process is writing it, OSError if it can't be written.
     """
     source, out = Path(weights), Path(out)
-    if out.exists():
-        raise ValueError(f"{out} exists already; give another folder, or remove it first")
+    _check_new(out)
     pipeline = stage(family, source, config, dtype=None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / "stage"
-        pipeline.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(family, source, pipeline), encoding="utf-8")
-        for file in folder.glob("unet/*.safetensors"):
-            file.chmod(0o644)  # safetensors writes them for their owner only
-        folder.rename(out)
+    try:
+        with complete_folder(out) as folder:
+            _check_new(out)  # still so, now that no other process can write it
+            pipeline.save_pretrained(folder)
+            (folder / "README.md").write_text(model_card(family, source, pipeline), encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"the stage could not be written to {out}: {error.strerror or error}; nothing of it is left") from error
     return out
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"{out} exists already; give another folder, or remove it first")
 
 
 def model_card(family: str, source: Path, pipeline: Any) -> str:
@@ -50,8 +52,6 @@ def model_card(family: str, source: Path, pipeline: Any) -> str:
         restriction = "\n**Non-commercial: these weights may not be used, or passed on, for commercial purposes.**\n"
     checkpoint, taken = record.known(source.name), denoiser.config["published"].get("average")
     average = "" if taken is None else f"| weights taken of it | `{taken}` |\n"
-    with source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return f"""---
 license: {licence}
 ---
@@ -71,7 +71,7 @@ Licence of the published weights: {record.licence}.
 | source | |
 |---|---|
 | file | `{source.name}` |
-| SHA-256 | `{sha256}` |
+| SHA-256 | `{sha256(source)}` |
 {average}| published at | {checkpoint.url if checkpoint else record.project} |
 | project | {record.project} |
 """

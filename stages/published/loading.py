@@ -1,7 +1,10 @@
 """From a published weight file to the raw network, or to a stage of ours."""
 
+import io
 import json
 import math
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from os import PathLike
@@ -15,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cascade.stages.base import BasePipeline
-from cascade.stages.published import pickles
+from cascade.stages.files import MOST_BYTES
+from cascade.stages.published import pickle_scan, pickles
 from cascade.stages.published.families import family_of, known
 from cascade.stages.published.family import Config, Family
 from cascade.stages.sr3 import SR3Pipeline
@@ -130,6 +134,9 @@ def _recorded(network: pickles.Module, path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path.name} records arguments of its network that are not plain values ({error})") from error
 
 
+_OLD_PICKLES = 5  # of torch's old format: its mark, its version, the machine, the content, and the names of the data behind
+
+
 class _Options:
     """Stand-in for the options that a training checkpoint keeps, which say nothing that is used."""
 
@@ -137,14 +144,39 @@ class _Options:
 def _read_torch(path: Path, family: Family) -> dict[str, Any]:
     options: list[Any] = [] if family.average is None else [(_Options, "argparse.Namespace")]
     try:
+        _look_through(path)
         with torch.serialization.safe_globals(options):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises whatever its many readers do
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path.name} was refused: it is damaged, or holds more than tensors ({reason})") from error
+        raise ValueError(f"{path.name} was refused: it is damaged, or holds more than tensors ({_reason(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds a {type(content).__name__}, expected a dict of tensors")
     return dict(content)
+
+
+def _look_through(path: Path) -> None:
+    """Raises pickle.UnpicklingError if a pickle in a file of torch's, of its new or its old format, asks for too much."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(_OLD_PICKLES):
+                pickle_scan.check(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename.endswith("/data.pkl"):
+                if member.file_size > MOST_BYTES:
+                    raise pickle.UnpicklingError(f"its pickle has {member.file_size:,} bytes, expected at most {MOST_BYTES:,}")
+                pickle_scan.check(io.BytesIO(archive.read(member)))
+
+
+def _reason(error: Exception) -> str:
+    """What torch says in its first line, or what the file asked for, without torch's advice to trust it."""
+    text = str(error)
+    if asked := re.search(r"GLOBAL (\S+)", text):
+        return f"it asks for {asked[1][:200]}"
+    if found := re.search(r"WeightsUnpickler error: ([^\n]*)", text):
+        return found[1][:200].strip()
+    return text.strip().split("\n")[0][:200] or type(error).__name__
 
 
 def _is_state(value: Any) -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascade.stages.published import pickle_scan
+
 _MAGIC = 0x1950A86A20F9469CFC6C
 _NUMBER_TYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
@@ -100,6 +102,9 @@ class _Reader(pickle.Unpickler):
     """An unpickler that knows a few names and no others."""
 
     def __init__(self, file: Any, names: Mapping[tuple[str, str], Any]) -> None:
+        place = file.tell()
+        pickle_scan.check(file)
+        file.seek(place)
         super().__init__(file)
         self.names = names
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cascade.stages.files import sha256
+from cascade.stages.files import OLD, PARTIAL, complete_folder, read_text, remove_folder, sha256
 
-PREFIX, STATE, PARTIAL, LOSS = "checkpoint-", "state.json", ".partial", "validation_loss"
-"""Names in a run's folder, and the key of a checkpoint's state by which the best is known: absent or None = not measured."""
+PREFIX, STATE = "checkpoint-", "state.json"
+"""Names in a run's folder."""
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+LOSS, SEAL = "validation_loss", "sha256_of_state"
+"""Keys of a checkpoint's state: that by which the best is known, absent or None = not measured; and the hash of all others."""
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 """What reading a damaged checkpoint raises."""
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -45,7 +49,7 @@ def save(run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]
     best = best_folder(run)
     for old in folders(run)[keep:]:
         if old != best:
-            _remove(old)
+            remove_folder(old)
     return target
 
 
@@ -54,28 +58,32 @@ def write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapp
 
     One that is there already, a damaged one or one of the same content, is replaced. An OSError's message is the reason alone.
     """
-    partial = target.with_suffix(PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        for group, values in tensors.items():
-            on_cpu = {name: value.detach().cpu().contiguous() for name, value in values.items()}
-            save_file(on_cpu, partial / f"{group}.safetensors")
-        sums = {path.name: sha256(path) for path in sorted(partial.iterdir())}
-        (partial / STATE).write_text(json.dumps({**state, "sha256": sums}, indent=1))
-        for path in (*partial.iterdir(), partial):
-            _flush(path)
-        _remove(target)
-        partial.rename(target)
-        _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(getattr(error, "strerror", None) or str(error)) from error
+        with complete_folder(target) as partial:
+            for group, values in tensors.items():
+                on_cpu = {name: value.detach().cpu().contiguous() for name, value in values.items()}
+                save_file(on_cpu, partial / f"{group}.safetensors")
+            sums = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+            facts = json.loads(json.dumps({**state, "sha256": sums}))
+            (partial / STATE).write_text(json.dumps(facts | {SEAL: _seal(facts)}, indent=1))
+    except OSError as error:
+        raise OSError(error.strerror or str(error)) from error
 
 
 def folders(run: Path) -> list[Path]:
-    """The run's finished checkpoints, newest first."""
-    return sorted((path for path in run.glob(f"{PREFIX}*") if path.suffix != PARTIAL), reverse=True)
+    """The run's finished checkpoints, newest first: folders of the very names that `save` gives, whatever else lies there.
+
+    Raises ValueError for a link of such a name, which may lead to what isn't the run's own.
+    """
+    return named_folders(run, PREFIX)[::-1]
+
+
+def named_folders(home: Path, prefix: str = "") -> list[Path]:
+    """Folders that are called `prefix` and twelve digits, in their order. Raises ValueError for a link of such a name."""
+    found = sorted(path for path in home.glob(f"{prefix}*") if re.fullmatch(rf"{prefix}[0-9]{{12}}", path.name))
+    if linked := next((path for path in found if path.is_symlink()), None):
+        raise ValueError(f"{linked} is a link, and a run's own folders are none; remove it, or put the folder in its place")
+    return [path for path in found if path.is_dir()]
 
 
 def best_folder(run: Path) -> Path | None:
@@ -83,25 +91,35 @@ def best_folder(run: Path) -> Path | None:
     losses: dict[Path, float] = {}
     for folder in folders(run):
         with contextlib.suppress(*DAMAGED):
-            loss = json.loads((folder / STATE).read_text()).get(LOSS)
+            loss = read_state(folder).get(LOSS)
             if loss is not None:
                 losses[folder] = loss
     return min(losses, key=lambda folder: losses[folder], default=None)
 
 
-def clean(run: Path) -> None:
-    """Remove what a killed run left of checkpoints that it was writing or removing."""
-    for path in run.glob(f"{PREFIX}*{PARTIAL}"):
-        shutil.rmtree(path, ignore_errors=True)
+def clean(home: Path, prefix: str = PREFIX) -> None:
+    """Remove what a killed run left of `named_folders` that it was writing or removing."""
+    for path in home.glob(f".{prefix}*"):
+        if re.fullmatch(rf"\.{prefix}[0-9]{{12}}(\{PARTIAL}|\{OLD})", path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load(folder: Path) -> tuple[Tensors, State]:
     """A checkpoint's tensors by group and its state. Raises one of DAMAGED if it is not what was written."""
-    state = json.loads((folder / STATE).read_text())
+    state = read_state(folder)
     for name, expected in state["sha256"].items():
-        if sha256(folder / name) != expected:
+        if Path(name).name != name or sha256(folder / name) != expected:
             raise ValueError(f"{name} is not what was written")
     return {Path(name).stem: load_file(folder / name) for name in state["sha256"]}, state
+
+
+def read_state(folder: Path) -> State:
+    """The plain values of what `write` wrote. Raises one of DAMAGED if they are not what was written."""
+    state = json.loads(read_text(folder / STATE))
+    seal = state.pop(SEAL, None)
+    if seal is not None and seal != _seal(state):  # older runs have none
+        raise ValueError(f"{STATE} is not what was written")
+    return state
 
 
 def load_newest(run: Path) -> tuple[Tensors, State, list[str]] | None:
@@ -138,19 +156,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _flush(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint so that none is ever half there under its own name."""
-    if folder.exists():
-        doomed = folder.with_name(f"{folder.name}.old{PARTIAL}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+def _seal(state: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -23,6 +23,7 @@ from cascade.stages.noise import MAX_LOG_SNR, resolution_shift
 from cascade.stages.training import draws
 from cascade.stages.training.odd_pictures import TRIES, DamagedPicture, Oddity, mask_of
 from cascade.stages.training.recipe import MIXTURE, REGRESSION, Phase, Recipe
+from cascade.stages.training.workers import told_in_a_sentence
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -136,9 +137,10 @@ class ResidentPictures:
         self._labels = [source.label(index) for index in range(len(source))]
         self.pixels = torch.empty((len(source), source.size, source.size, 3), dtype=torch.uint8, device=device)
         self._states: list[Picture | DamagedPicture] = []
-        for pixels, states in DataLoader(_Reading(source), 64, num_workers=workers, collate_fn=as_read):
-            self.pixels[len(self._states) :][: len(states)] = pixels.to(device)
-            self._states += states
+        with told_in_a_sentence():
+            for pixels, states in DataLoader(_Reading(source), 64, num_workers=workers, collate_fn=as_read):
+                self.pixels[len(self._states) :][: len(states)] = pixels.to(device)
+                self._states += states
 
     @staticmethod
     def fit(source: PictureSource, device: torch.device) -> bool:

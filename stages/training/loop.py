@@ -27,6 +27,7 @@ from cascade.stages.training.state import Say, TrainingState
 from cascade.stages.training.step import Outcome, Stepper
 from cascade.stages.training.time_box import TimeBox, fitted
 from cascade.stages.training.validation import ValidationReport, Validator
+from cascade.stages.training.workers import told_in_a_sentence
 from cascade.stages.unet import UNet
 
 SampleGrid = Callable[[UNet, int], Image.Image | None]
@@ -48,6 +49,7 @@ def train(
     resident: bool | None = None,
     time_box: TimeBox | None = None,
     on_recipe: Callable[[Recipe], None] = lambda recipe: None,
+    on_held: Callable[[], None] = lambda: None,
 ) -> UNet:
     """Train a stage, or continue where its newest whole checkpoint left it: a network with averaged weights in evaluation mode.
 
@@ -71,6 +73,7 @@ def train(
             None = on a CUDA device that has room for them.
         time_box: Makes the recipe, which it was made with, as long as its time; `recipe` is that recipe as first fitted to it.
         on_recipe: Called with the recipe whenever it is fitted anew.
+        on_held: Called by the main process once no other can train in the run's folder, before anything in it is changed.
 
     Raises:
         ValueError: if recipe, data and run folder don't belong together, another process is training there, or too many pictures
@@ -86,6 +89,7 @@ def train(
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(sole_training(run))
+            on_held()
         state = TrainingState.begin(recipe, len(pictures.class_names), run, accelerator, on_message)
         device = accelerator.device
         if resident is None:
@@ -215,7 +219,11 @@ def _batches(examples: TrainingExamples, state: TrainingState, workers: int) -> 
     )
     batches = iter(loader)
     try:
-        while parts := list(islice(batches, accumulate)):
+        while True:
+            with told_in_a_sentence():
+                parts = list(islice(batches, accumulate))
+            if not parts:
+                return
             yield parts
     finally:
         if workers:  # they heed no signal: none may outlive an error here

@@ -8,8 +8,6 @@ closest to a wanted average is found by least squares between profiles, without 
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cascade.stages.files import remove_folder
 from cascade.stages.training import checkpoint
 from cascade.stages.training.ema import PowerAverage, gamma_of
 
@@ -88,9 +87,10 @@ def save(run: Path, images_seen: int, averages: Sequence[PowerAverage], network:
 
 def forget(run: Path, after: int) -> None:
     """Remove the snapshots of a run that goes on at `after` images: it makes them again, or others if its recipe changed."""
+    checkpoint.clean(run / FOLDER, "")
     for folder in _folders(run):
         if folder.name > f"{after:012d}":
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +147,12 @@ class Snapshots:
 
 
 def _folders(run: Path) -> list[Path]:
-    return sorted(path for path in (run / FOLDER).glob("*") if path.suffix != checkpoint.PARTIAL)
+    return checkpoint.named_folders(run / FOLDER)
 
 
 def _state(folder: Path) -> dict[str, Any]:
     with _damaged(folder):
-        state = json.loads((folder / checkpoint.STATE).read_text("utf-8"))
+        state = checkpoint.read_state(folder)
         return {"images_seen": int(state["images_seen"]), "stds": dict(state["stds"]), "network": dict(state["network"])}
 
 

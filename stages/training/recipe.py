@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,13 @@ DIFFUSION, REGRESSION = "diffusion", "regression"
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # and accelerate's names of them
 MIXTURE = "mixture"
 REDUCTIONS = ("area", "bilinear", MIXTURE)
-_COUNTS = ("size", "images", "batch_size", "accumulate", "every", "count", "steps", "levels")
+_COUNTS = (
+    "size", "images", "batch_size", "accumulate", "every", "count", "steps", "levels", "checkpoint_every", "keep_checkpoints"
+)  # fmt: skip
+MOST_IMAGES = 10**12 - 1
+"""Of a training run: twelve digits name its checkpoints."""
+
+_MOST = {"size": 2**14, "batch_size": 2**20, "count": 2**12, "steps": 10_000, "levels": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,13 +219,17 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for part in self.name.split("/"):
+            problem = f"name is {self.name!r}, expected words with / between them: it is a folder in runs/"
+            _require(part.isprintable() and part.strip() not in ("", ".", "..") and "\\" not in part, problem)
         parts: dict[str, Any] = {"": self, "optimization.": self.optimization, "samples.": self.samples}
         parts |= {"snapshots.": self.snapshots, "validation.": self.validation}
         parts |= {f"phases.{place}.": phase for place, phase in enumerate(self.phases)}
         for above, part in parts.items():
-            for name in (*_COUNTS, "checkpoint_every", "keep_checkpoints"):
-                count = getattr(part, name, None)
+            for name in _COUNTS:
+                count, most = getattr(part, name, None), _MOST.get(name, MOST_IMAGES)
                 _require(count is None or count > 0, f"{above}{name} must be at least 1, got {count}")
+                _require(count is None or count <= most, f"{above}{name} must be at most {most:,}, got {count}")
         ends, betas = [phase.images for phase in self.phases], list(self.optimization.betas)
         _require(bool(ends) and ends == sorted(set(ends)), f"phases must end at rising images, got {ends}")
         shares = {"augmentation noise": self.augmentation.noise, "augmentation clean": self.augmentation.clean}
@@ -238,7 +249,23 @@ class Recipe:
         _require(self.result != "best" or v is not None, "result is 'best', which needs a validation")
         divides = v is None or v.every is None or every % v.every == 0
         _require(divides, f"validation.every must divide checkpoint_every {every}, got {v and v.every}")
+        self._check_values()
         self._check_choices()
+
+    def _check_values(self) -> None:
+        """Numbers with which no training can be right."""
+        o, a, j = self.optimization, self.augmentation, self.objective
+        above_0 = {"learning_rate": o.learning_rate, "clip_norm": o.clip_norm, "ema_ramp": o.ema_ramp}
+        from_0 = {"warmup": o.warmup, "weight_decay": o.weight_decay}
+        for name, value in above_0.items():
+            _require(0 < value < math.inf, f"optimization.{name} must be above 0, got {value}")
+        for name, value in from_0.items():
+            _require(0 <= value < math.inf, f"optimization.{name} must be at least 0, got {value}")
+        _require(o.ema_half_life >= 1, f"optimization.ema_half_life must be at least 1, got {o.ema_half_life}")
+        _require(0 <= a.blur < math.inf, f"augmentation.blur must be at least 0, got {a.blur}")
+        _require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), got {self.seed}")
+        for name, number in {"sigmoid_bias": j.sigmoid_bias, "l1_above": j.l1_above or 0.0}.items():
+            _require(math.isfinite(number), f"objective.{name} must be a number, got {number}")
 
     def _check_choices(self) -> None:
         o = self.objective

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cascade.stages.saved import ModelError, load_network, read_json
 from cascade.stages.unet import UNet
 
 FREE = ("dropout", "coarse_below", "num_classes", "null_class")
@@ -44,18 +45,15 @@ def take_weights(network: UNet, stage: Path) -> str:
     """
     folder = stage / "unet"
     try:
-        saved = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        saved = read_json(folder / "config.json")
+    except ModelError as error:
         raise ValueError(f"start_from is {stage}, expected the folder of a saved stage, with unet/config.json in it") from error
     kind = saved.get("_class_name")
     if kind != UNet.__name__:
         raise ValueError(f"start_from is {stage}, whose network is a {kind}; a run can start from a {UNet.__name__} only")
     if differs := difference(saved, network, FREE):
         raise ValueError(f"the run can't start from {stage}: network.{differs}; they must be alike")
-    try:
-        weights = UNet.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).state_dict()
-    except OSError as error:
-        raise ValueError(f"the weights in {folder} can't be read: {' '.join(str(error).split())}") from error
+    weights = load_network(UNet, folder, torch.float32, None).state_dict()
     own = network.state_dict()
     theirs, ours = weights.pop(CLASSES, None), own.get(CLASSES)
     same = theirs is None if ours is None else theirs is not None and theirs.shape == ours.shape

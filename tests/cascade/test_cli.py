@@ -48,8 +48,8 @@ def test_a_setting_is_for_all_stages_for_each_or_for_the_named():
 
 def test_the_name_of_a_file_tells_classes_of_one_name_apart():
     classes = Vocabulary.from_names(["crane", "Grand Piano/Flügel", "crane", "Crane!"])
-    assert [pictures.stem(classes, index) for index in range(4)] == ["crane-0", "grand-piano-flügel", "crane-2", "crane-3"]
-    assert pictures.stem(None, 7) == "class-7" and pictures.stem(None, None) == "image"
+    assert pictures.stems(classes, range(4)) == ["crane-0", "grand-piano-flügel", "crane-2", "crane-3"]
+    assert pictures.stems(None, [7, None]) == ["class-7", "image"]
 
 
 # Mistakes and failures

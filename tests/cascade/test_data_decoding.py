@@ -12,7 +12,8 @@ from PIL import Image
 
 from cascade.data.checking import uncropped
 from cascade.data.crops import crop_adm
-from cascade.data.decoding import MAX_BYTES, MAX_PIXELS, decode, read_file
+from cascade.data.decoding import MAX_BYTES, decode, read_file
+from cascade.eval.pictures import MAX_PIXELS
 from cascade.stages.training.odd_pictures import ODDITIES, DamagedPicture, Oddity
 
 SIZE = 16

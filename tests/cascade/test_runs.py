@@ -16,6 +16,7 @@ from tiny import SMALL, base, cascade, network
 from cascade import BasePipeline, CascadePipeline
 from cascade.costs import cost_of
 from cascade.devices import find_device
+from cascade.files import held
 from cascade.runs import share as shares
 from cascade.runs.formats import write_shard
 from cascade.runs.plan import Place, RunPlan
@@ -107,10 +108,58 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(tiny, tmp_path, mon
         except Killed:
             kills += 1
             folder = out if file_format == "png" else out / shares.PARTS
-            (folder / ".000006.png.99").write_bytes(b"left by a process that got SIGKILL")
+            (folder / ".000006.png.partial").write_bytes(b"left by a process that got SIGKILL")
     assert kills == 3
     assert make_share(tiny, wanted, out, {}, Place())
     assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\n", "cut", "a bit", "another size"])
+def test_an_image_that_is_not_whole_is_made_anew(tiny, tmp_path, damage):
+    wanted = plan(3)
+    make_share(tiny, wanted, started(tmp_path / "whole", wanted), {}, Place())
+    out = started(tmp_path / "damaged", wanted)
+    make_share(tiny, wanted, out, {}, Place())
+    data = bytearray((out / image_name(1)).read_bytes())
+    if damage == "cut":
+        damage = data[:-20]
+    elif damage == "a bit":
+        data[-20] ^= 1
+        damage = data
+    elif damage == "another size":
+        file = io.BytesIO()
+        Image.new("RGB", (9, 9)).save(file, "PNG")
+        damage = file.getvalue()
+    (out / image_name(1)).write_bytes(damage)
+    assert make_share(tiny, wanted, out, {}, Place())
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("file_format", ["shards", "npz"])
+def test_a_packed_file_that_is_cut_is_not_taken_for_done(tiny, tmp_path, file_format):
+    wanted = plan(3, format=file_format)
+    out = started(tmp_path / "run", wanted)
+    make_share(tiny, wanted, out, {}, Place())
+    before = files(out)
+    (packed,) = shares.files_of(out, wanted)
+    packed.write_bytes(packed.read_bytes()[:-4000] if file_format == "npz" else b"")
+    assert make_share(tiny, wanted, out, {}, Place()) and files(out) == before
+
+
+def test_of_two_commands_in_one_folder_one_is_told_to_wait(tiny, tmp_path):
+    sample_run(tiny, tmp_path / "run", num_images=1, size=8)
+    with held(tmp_path / "run" / ".lock-0", ""), pytest.raises(ValueError, match="another process is making the images of"):
+        sample_run(tiny, tmp_path / "run", num_images=1, size=8)
+    sample_run(tiny, tmp_path / "run", num_images=1, size=8)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["000000.png", "run.json"]
+
+
+def test_progress_is_told_once_for_what_is_made_and_once_for_a_finished_run(tiny, tmp_path):
+    wanted, told = plan(4), []
+    out = started(tmp_path / "run", wanted)
+    for _ in range(2):
+        shares.make_share(tiny, wanted, out, {}, Place(), lambda *step: told.append(step))
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (4, 4)]
 
 
 @pytest.mark.parametrize("file_format", ["png", "npz"])

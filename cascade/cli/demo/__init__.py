@@ -7,8 +7,9 @@ from argparse import ArgumentParser, Namespace
 from contextlib import suppress
 
 from cascade.cli.arguments import DEFAULT_MODEL, SAMPLING_OPTIONS, add_machine_options, add_place
-from cascade.cli.progress import reach, say
+from cascade.cli.progress import reach
 from cascade.cli.request import Request
+from cascade.cli.terminal import say
 
 NAME = "demo"
 HELP = "Make, refine and enlarge pictures on a page in the browser."

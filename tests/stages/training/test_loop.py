@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch):
     newest, older = checkpoint.folders(tmp_path / "run")
     data = (newest / "network.safetensors").read_bytes()
     (newest / "network.safetensors").write_bytes(data[: len(data) // 2])
-    (tmp_path / "run" / "checkpoint-999.partial").mkdir()
+    (tmp_path / "run" / ".checkpoint-000000000999.partial").mkdir()
     messages: list[str] = []
     resumed = train(recipe(), pictures(), tmp_path / "run", on_message=messages.append)
     assert messages[0].startswith(f"{newest.name} is damaged and was passed over") and "56" in older.name

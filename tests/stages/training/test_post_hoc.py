@@ -143,7 +143,7 @@ def test_snapshots_are_thin_stay_and_are_written_again_with_the_same_bytes(tmp_p
 
 def test_damaged_snapshots_are_named_and_partial_ones_passed_over(tmp_path):
     toy_training(tmp_path, snapshots=4, steps=40)
-    (tmp_path / "snapshots" / "000000000999.partial").mkdir()
+    (tmp_path / "snapshots" / ".000000000999.partial").mkdir()
     assert Snapshots.find(tmp_path).images == 320
     path = tmp_path / "snapshots" / "000000000160" / "power-0.05.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -152,6 +152,15 @@ def test_damaged_snapshots_are_named_and_partial_ones_passed_over(tmp_path):
     (path.parent / "state.json").write_text("{")
     with pytest.raises(ValueError, match="000000000160 is damaged"):
         Snapshots.find(tmp_path)
+
+
+def test_what_a_user_keeps_beside_snapshots_stays(tmp_path):
+    toy_training(tmp_path, snapshots=4, steps=40)
+    for name in ("my-notes", "000000000320-best", ".000000000999.partial"):
+        (tmp_path / "snapshots" / name).mkdir()
+    post_hoc.forget(tmp_path, 160)
+    left = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
+    assert left == ["000000000080", "000000000160", "000000000320-best", "my-notes"]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half(tmp_path, monkeypatch):
