@@ -2,7 +2,7 @@
 
 Prints Markdown. A stage's step is one evaluation of its guided denoiser for one image, timed alone: the median of several after a
 warm-up. Its share is its multiply-adds over the time, divided by what a plain 3x3 convolution of 256 channels reaches on the same
-machine, at the same precision and in the same minute.
+machine, at the same precision (mixed: bfloat16) and in the same minute.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 from cascade import CascadePipeline
+from cascade.folder import Manifest
+from cascade.models import resolve
 from cascade.stages.cpu_convolutions import packed_convolutions
 from cascade.stages.denoiser import ClassifierFreeGuidance, Wrapper
 from cascade.training.forecast import convolution_rate, median_seconds
@@ -71,16 +73,17 @@ def steps_table(model: str, compile_too: bool) -> None:
     for name, stage in pipeline.stages.items():
         levels = (4.0,) if stage.unet.config.coarse_below is None else (4.0, -4.0)  # the latter is denoised at half size
         modes = [(level, compiled) for level in levels for compiled in ((False, True) if compile_too else (False,))]
-        for dtype in (torch.float32, torch.bfloat16):
+        for precision, dtype in (("float32", torch.float32), ("mixed", torch.float32), ("bfloat16", torch.bfloat16)):
+            mixed = precision == "mixed"
             for level, compiled in modes:
                 step, gflop = step_of(stage, dtype, compiled, level)
-                with packed_convolutions(stage.unet) if not compiled else nullcontext():  # as a pipeline runs it
+                with packed_convolutions(stage.unet, mixed=mixed) if not compiled else nullcontext():  # as a pipeline runs it
                     seconds = median_seconds(step)
-                rate = convolution_rate(dtype, torch.device("cpu")) / 1e9
+                rate = convolution_rate(torch.bfloat16 if mixed else dtype, torch.device("cpu")) / 1e9
                 cells = [
                     name,
                     f"{level:g}",
-                    str(dtype).removeprefix("torch."),
+                    precision,
                     "compiled" if compiled else "eager",
                     f"{gflop / 2:.2f}",
                 ]
@@ -89,6 +92,7 @@ def steps_table(model: str, compile_too: bool) -> None:
 
 
 def whole_process_table(model: str, repeats: int = 3) -> None:
+    largest = str(Manifest.read(resolve(model)).stages[-1].size)
     print("\n| command, whole process | seconds (median) | peak memory |")
     print("| --- | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +102,7 @@ def whole_process_table(model: str, repeats: int = 3) -> None:
             ["--help"],
             ["--class", "cat", "--model", model, "--out", out],
             ["--class", "cat", "--model", model, "-n", "4", "--out", out],
+            ["--class", "cat", "--model", model, "--size", largest, "--seed", "7", "--out", out],
         ):
             seconds, memory = [], 0
             for _ in range(repeats):
