@@ -84,7 +84,9 @@ class Manifest:
         if not stages:
             raise ModelError(f"{path} has no stages")
         for stage in stages:
-            if not all(re.fullmatch(_PLAIN, str(part)) for part in (stage.name, stage.folder, stage.pipeline)):
+            if not all(
+                isinstance(part, str) and re.fullmatch(_PLAIN, part) for part in (stage.name, stage.folder, stage.pipeline)
+            ):
                 raise ModelError(f"{path} has a stage {stage.name!r} in folder {stage.folder!r}, expected names without a path")
             if type(stage.size) is not int or type(stage.low_res_size) not in (int, type(None)):
                 raise ModelError(f"{path} has a stage of size {stage.size!r} from {stage.low_res_size!r}, expected whole numbers")

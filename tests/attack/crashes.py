@@ -80,7 +80,7 @@ def crash(name: str, root: Path, whole: dict[str, bytes], kind: str, place: floa
     return f"other bytes: {', '.join(differs[:3])}" if differs else None
 
 
-def crashes(root: Path, seed: int, kinds: list[str], share: float) -> Iterator[tuple[str, str, float, str | None]]:
+def crashes(root: Path, seed: str, kinds: list[str], share: float) -> Iterator[tuple[str, str, float, str | None]]:
     """Crashes of every writer: at `share` of its system calls, evenly spread, and as many kills at random moments."""
     rng = random.Random(seed)
     for name, write in WRITERS.items():
@@ -101,5 +101,5 @@ def crashes(root: Path, seed: int, kinds: list[str], share: float) -> Iterator[t
 
 if __name__ == "__main__":
     base, seed, kinds, share = sys.argv[1:5]
-    for name, kind, place, failure in crashes(Path(base), int(seed), kinds.split(","), float(share)):
+    for name, kind, place, failure in crashes(Path(base).absolute(), seed, kinds.split(","), float(share)):
         print(json.dumps([name, kind, place, failure]), flush=True)
