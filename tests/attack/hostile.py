@@ -197,10 +197,8 @@ def yaml(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callable[
             case 0:
                 return spoiled(RECIPE.encode(), rng).decode("latin-1")
             case 1:
-                return (
-                    RECIPE
-                    + f"seed: !!{rng.choice(('python/object/apply:os.system [touch canary]', 'int x', 'bool x', 'timestamp x', 'set {{}}'))}\n"
-                )
+                tags = ("python/object/apply:os.system [touch canary]", "int x", "bool x", "timestamp x", "set {}")
+                return f"{RECIPE}seed: !!{rng.choice(tags)}\n"
             case 2:
                 return RECIPE + "".join(f"k{n}: {n}\n" for n in range(30_000))
             case 3:

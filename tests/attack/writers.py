@@ -87,7 +87,6 @@ def reporting(folder: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "training": training,
     "sampling png": sampled("png"),
     "sampling shards": sampled("shards"),
     "sampling npz": sampled("npz"),
@@ -96,6 +95,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "rendering": rendering,
     "reference": reference,
     "report": reporting,
+    "training": training,
 }
 
 
