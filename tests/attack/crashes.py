@@ -86,6 +86,8 @@ def crashes(root: Path, seed: str, kinds: list[str], share: float) -> Iterator[t
     for name, write in WRITERS.items():
         folder = fresh(root / "work")
         prepare(name, folder)
+        write(folder)  # here first, so that no child has to import anything
+        prepare(name, fresh(folder))
         SHIM.arm(0)
         begun = time.monotonic()
         if (code := forked(lambda write=write, folder=folder: write(folder))) != 0:

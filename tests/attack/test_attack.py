@@ -55,13 +55,13 @@ def failures(found: list[list]) -> list[list]:
 
 
 def test_hostile_input_ends_in_a_sentence(tmp_path):
-    found = hostile(tmp_path, SEED, 140)
+    found = hostile(tmp_path, SEED, 100)
     assert failures(found) == [] and {kind for kind, *_ in found} >= {"model", "pickled", "archive", "yaml", "picture", "shard"}
 
 
 def test_a_writer_killed_anywhere_ends_in_the_same_bytes_at_the_second_try(tmp_path, shim):
-    found = crashes(tmp_path, shim, SEED, "crash,power", 0.02)
-    assert failures(found) == [] and len(found) > 5
+    found = crashes(tmp_path, shim, SEED, "crash,power", 0.01)
+    assert failures(found) == [] and len(found) > 3
 
 
 def test_the_oracle_sees_what_it_looks_for(tmp_path):
