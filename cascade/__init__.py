@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cascade.stages.base import BasePipeline as BasePipeline
     from cascade.stages.regression import RegressionPipeline as RegressionPipeline
     from cascade.stages.sr3 import SR3Pipeline as SR3Pipeline
+    from cascade.training.fit import fit as fit
     from cascade.training.recipes import load_recipe as load_recipe
     from cascade.training.stage import train_stage as train_stage
 
@@ -35,6 +36,7 @@ _HOMES = {
     "compose": "cascade.composed",
     "evaluate": "cascade.measure.evaluation",
     "export_onnx": "cascade.onnx_export",
+    "fit": "cascade.training.fit",
     "load_recipe": "cascade.training.recipes",
     "sample_run": "cascade.runs.run",
     "search_schedule": "cascade.measure.schedule_search",

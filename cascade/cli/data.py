@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cascade.cli.arguments import add_commands, positive
 from cascade.cli.progress import Progress
 from cascade.cli.terminal import put
+from cascade.eval.text import printable
+
+if TYPE_CHECKING:
+    from cascade.stages.training.examples import PictureSource
 
 NAME = "data"
 HELP = "Check the pictures of a data set, or write the drawings as a folder of class folders of PNG files."
@@ -47,7 +53,7 @@ def _emoji(args: Namespace) -> None:
 
 
 def _check(args: Namespace) -> None:
-    from cascade.data import open_pictures
+    from cascade.data import held_out_source, open_pictures, source_folder
     from cascade.data.checking import check, cores
     from cascade.stages.training import Data
 
@@ -55,9 +61,22 @@ def _check(args: Namespace) -> None:
         pictures = open_pictures(Data(source=args.source, label=args.label), args.size, progress.update)
     with Progress("checking") as progress:
         log = check(pictures, args.workers or cores(), progress.update)
+    folder = source_folder(args.source)
+    if folder is not None and folder != Path(args.source).expanduser():
+        held_out = held_out_source(args.source)
+        put(f"{folder}, the part of {args.source} to train on" + f"; {held_out} is held out" * (held_out is not None))
     if table := log.table():
         put(*table.split("\n"))
     total, skipped, classes = len(pictures), log.skipped(), len(pictures.class_names)
+    put(*_classes(pictures))
     put(f"{total:,} pictures, {classes:,} classes: {total - skipped:,} usable at {args.size} px, {skipped:,} skipped")
     if skipped == total:
         raise RuntimeError(f"no picture of {args.source} can be used at {args.size} px")
+
+
+def _classes(pictures: PictureSource) -> list[str]:
+    """The classes and how many pictures each has, a line for each."""
+    counts = Counter(pictures.label(i) for i in range(len(pictures)))
+    rows = [("class", "pictures"), *((printable(name), f"{counts[i]:,}") for i, name in enumerate(pictures.class_names))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [f"{name:<{widths[0]}}  {count:>{widths[1]}}" for name, count in rows]

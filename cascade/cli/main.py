@@ -16,6 +16,7 @@ from cascade.cli import (
     demo,
     evaluate,
     export,
+    fit,
     generate,
     inspect,
     models,
@@ -29,8 +30,8 @@ from cascade.cli.arguments import Parser, parsed
 from cascade.cli.errors import guarded
 
 COMMANDS = (
-    generate, demo, models, classes, upscale, inspect, data, train, compose, sample, evaluate, study, benchmark, convert, export,
-    search_schedule,
+    generate, demo, models, classes, upscale, inspect, data, fit, train, compose, sample, evaluate, study, benchmark, convert,
+    export, search_schedule,
 )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def run(args: Namespace) -> None:
         put(*described(recipe, folder, target).split("\n"))
         return
     try:
-        with _Watch() as watch:
+        with Watch() as watch:
             told: dict[str, Any] = {"on_progress": watch, "on_report": watch.report, "on_validation": watch.validation}
             told |= {"on_message": watch.say, "trackers": args.track, "workers": args.workers}
             told["seconds"] = args.seconds
@@ -78,7 +78,7 @@ def run(args: Namespace) -> None:
         put(made.folder)
 
 
-class _Watch(Bars):
+class Watch(Bars):
     """Shows each task, and at every step of the training what was last measured."""
 
     def __init__(self) -> None:

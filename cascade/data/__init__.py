@@ -5,10 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from cascade.classes import EMOJI
 from cascade.data.crops import crop_rule
 from cascade.data.drawings import DRAWINGS, MAY_FLIP, cached_array
-from cascade.data.folder import Folder, Listing, Photos, folder_classes, renumbered
+from cascade.data.folder import (
+    FEWEST_TO_HOLD_OUT,
+    Folder,
+    Listing,
+    Part,
+    Photos,
+    folder_classes,
+    held_out_places,
+    renumbered,
+    splits,
+)
 from cascade.data.numbering import all_classes
 from cascade.data.shards import HUB, ShardSet, shard_paths
 from cascade.files import Progress
@@ -25,8 +37,7 @@ def class_names(data: Data, progress: Progress = lambda done, total: None) -> tu
     crop_rule(data.crop)
     if data.source in DRAWINGS:
         return EMOJI.names
-    folder = Path(data.source).expanduser()
-    if folder.is_dir():
+    if folder := source_folder(data.source):
         return all_classes(folder_classes(folder, data.classes != 0), data.classes)
     return listing(data, progress).class_names
 
@@ -46,7 +57,10 @@ def open_pictures(data: Data, size: int, progress: Progress = lambda done, total
     """
     rule = crop_rule(data.crop)
     if data.source not in DRAWINGS:
-        return Photos(listing(data, progress), size, rule.crop)
+        found = listing(data, progress)
+        if data.hold_out:
+            found = Part(found, np.setdiff1d(np.arange(len(found.labels)), held_out_places(found, data.hold_out)))
+        return Photos(found, size, rule.crop)
     pictures, labels = cached_array(size, DRAWINGS[data.source], progress=progress, every=data.every)
     return PictureSet(pictures, labels, EMOJI.names, MAY_FLIP)
 
@@ -66,9 +80,22 @@ def open_held_out(
     Raises:
         ValueError: if there is no such data, the source holds nothing out, or its classes are not the training's.
     """
-    if source is None and DRAWINGS.get(data.source) != "train":
-        raise ValueError(f"data.source {data.source!r} holds no pictures out for the validation; name some as validation.source")
-    found = open_pictures(replace(data, source=source or "drawings:heldout"), trained.size, progress)
+    if source is None and isinstance(trained, Photos) and isinstance(trained.listing, Part):
+        whole = trained.listing.whole
+        places = held_out_places(whole, data.hold_out)
+        if not len(places):
+            raise ValueError(
+                f"data.hold_out {data.hold_out:g} holds nothing out: no class of {data.source} has {FEWEST_TO_HOLD_OUT} pictures;"
+                " name some as validation.source, or leave the validation out"
+            )
+        return replace(trained, listing=Part(whole, places))
+    source = source or held_out_source(data.source)
+    if source is None:
+        raise ValueError(
+            f"data.source {data.source!r} holds no pictures out for the validation; name some as validation.source, or set"
+            " data.hold_out"
+        )
+    found = open_pictures(replace(data, source=source, hold_out=0.0), trained.size, progress)
     if data.classes == 0:
         return found
     if isinstance(found, Photos) and set(found.class_names) < set(trained.class_names):  # not all classes are held out
@@ -81,10 +108,25 @@ def open_held_out(
     return found
 
 
+def source_folder(source: str) -> Path | None:
+    """The folder of class folders that a source means: itself, or the part to train on of a data set. None = it is no folder."""
+    folder = Path(source).expanduser()
+    return splits(folder).get("train", folder) if folder.is_dir() else None
+
+
+def held_out_source(source: str) -> str | None:
+    """What a source itself holds out, as a source: the other drawings, or the part of a data set for validation, without one that
+    for tests; None = nothing."""
+    if source in DRAWINGS:
+        return "drawings:heldout" if DRAWINGS[source] == "train" else None
+    parts = splits(folder) if (folder := Path(source).expanduser()).is_dir() else {}
+    found = parts.get("validation", parts.get("test"))
+    return None if found is None else str(found)
+
+
 def listing(data: Data, progress: Progress) -> Listing:
-    """What photos the data has. Arguments and errors as in `open_pictures`."""
-    folder = Path(data.source).expanduser()
-    if folder.is_dir():
+    """What photos the data has, those held out among them. Arguments and errors as in `open_pictures`."""
+    if folder := source_folder(data.source):
         found: Listing = Folder(folder, data.classes != 0)
         return renumbered(found, all_classes(found.class_names, data.classes))
     paths = shard_paths(data.source, progress)

@@ -25,7 +25,7 @@ def check(pictures: PictureSource, workers: int, progress: Progress) -> DamageLo
     if isinstance(pictures, Photos):
         pictures = replace(pictures, crop=uncropped)
     log = DamageLog(pictures, max_damaged=1.0)
-    for _ in _read_all(pictures, workers, log, progress):
+    for _ in read_all(pictures, workers, log, progress):
         pass
     return log
 
@@ -35,7 +35,7 @@ def read_pixels(pictures: PictureSource, workers: int, log: DamageLog, progress:
 
     Raises ValueError in the end if no picture is usable.
     """
-    yield from _read_all(pictures, workers, log, progress)
+    yield from (pixels for pixels in read_all(pictures, workers, log, progress) if pixels is not None)
     if log.skipped() == len(pictures):
         raise ValueError(
             f"none of the {len(pictures):,} pictures can be used at {pictures.size} px; `cascade data check` tells why"
@@ -52,8 +52,9 @@ def uncropped(image: Image.Image, size: int) -> np.ndarray:
     return np.empty((0, 0, 3), np.uint8)
 
 
-def _read_all(pictures: PictureSource, workers: int, log: DamageLog, progress: Progress) -> Iterator[np.ndarray]:
-    """The pixels of each usable picture in turn; what is odd is noted in the log."""
+def read_all(pictures: PictureSource, workers: int, log: DamageLog, progress: Progress) -> Iterator[np.ndarray | None]:
+    """The pixels of each picture in turn, None of one that can't be used; what is odd is noted in `log`. Arguments as in `check`.
+    """
     done = 0
     batches = iter(DataLoader(_Read(pictures), batch_size=16, num_workers=workers, collate_fn=list))
     while True:
@@ -65,8 +66,7 @@ def _read_all(pictures: PictureSource, workers: int, log: DamageLog, progress: P
             for oddity in oddities:
                 log.note(done, oddity)
             done += 1
-            if pixels is not None:
-                yield pixels
+            yield pixels
         progress(done, len(pictures))
 
 

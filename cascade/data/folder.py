@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,12 +21,24 @@ from cascade.stages.training.examples import Picture, epoch_order
 ANNOTATIONS, IMAGES = "val_annotations.txt", "images"
 """File and folder of Tiny ImageNet's validation pictures."""
 
+FEWEST_TO_HOLD_OUT = 5
+"""Pictures of a class from which one is held out."""
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "heldout"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Parts of a data set, and the names of their folders: those that Hugging Face's `datasets` knows, and the drawings' own."""
+
 
 class Listing(Protocol):
     """Encoded pictures by their place. `labels` are int64 [N], indices into `class_names`."""
 
-    class_names: tuple[str, ...]
-    labels: np.ndarray
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> np.ndarray: ...
 
     def encoded(self, index: int) -> bytes:
         """The bytes of one picture. Raises DamagedPicture if they can't be had."""
@@ -71,13 +84,62 @@ class Photos:
         return self.listing.order(seed, epoch)
 
 
-def renumbered(listing: Listing, names: tuple[str, ...]) -> Listing:
-    """The listing with labels that are places in `names`, which hold all of its own."""
+def renumbered(listing: Any, names: tuple[str, ...]) -> Listing:
+    """The whole listing, not a part, with labels that are places in `names`, which hold all of its own."""
     if listing.class_names != names:
         places = {name: index for index, name in enumerate(names)}
         listing.labels = np.array([places[name] for name in listing.class_names], np.int64)[listing.labels]
         listing.class_names = names
-    return listing
+    found: Listing = listing
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the pictures of a listing (itself a `Listing`), with all of its classes.
+
+    whole: The listing.
+    places: Of the pictures in it, int64 [N], rising.
+    """
+
+    whole: Listing
+    places: np.ndarray
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.whole.class_names
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.whole.labels[self.places]
+
+    def encoded(self, index: int) -> bytes:
+        return self.whole.encoded(int(self.places[index]))
+
+    def name(self, index: int) -> str:
+        return self.whole.name(int(self.places[index]))
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """That of the whole listing, which keeps neighbours in a shard together."""
+        own = np.full(len(self.whole.labels), -1)
+        own[self.places] = np.arange(len(self.places))
+        order = own[self.whole.order(seed, epoch)]
+        return order[order >= 0]
+
+
+def held_out_places(listing: Listing, share: float) -> np.ndarray:
+    """Places of the pictures that are held out of a set: this share of each class, rounded, at least one.
+
+    Which ones depends on their names alone, by a hash. A class of fewer than `FEWEST_TO_HOLD_OUT` pictures keeps all of its own.
+    """
+    names = (os.fsencode(Path(listing.name(i)).name) for i in range(len(listing.labels)))
+    marks = np.array([int.from_bytes(hashlib.sha256(name).digest()[:7]) for name in names], np.int64)
+    chosen: list[int] = []
+    for label in np.unique(listing.labels):
+        places = np.flatnonzero(listing.labels == label)
+        if len(places) >= FEWEST_TO_HOLD_OUT:
+            chosen += places[np.argsort(marks[places], kind="stable")][: max(1, round(share * len(places)))].tolist()
+    return np.array(sorted(chosen), np.int64)
 
 
 class Folder:
@@ -116,6 +178,26 @@ class Folder:
         return epoch_order(seed, epoch, len(self.labels))
 
 
+def splits(root: Path) -> dict[str, Path]:
+    """The folders of a data set's parts, by "train", "validation" and "test": an image folder of Hugging Face's `datasets`, or
+    ILSVRC's. Empty where a folder has any other name, so that its folders are classes.
+
+    Raises ValueError if there are parts but none to train on, or two folders of one part.
+    """
+    names = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    parts = {part: [names[word] for word in words if word in names] for part, words in SPLITS.items()}
+    found = {part: folders for part, folders in parts.items() if folders}
+    if not names or sum(map(len, found.values())) < len(names):
+        return {}
+    if twice := next((folders for folders in found.values() if len(folders) > 1), None):
+        both = f"{twice[0].name} and {twice[1].name}"
+        raise ValueError(f"{root} holds both {both}, two folders of one part of a data set; name the one that is meant")
+    if "train" not in found:
+        parts_found = " and ".join(sorted(names))
+        raise ValueError(f"{root} holds {parts_found}, parts of a data set but none to train on; name the one that is meant")
+    return {part: folders[0] for part, folders in found.items()}
+
+
 def folder_classes(root: Path, labelled: bool = True) -> tuple[str, ...]:
     """Names of the classes of a `Folder`, without a look at its pictures; arguments and errors as there."""
     found = annotated_pictures(root) if (root / ANNOTATIONS).is_file() else class_folders(root, labelled)
@@ -138,6 +220,11 @@ def class_folders(root: Path, labelled: bool = True) -> list[str]:
             " show; unpack that file too, or give a folder with one folder of pictures for each class"
         )
     return names
+
+
+def pictures_in(folder: Path) -> int:
+    """How many files in the folder itself are named as pictures."""
+    return sum(not p.name.startswith(".") and p.suffix.lower() in ENDINGS and not p.is_dir() for p in folder.iterdir())
 
 
 def annotated_pictures(root: Path) -> dict[str, list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import itertools
+import json
 import re
 import tarfile
 import zipfile
@@ -26,14 +28,26 @@ _MOST_OF_A_CLASS = 1_000  # bytes
 WINDOW = 16
 """Shards that are mixed with one another at any moment of an epoch."""
 
+MOST_SHARDS = 100_000
+"""That a pair of braces may stand for."""
+
+MAX_LABEL_BYTES = 2**16
+"""Of the file of a sample that says its class."""
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
 _SOURCE = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(/(?P<pattern>.+))?")
 _CLASS_COLUMNS = ("label", "labels", "class", "cls", "fine_label", "category")
 
 
 class TarShard:
-    """A tar file as WebDataset lays it out: `key.jpg`, or another picture, beside `key.cls`, its class.
+    """A tar file as WebDataset lays it out: `key.jpg`, or another picture, beside `key.cls`, its class, or `key.json`, an object
+    with it.
 
     Where its pictures lie is looked up once and kept in the user's cache.
+
+    Args:
+        path: Of the file.
+        label: Key of the class in the objects; None = the only one that can be it.
 
     Raises:
         ValueError: if the file is damaged, or a sample in it lacks its picture or its class.
@@ -41,15 +55,15 @@ class TarShard:
 
     class_names: tuple[str, ...] = ()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, label: str | None) -> None:
         self.path, status = path, path.stat()
-        identity = f"tar 2 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        identity = f"tar 3 {path.resolve()} {status.st_size} {status.st_mtime_ns} {label}"
         kept = cache_folder() / "datasets" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
         try:
             with np.load(kept, allow_pickle=False) as arrays:
                 found = arrays["classes"], arrays["names"], arrays["places"]
         except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile):  # none, or a damaged one
-            found = _members(path)
+            found = _members(path, label)
             with complete(kept) as file:
                 np.savez(file, classes=found[0], names=found[1], places=found[2])
         self.classes, self._names, self._places = found
@@ -91,7 +105,7 @@ class ParquetShard:
         with _told_in_a_sentence(path), ParquetFile(path) as file:
             features = Features.from_arrow_schema(file.schema_arrow)
             label = _label_column(features, label, path)
-            self._picture = _picture_column(file.schema_arrow, path)
+            self._picture = _picture_column(file, path)
             values = file.read(columns=[label]).column(label)
         if values.null_count:
             raise ValueError(f"{path} has rows without a class in column {label!r}")
@@ -136,7 +150,7 @@ class ShardSet:
         for done, path in enumerate(paths, start=1):
             if path.suffix not in (".tar", ".parquet"):
                 raise ValueError(f"{path} is not a shard, expected files that end in .tar or .parquet")
-            self.shards.append(TarShard(path) if path.suffix == ".tar" else ParquetShard(path, label))
+            self.shards.append(TarShard(path, label) if path.suffix == ".tar" else ParquetShard(path, label))
             progress(done, len(paths))
         full = [shard.classes for shard in self.shards if len(shard.classes)]
         names = {shard.class_names for shard in self.shards}
@@ -175,16 +189,22 @@ def shard_paths(source: str, progress: Progress) -> list[Path]:
     """The files that a pattern means, sorted by name; those of a data set on the Hub are fetched into its cache.
 
     Args:
-        source: A pattern of file names, as "set/train-*.tar", or "hub:owner/name[@revision]/pattern".
+        source: A pattern of file names, as "set/train-*.tar" or "set/train-{000..011}.tar"; or the same of a data set on the Hub,
+            as "hub:owner/name[@revision]/pattern".
         progress: Called with (files fetched, all).
 
     Raises:
-        ValueError: if the Hub has no such data set or files.
+        ValueError: if the Hub has no such data set or files, or one that braces name is missing.
         ConnectionError: if the Hub can't be reached.
     """
     if not source.startswith(HUB):
-        paths = sorted(Path(path) for path in glob.glob(str(Path(source).expanduser()), recursive=True))
-        return [path for path in paths if path.is_file()]
+        found_here: set[Path] = set()
+        for pattern in expanded(str(Path(source).expanduser())):
+            matching = [path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file()]
+            if not matching and pattern != str(Path(source).expanduser()):
+                raise ValueError(f"there is no file {pattern}, one of those that {source} names")
+            found_here |= set(matching)
+        return sorted(found_here)
     match = _SOURCE.fullmatch(source)
     if match is None:
         raise ValueError(f"data is {source!r}, expected {HUB}owner/name/pattern, such as {HUB}owner/name/data/train-*.parquet")
@@ -194,7 +214,7 @@ def shard_paths(source: str, progress: Progress) -> list[Path]:
     with _hub_told_in_a_sentence(f"{repo}@{revision}" if revision else repo):
         info = HfApi().dataset_info(repo, revision=revision)
     files = [sibling.rfilename for sibling in info.siblings or ()]
-    found, paths = sorted(fnmatch.filter(files, pattern)), []
+    found, paths = sorted({file for one in expanded(pattern) for file in fnmatch.filter(files, one)}), []
     if not found:
         some = [file for file in files if file.endswith((".parquet", ".tar"))][:3]
         has = ", ".join([*some, "..."]) if some else "no parquet or tar files"
@@ -204,6 +224,24 @@ def shard_paths(source: str, progress: Progress) -> list[Path]:
             paths.append(Path(hf_hub_download(repo, file, repo_type="dataset", revision=info.sha)))
         progress(len(paths), len(found))
     return paths
+
+
+def expanded(pattern: str) -> list[str]:
+    """The patterns that one with braces stands for, as a shell and WebDataset expand them: {000..011} and {a,b}."""
+    parts = _BRACES.split(pattern)  # texts, with the insides of braces between them
+    choices = [[text] if place % 2 == 0 else _choices(text) for place, text in enumerate(parts)]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    """What braces stand for; themselves, where a shell would leave them alone."""
+    if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        first, last = (int(bound) for bound in bounds.groups())
+        if last - first >= MOST_SHARDS:
+            raise ValueError(f"{{{inside}}} stands for {last - first + 1:,} files, expected at most {MOST_SHARDS:,}")
+        width = len(bounds[1]) if bounds[1].startswith("0") or len(bounds[1]) == len(bounds[2]) else 0
+        return [f"{number:0{width}}" for number in range(first, last + 1)]
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
 
 
 @contextmanager
@@ -218,10 +256,10 @@ def _hub_told_in_a_sentence(wanted: str) -> Iterator[None]:
         raise ConnectionError(f"{HUB}{wanted} can't be fetched from the Hub: {error}") from error
 
 
-def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _members(path: Path, label: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Classes, names, and offset and length [N, 2] of a tar file's pictures. A sample is all members of one key, as `a/0001`."""
     pictures: dict[str, tuple[str, int, int]] = {}
-    classes: dict[str, str] = {}
+    classes: dict[str, str | int] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -230,21 +268,40 @@ def _members(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 key = f"{folder}/{stem}" if folder else stem
                 if not member.isreg() or member.issparse() or not stem:
                     continue
-                if ending == "cls":
+                if ending in ("cls", "json"):
                     content = tar.extractfile(member)
-                    classes[key] = content.read(_MOST_OF_A_CLASS).decode().strip() if content else ""
+                    text = content.read(_MOST_OF_A_CLASS if ending == "cls" else MAX_LABEL_BYTES).decode() if content else ""
+                    if ending == "cls":
+                        classes[key] = text.strip()
+                    elif (found := _label_in(text, label, member.name, path)) is not None:
+                        classes.setdefault(key, found)
                 elif PurePosixPath(f"x.{ending}").suffix.lower() in ENDINGS:
                     pictures.setdefault(key, (member.name, member.offset_data, member.size))
     except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged, or not a plain tar file ({error}); fetch it again") from error
     for key in pictures.keys() ^ classes.keys():
-        raise ValueError(f"sample {key!r} of {path} lacks its {'class (.cls)' if key in pictures else 'picture'}")
-    values = [classes[key] for key in pictures]
+        what = f"class ({key}.cls, or a key of {key}.json named as data.label, {', '.join(_CLASS_COLUMNS)})"
+        raise ValueError(f"sample {key!r} of {path} lacks its {what if key in pictures else 'picture'}")
+    values = [str(classes[key]) for key in pictures]
     return (
         np.array([int(v) for v in values] if all(v.isdecimal() and len(v) < 19 for v in values) else values),
         np.array([name for name, _, _ in pictures.values()], str),
         np.array([place for _, *place in pictures.values()], np.int64),
     )
+
+
+def _label_in(text: str, label: str | None, name: str, path: Path) -> str | int | None:
+    """The class in a sample's JSON; None where it says none. ValueError if it is not an object, or several keys may be it."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name!r} in {path} is not JSON of at most {MAX_LABEL_BYTES:,} bytes ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{name!r} in {path} is not a JSON object, expected one such as {{\"label\": 3}}")
+    found = [key for key in ([label] if label else _CLASS_COLUMNS) if type(values.get(key)) in (str, int)]
+    if len(found) > 1:
+        raise ValueError(f"{name!r} in {path} has {', '.join(found)}, any of which may be the class; name one as data.label")
+    return values[found[0]] if found else None
 
 
 def _label_column(features: Any, label: str | None, path: Path) -> str:
@@ -256,12 +313,34 @@ def _label_column(features: Any, label: str | None, path: Path) -> str:
     return found[0]
 
 
-def _picture_column(schema: Any, path: Path) -> str:
+def _picture_column(file: Any, path: Path) -> str:
+    schema = file.schema_arrow
     described = [f.name for f in schema if str(f.type).startswith("struct") and f.type.get_field_index("bytes") >= 0]
     found = described or [f.name for f in schema if str(f.type) in ("binary", "large_binary")]
     if len(found) != 1:
+        named = [f.name for f in schema if str(f.type) in ("string", "large_string") and _names_pictures(file, f.name)]
+        if named:
+            raise ValueError(
+                f"column {named[0]!r} of {path} holds names of files, not pictures; give the folder of the files, or shards with"
+                " the pictures in them"
+            )
         raise ValueError(f"{path} has columns {', '.join(schema.names)}; expected one of encoded pictures, got {len(found)}")
+    if described and "path" in {schema.field(found[0]).type.field(i).name for i in range(schema.field(found[0]).type.num_fields)}:
+        first = next(file.iter_batches(1, columns=found), None)
+        row = first.column(0)[0].as_py() if first is not None and len(first) else None
+        if row and not row["bytes"] and row["path"]:
+            raise ValueError(
+                f"column {found[0]!r} of {path} holds paths of pictures, as {row['path']!r}, not the pictures; give the folder of"
+                " the files, or write the set with the pictures in it (`datasets` does so on push_to_hub)"
+            )
     return found[0]
+
+
+def _names_pictures(file: Any, column: str) -> bool:
+    """Whether a column of text begins with the name of a picture's file."""
+    first = next(file.iter_batches(1, columns=[column]), None)
+    value = first.column(0)[0].as_py() if first is not None and len(first) else None
+    return PurePosixPath(value or "").suffix.lower() in ENDINGS
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from cascade.stages.training.recipe import REGRESSION
 from cascade.stages.training.start_from import DEFAULTS
 from cascade.stages.unet import UNet
 
-_FIXED_BY_DATA = ("self", "num_classes")
-_FIXED_BY_TRAINING = ("self", "unet", "scheduler", "guide_unet", "id2label")
+FIXED_BY_DATA = ("self", "num_classes")
+FIXED_BY_TRAINING = ("self", "unet", "scheduler", "guide_unet", "id2label")
 _NOT_RECIPES = ("presets", "protocols")
 
 
@@ -118,7 +118,7 @@ def _place(items: list[Any], name: str, key: str) -> int:
 
 def _recipe(values: dict[str, Any]) -> Recipe:
     arguments = typed.arguments(Recipe.__init__, values, without=("self",), kinds={NoiseLaw: LAWS})
-    network = typed.arguments(UNet.__init__, arguments["network"], "network", _FIXED_BY_DATA)
+    network = typed.arguments(UNet.__init__, arguments["network"], "network", FIXED_BY_DATA)
     if "sample_size" not in network:
         raise ValueError("network.sample_size is missing; it is the side of the stage's images")
     recipe = Recipe(**{**arguments, "network": network, "sampling": _sampling(arguments, network)})
@@ -145,4 +145,4 @@ def _sampling(arguments: Mapping[str, Any], network: Mapping[str, Any]) -> dict[
         named = {"scheduler": given.pop("scheduler")}
         if named["scheduler"] not in list(SCHEDULERS):
             raise ValueError(f"sampling.scheduler is {typed.shown(named['scheduler'])}, expected one of {', '.join(SCHEDULERS)}")
-    return named | typed.arguments(stage.__init__, given, "sampling", _FIXED_BY_TRAINING)
+    return named | typed.arguments(stage.__init__, given, "sampling", FIXED_BY_TRAINING)

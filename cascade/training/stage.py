@@ -20,7 +20,7 @@ from cascade.data.checking import cores
 from cascade.files import read_text, write_text
 from cascade.folder import STAGE
 from cascade.progress import OnProgress
-from cascade.stages.training import PictureSet, Recipe, train
+from cascade.stages.training import PictureSet, Recipe, checkpoint, train
 from cascade.stages.training.journal import LOG, TENSORBOARD, check_trackers, read_log
 from cascade.stages.training.meter import Report
 from cascade.stages.training.post_hoc import Snapshots
@@ -71,6 +71,7 @@ def train_stage(
     trackers: Sequence[str] | None = None,
     workers: int | None = None,
     seconds: float | None = None,
+    refit: bool = False,
     on_progress: OnProgress = _nothing,
     on_report: Callable[[Report], None] = _nothing,
     on_validation: Callable[[ValidationReport], None] = _nothing,
@@ -89,7 +90,8 @@ def train_stage(
         workers: Processes that prepare the data; None = 0 for drawings, else this process's free cores, at most `MOST_WORKERS`.
         seconds: Time for everything, from this call on: the recipe's lengths are fitted to it, again and again by the speed that
             was measured, and the run's recipe.yaml is what was trained in the end. A run that was stopped goes on by the recipe
-            that it was fitted to last. None = the lengths of the recipe.
+            that it was fitted to last, unless `refit` says otherwise. None = the lengths of the recipe.
+        refit: Whether a run that was stopped is fitted anew, so that its rest takes `seconds`, whatever length it had.
         on_progress: Called while data is listed or drawn, and after every step.
         on_report: Called with a `Report` every few steps: losses, rate, speed and memory since the report before.
         on_validation: Called with a `ValidationReport`: the loss on held-out pictures.
@@ -122,12 +124,15 @@ def train_stage(
     class_names = None if num_classes is None or found == numbers else found
     if workers is None:
         workers = 0 if isinstance(pictures, PictureSet) else max(1, min(MOST_WORKERS, cores() // process.num_processes - 1))
-    if seconds is not None and (kept := _fitted_before(run, recipe)):
+    said = on_message
+    seen = _images_seen(run) if seconds is not None and refit else 0
+    if seconds is not None and not seen and (kept := _fitted_before(run, recipe)):
         recipe = kept
         on_message(f"goes on by {run / RECIPE}, which was fitted to a time before")
     elif seconds is not None:
-        time_box = _time_box(recipe, num_classes, begun + seconds)
+        time_box = _time_box(recipe, num_classes, begun + seconds, seen)
         recipe = fitted(recipe, time_box.factor)
+        said = _nothing if seen else on_message  # that its lengths are others is what was asked for
     on_message(summary(recipe, num_classes))
 
     planned = recipe
@@ -149,7 +154,7 @@ def train_stage(
         workers=workers,
         time_box=time_box,
         on_recipe=lambda now: write_text(run / RECIPE, recipe_to_yaml(now)) if process.is_main_process else None,
-        on_held=lambda: _keep(run, planned, class_names, on_message),
+        on_held=lambda: _keep(run, planned, class_names, said),
     )
     recipe = as_it_stands()
     if process.is_main_process:
@@ -158,11 +163,18 @@ def train_stage(
     return TrainedStage(folder, run, recipe.total_images, last.get("loss"), last.get("validation_loss"), class_names)
 
 
-def _time_box(recipe: Recipe, num_classes: int | None, end: float) -> TimeBox:
+def _images_seen(run: Path) -> int:
+    """Images that the newest checkpoint of a run has seen; 0 where it has none."""
+    newest = next(iter(checkpoint.folders(run)), None)
+    return 0 if newest is None else int(newest.name.removeprefix(checkpoint.PREFIX))
+
+
+def _time_box(recipe: Recipe, num_classes: int | None, end: float, seen: int) -> TimeBox:
     """The recipe's lengths in the time from now to `end`, as the main process finds them."""
     from cascade.training.forecast import seconds_per_image
 
-    time_box = TimeBox(recipe, end, [seconds_per_image(recipe, num_classes, phase) for phase in recipe.phases])
+    rates = [seconds_per_image(recipe, num_classes, phase) for phase in recipe.phases]
+    time_box = TimeBox(recipe, end, rates, seen=seen)
     (time_box.factor,) = broadcast_object_list([time_box.factor])
     return time_box
 

@@ -50,6 +50,7 @@ class Data:
     every: Only every n-th of the drawings, in the order of their classes; 1 = all. At 1024 px all of them fill 27 GB.
     flip: Mirror half of the images, where their class allows it.
     balanced: Show every class equally often, however few pictures it has.
+    hold_out: Share of each class's photos that are not trained on, chosen by their names; they are for the validation. 0 = none.
     max_damaged: Largest share of the pictures met that may be unusable; above it the run stops.
     """
 
@@ -60,6 +61,7 @@ class Data:
     every: int = 1
     flip: bool = True
     balanced: bool = False
+    hold_out: float = 0.0
     max_damaged: float = 0.1
 
 
@@ -171,7 +173,8 @@ class Snapshots:
 class Validation:
     """The loss on pictures that are not trained on: with the averaged weights, each time at the same noise levels and noise.
 
-    source: The pictures, as `Data.source`; None = those that the training's own source holds out, which the drawings do.
+    source: The pictures, as `Data.source`; None = those that the training's own source holds out: the drawings, a folder with
+        the parts of a data set, or any with `Data.hold_out`.
     images: How many of them; all, if there are fewer.
     levels: Noise levels, spread evenly over the training's law; each meets every image.
     every: Images between two validations, a divisor of `checkpoint_every`; None = one with every checkpoint.
@@ -191,10 +194,14 @@ class Recipe:
     data: The pictures.
     network: Arguments of `cascade.stages.unet.UNet` but `num_classes`, which the data fixes.
     phases: At least one; sizes and images must rise.
+    objective: The loss, and how noise levels are drawn for it.
+    augmentation: What an SR3 stage's small images go through.
+    optimization: How the weights move, at what precision, and how they are averaged.
     sampling: Default sampling settings written into the trained stage.
     samples: How often samples are made in training.
     start_from: Folder of a saved stage whose weights the training begins with; None = random ones.
-    snapshots, validation: None = no averages but the one that the stage is made of, and no validation.
+    snapshots: Averages of the weights that are stored along the way; None = none but the one that the stage is made of.
+    validation: The loss on held-out pictures; None = it is not measured.
     checkpoint_every: Images between two checkpoints.
     keep_checkpoints: How many of the newest checkpoints stay. With validation the one of the least loss stays beside them.
     result: Whose averaged weights become the stage: those at the end ("last") or those of the least validation loss ("best").
@@ -235,6 +242,7 @@ class Recipe:
         shares = {"augmentation noise": self.augmentation.noise, "augmentation clean": self.augmentation.clean}
         for name, share in (shares | {"cooldown": self.optimization.cooldown, "max_damaged": self.data.max_damaged}).items():
             _require(0 <= share <= 1, f"{name} must lie in [0, 1], got {share}")
+        _require(0 <= self.data.hold_out < 1, f"data.hold_out must lie in [0, 1), got {self.data.hold_out}")
         classes = self.data.classes
         _require(classes is None or classes >= 0, f"data.classes must be 0, for none, or their number, got {classes}")
         _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"betas must be two numbers in [0, 1), got {betas}")

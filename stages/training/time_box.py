@@ -55,21 +55,24 @@ class TimeBox:
         end: When everything has to be done, by the clock.
         seconds_per_image: Of each phase, as far as it is known at the beginning.
         clock: Seconds.
+        seen: Images that the run has seen already, where it goes on.
 
     Raises:
-        ValueError: if the time is too short for FEWEST_STEPS steps.
+        ValueError: if a new run's time is too short for FEWEST_STEPS steps.
     """
 
-    def __init__(self, recipe: Recipe, end: float, seconds_per_image: Sequence[float], clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, recipe: Recipe, end: float, seconds_per_image: Sequence[float], clock: Clock = time.monotonic, seen: int = 0
+    ) -> None:
         self.recipe, self.end, self.rates, self.clock = recipe, end, list(seconds_per_image), clock
         self.begun = self.last = clock()
-        self.seen, self.paused, self.pauses, self.slower = 0, 0.0, [0.0], 1.0
+        self.seen, self.paused, self.pauses, self.slower = seen, 0.0, [0.0], 1.0
         self.due = list(FITS)
         self.factor = self._factor()
         left, before = max(0.0, end - self.begun), (0, *(phase.images for phase in recipe.phases))
         in_all = sum((phase.images - start) / phase.batch_size for phase, start in zip(recipe.phases, before, strict=False))
         step = self._seconds(1, 0, recipe.total_images) / in_all
-        if left < FEWEST_STEPS * step:
+        if not seen and left < FEWEST_STEPS * step:
             raise ValueError(
                 f"{left:.0f} s are left for training, enough for {int(left / step)} steps of {recipe.name}, expected at least"
                 f" {FEWEST_STEPS}; give it {math.ceil(FEWEST_STEPS * step - end + self.begun)} s more, or smaller batches"

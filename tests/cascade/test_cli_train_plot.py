@@ -10,8 +10,8 @@ from PIL import Image
 
 from cascade.cli import train_plot
 from cascade.cli.main import main
-from cascade.cli.train_plot import curve, figure
 from cascade.stages.training.meter import LEVELS
+from cascade.training.curves import curve, figure
 
 
 def write_log(run: Path, reports: int = 60, level: float = 1.0, **changes) -> Path:
