@@ -325,15 +325,24 @@ def _picture_column(file: Any, path: Path) -> str:
                 " the pictures in them"
             )
         raise ValueError(f"{path} has columns {', '.join(schema.names)}; expected one of encoded pictures, got {len(found)}")
-    if described and "path" in {schema.field(found[0]).type.field(i).name for i in range(schema.field(found[0]).type.num_fields)}:
-        first = next(file.iter_batches(1, columns=found), None)
-        row = first.column(0)[0].as_py() if first is not None and len(first) else None
-        if row and not row["bytes"] and row["path"]:
-            raise ValueError(
-                f"column {found[0]!r} of {path} holds paths of pictures, as {row['path']!r}, not the pictures; give the folder of"
-                " the files, or write the set with the pictures in it (`datasets` does so on push_to_hub)"
-            )
+    if described and _only_paths(file.metadata, found[0]):
+        raise ValueError(
+            f"column {found[0]!r} of {path} holds paths of pictures, not the pictures; give the folder of the files, or write the set"
+            " with the pictures in it (`datasets` does so on push_to_hub)"
+        )
     return found[0]
+
+
+def _only_paths(metadata: Any, column: str) -> bool:
+    """Whether all rows lack the bytes of a picture and some have its path, by what the file says of itself."""
+    full = {"bytes": 0, "path": 0}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for place in range(group.num_columns):
+            part, facts = group.column(place), group.column(place).statistics
+            inner = part.path_in_schema.removeprefix(f"{column}.")
+            if inner in full:
+                full[inner] += part.num_values - (facts.null_count if facts is not None and facts.has_null_count else 0)
+    return not full["bytes"] and full["path"] > 0
 
 
 def _names_pictures(file: Any, column: str) -> bool:

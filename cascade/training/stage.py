@@ -91,7 +91,8 @@ def train_stage(
         seconds: Time for everything, from this call on: the recipe's lengths are fitted to it, again and again by the speed that
             was measured, and the run's recipe.yaml is what was trained in the end. A run that was stopped goes on by the recipe
             that it was fitted to last, unless `refit` says otherwise. None = the lengths of the recipe.
-        refit: Whether a run that was stopped is fitted anew, so that its rest takes `seconds`, whatever length it had.
+        refit: Whether a run that was stopped is fitted anew, so that its rest takes `seconds`, whatever length it had; and one
+            that is begun takes a few steps at least.
         on_progress: Called while data is listed or drawn, and after every step.
         on_report: Called with a `Report` every few steps: losses, rate, speed and memory since the report before.
         on_validation: Called with a `ValidationReport`: the loss on held-out pictures.
@@ -130,7 +131,7 @@ def train_stage(
         recipe = kept
         on_message(f"goes on by {run / RECIPE}, which was fitted to a time before")
     elif seconds is not None:
-        time_box = _time_box(recipe, num_classes, begun + seconds, seen)
+        time_box = _time_box(recipe, num_classes, begun + seconds, seen, not refit)
         recipe = fitted(recipe, time_box.factor)
         said = _nothing if seen else on_message  # that its lengths are others is what was asked for
     on_message(summary(recipe, num_classes))
@@ -169,12 +170,12 @@ def _images_seen(run: Path) -> int:
     return 0 if newest is None else int(newest.name.removeprefix(checkpoint.PREFIX))
 
 
-def _time_box(recipe: Recipe, num_classes: int | None, end: float, seen: int) -> TimeBox:
+def _time_box(recipe: Recipe, num_classes: int | None, end: float, seen: int, strict: bool) -> TimeBox:
     """The recipe's lengths in the time from now to `end`, as the main process finds them."""
     from cascade.training.forecast import seconds_per_image
 
     rates = [seconds_per_image(recipe, num_classes, phase) for phase in recipe.phases]
-    time_box = TimeBox(recipe, end, rates, seen=seen)
+    time_box = TimeBox(recipe, end, rates, seen=seen, strict=strict)
     (time_box.factor,) = broadcast_object_list([time_box.factor])
     return time_box
 

@@ -56,13 +56,20 @@ class TimeBox:
         seconds_per_image: Of each phase, as far as it is known at the beginning.
         clock: Seconds.
         seen: Images that the run has seen already, where it goes on.
+        strict: Whether a new run needs time for FEWEST_STEPS steps; if not, it takes as many, whatever time they take.
 
     Raises:
-        ValueError: if a new run's time is too short for FEWEST_STEPS steps.
+        ValueError: if a new run's time is too short for FEWEST_STEPS steps, and it is strict.
     """
 
     def __init__(
-        self, recipe: Recipe, end: float, seconds_per_image: Sequence[float], clock: Clock = time.monotonic, seen: int = 0
+        self,
+        recipe: Recipe,
+        end: float,
+        seconds_per_image: Sequence[float],
+        clock: Clock = time.monotonic,
+        seen: int = 0,
+        strict: bool = True,
     ) -> None:
         self.recipe, self.end, self.rates, self.clock = recipe, end, list(seconds_per_image), clock
         self.begun = self.last = clock()
@@ -72,7 +79,9 @@ class TimeBox:
         left, before = max(0.0, end - self.begun), (0, *(phase.images for phase in recipe.phases))
         in_all = sum((phase.images - start) / phase.batch_size for phase, start in zip(recipe.phases, before, strict=False))
         step = self._seconds(1, 0, recipe.total_images) / in_all
-        if not seen and left < FEWEST_STEPS * step:
+        self.least = 0.0 if strict else FEWEST_STEPS / in_all
+        self.factor = max(self.factor, self.least)
+        if strict and not seen and left < FEWEST_STEPS * step:
             raise ValueError(
                 f"{left:.0f} s are left for training, enough for {int(left / step)} steps of {recipe.name}, expected at least"
                 f" {FEWEST_STEPS}; give it {math.ceil(FEWEST_STEPS * step - end + self.begun)} s more, or smaller batches"
@@ -93,7 +102,7 @@ class TimeBox:
         if expected > 0:
             self.slower = busy / expected
         self.last, self.seen, self.paused, self.pauses = now, images_seen, sum(pauses), list(pauses) or [0.0]
-        self.factor = self._factor()
+        self.factor = max(self._factor(), self.least)
         return self.factor
 
     def _factor(self) -> float:

@@ -243,10 +243,10 @@ def test_rows_and_shards_without_pictures(tmp_path):
     """A path in a row isn't followed: it leads to somebody else's files, or to ours."""
     secret = tmp_path / "secret.png"
     photo(1).save(secret)
-    rows = {"bytes.parquet": [{"bytes": secret.read_bytes(), "path": None}], "none.parquet": [], "path.parquet": None}
+    without = [{"bytes": None, "path": str(secret)}, None]
+    rows = {"bytes.parquet": [{"bytes": secret.read_bytes(), "path": None}, *without], "none.parquet": []}
     (tmp_path / "[a]").mkdir()
     for name, images in rows.items():
-        images = [{"bytes": None, "path": str(secret)}, None] if images is None else images
         table = pyarrow.table({"image": pyarrow.array(images, IMAGE), "label": pyarrow.array([0] * len(images), pyarrow.int64())})
         pyarrow.parquet.write_table(table, tmp_path / "[a]" / name)
     found = open_pictures(Data(source=str(tmp_path / "[[]a]" / "*.parquet")), SIZE)
@@ -255,7 +255,7 @@ def test_rows_and_shards_without_pictures(tmp_path):
         with pytest.raises(DamagedPicture) as raised:
             found.read(index)
         assert raised.value.oddity == Oddity.EMPTY
-    assert found.name(2) == f"{tmp_path}/[a]/path.parquet: row 1"
+    assert found.name(2) == f"{tmp_path}/[a]/bytes.parquet: row 2"
 
 
 def test_shards_of_the_hub_are_fetched_at_one_commit(folder, tmp_path, monkeypatch):

@@ -87,5 +87,11 @@ def test_a_run_that_goes_on_is_fitted_to_what_is_left_of_it():
     assert box.factor * 100_000 == pytest.approx(40_000 + 6 * 0.99 / 4e-3, rel=1e-3), "6 s of the second phase: the first is over"
     longer = TimeBox(long_recipe(), 600.0, (1e-3, 4e-3), clock=lambda: 0.0, seen=40_000)
     assert longer.factor * 100_000 == pytest.approx((600 * 0.99 / 1e-3 + 40_000) / 2.2, rel=1e-3)
+    lenient = TimeBox(long_recipe(), 1.0, (0.01, 0.04), clock=lambda: 0.0, strict=False)
+    plan, before = fitted(long_recipe(), lenient.factor), 0
+    steps = 0.0
+    for phase in plan.phases:
+        steps, before = steps + (phase.images - before) / phase.batch_size, phase.images
+    assert steps == pytest.approx(20, rel=0.1), "too short a time: the fewest steps are taken"
     over = TimeBox(long_recipe(), -1.0, (1e-3, 4e-3), clock=lambda: 0.0, seen=40_000)
     assert fitted(long_recipe(), over.factor).total_images == 40_001, "no time is left: it ends with the next step"
