@@ -327,8 +327,8 @@ def _picture_column(file: Any, path: Path) -> str:
         raise ValueError(f"{path} has columns {', '.join(schema.names)}; expected one of encoded pictures, got {len(found)}")
     if described and _only_paths(file.metadata, found[0]):
         raise ValueError(
-            f"column {found[0]!r} of {path} holds paths of pictures, not the pictures; give the folder of the files, or write the set"
-            " with the pictures in it (`datasets` does so on push_to_hub)"
+            f"column {found[0]!r} of {path} holds paths of pictures, not the pictures; give the folder of the files, or write the"
+            " set with the pictures in it (`datasets` does so on push_to_hub)"
         )
     return found[0]
 
