@@ -82,7 +82,8 @@ def _device(plan: FitPlan) -> str:
 def _seen(plan: FitPlan) -> str:
     look = plan.look
     smallest, middle, largest = (_side(plan, quantile) for quantile in (0, 0.5, 1))
-    sides = f"all of {largest} px" if smallest == largest else f"from {smallest} to {largest} px, half of them at least {middle} px"
+    same = smallest == largest
+    sides = f"all of {largest} px" if same else f"from {smallest} to {largest} px, half of them at least {middle} px"
     lines = [f"{look.total:,} pictures; shorter sides {sides}."]
     if share := plan.stages[0].recipe.data.hold_out:
         lines.append(f"{share:.0%} of each class were held out and never trained on.")
