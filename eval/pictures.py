@@ -46,3 +46,11 @@ def open_picture(file: Path | BinaryIO, formats: Sequence[str] = FORMATS) -> Ima
         image.close()
         raise TooManyPixels(f"it has {image.width:,} x {image.height:,} pixels, expected at most {MAX_PIXELS:,} in all")
     return image
+
+
+def open_no_other_formats() -> None:
+    """Let Pillow open `FORMATS` alone in this process, for one in which another library opens what a stranger sends."""
+    Image.init()
+    for name in set(Image.ID) - set(FORMATS):
+        Image.ID.remove(name)
+        Image.OPEN.pop(name, None)

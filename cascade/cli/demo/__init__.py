@@ -35,6 +35,8 @@ def run(args: Namespace) -> None:
     vars(args).update(dict.fromkeys(SAMPLING_OPTIONS))
     request = Request.of(args, to_the_end=True)
     port = _free(args.host, args.port)
+    from cascade.eval.pictures import open_no_other_formats
+
     try:
         from cascade.cli.demo.page import serve
     except ModuleNotFoundError as error:
@@ -45,6 +47,7 @@ def run(args: Namespace) -> None:
     def ready(url: str) -> None:
         say(f"{request.manifest.name} is served on {url}, {reach(args.host)}; Ctrl-C ends it")
 
+    open_no_other_formats()  # gradio opens what is dropped on the page
     with suppress(KeyboardInterrupt):
         serve(args, request, args.host, port, ready)
 
