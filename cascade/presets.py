@@ -117,11 +117,15 @@ def folder_of(name: str) -> Path:
     return cache_folder() / "presets" / name
 
 
+class MissingFiles(ValueError):
+    """A preset needs files that are not there; the text has a command for each."""
+
+
 def assembled(name: str, find: Callable[[str], Path]) -> Path:
     """The folder of the cascade that a preset describes, made from its files at the first call.
 
-    `find` gives the folder of a model by name. Raises ValueError if files are missing, and says how to get them; or if one is not
-    what its authors published.
+    `find` gives the folder of a model by name. Raises MissingFiles if files are missing, and says how to get them; ValueError if
+    one is not what its authors published.
     """
     folder = folder_of(name)
     if (folder / MANIFEST).is_file():
@@ -130,7 +134,7 @@ def assembled(name: str, find: Callable[[str], Path]) -> Path:
     missing = [file for file in files_of(preset) if not file.path.is_file()]
     if missing:
         lines = [f"  {file.how_to_get} ({file.licence})" for file in missing]
-        raise ValueError(f"preset {name!r} needs {len(missing)} more file{'s' * (len(missing) > 1)}:\n" + "\n".join(lines))
+        raise MissingFiles(f"preset {name!r} needs {len(missing)} more file{'s' * (len(missing) > 1)}:\n" + "\n".join(lines))
     hashes = {file.file: sha256(file.path) for file in files_of(preset)}
     for file in files_of(preset):
         if file.sha256 not in (None, hashes[file.file]):

@@ -73,7 +73,8 @@ class Run:
     def of(cls, scheduler: Any, num_inference_steps: Steps) -> Run:
         """A fresh run.
 
-        Steps that are too wide for a scheduler are placed anew, evenly in log-SNR, if it can do so and they are not given.
+        Steps that are too wide for a scheduler are placed anew, evenly in log-SNR, if it can do so and they are not given; so are
+        steps that would take pure noise for an image, from the noisiest on.
 
         Raises:
             ValueError: if the scheduler's steps can't be understood, or it can't make these.
@@ -87,14 +88,20 @@ class Run:
         if scheduler.config.get("prediction_type") in _TAKEN_AS_EPSILON.get(name, ()):
             scheduler.register_to_config(prediction_type="epsilon")
         run = cls._set(scheduler, num_inference_steps)
+        late = run.log_snr[-1] >= run.log_snr[0] > 0 and "timestep_spacing" in scheduler.config
+        if late and not isinstance(num_inference_steps, Mapping):  # DDPM's own one step is its least noisy one
+            scheduler.register_to_config(timestep_spacing="trailing")
+            run = cls._set(scheduler, num_inference_steps)
         if name in _NARROW and run.widest_step > _NARROW[name][0] and not isinstance(num_inference_steps, Mapping):
             scheduler.register_to_config(**_NARROW[name][1])
             run = cls._set(scheduler, num_inference_steps)
-            run._check_beginning(num_inference_steps, NOISE_ALONE)
+            if run.log_snr[0] > NOISE_ALONE:
+                raise ValueError(
+                    f"{name} would begin at log-SNR {run.log_snr[0]:.3g} with {num_inference_steps} steps, where an image is more"
+                    f" than noise, expected at most {NOISE_ALONE:g}; take more steps, or another scheduler"
+                )
         if not run.image[-1] / run.noise[-1] >= run.image[0] / run.noise[0]:
             raise ValueError(f"{name} goes from image to noise, sampling needs one that goes from noise to image")
-        if not isinstance(num_inference_steps, Mapping):
-            run._check_beginning(num_inference_steps, 0)
         if "solver_order" in scheduler.config and (run.log_snr.diff() == 0).any():
             different = len(run.log_snr.unique())
             raise ValueError(f"{name} divides by the width of its steps, and only {different} of these are different; take fewer")
@@ -106,15 +113,6 @@ class Run:
     def _set(cls, scheduler: Any, steps: Steps) -> Run:
         _set_steps(scheduler, steps)
         return cls(scheduler, *_amplitudes(scheduler), _target(scheduler))
-
-    def _check_beginning(self, steps: int, highest: float) -> None:
-        """ValueError if pure noise would be taken for an image: DDPM's one step is the least noisy of all that it knows."""
-        if self.log_snr[0] > highest:
-            name, count = type(self.scheduler).__name__, f"{steps} step{'s' * (steps > 1)}"
-            raise ValueError(
-                f"{name} would begin at log-SNR {self.log_snr[0]:.3g} with {count}, where an image is more than noise,"
-                f" expected at most {highest:g}; take more steps, or another scheduler"
-            )
 
     @property
     def log_snr(self) -> Tensor:

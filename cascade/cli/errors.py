@@ -33,7 +33,10 @@ def guarded(program: str, action: Callable[[], None]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
             return FAILED
         code, sentence = verdict(error)
-        say(printable(" ".join(f"{program}: {sentence[: 2 * MOST]}".split()), MOST))
+        from cascade.presets import MissingFiles
+
+        most = MOST + (len(sentence) if isinstance(error, MissingFiles) else 0)  # whose text is ours alone
+        say(printable(" ".join(f"{program}: {sentence[: 2 * most]}".split()), most))
         return code
 
 

@@ -124,7 +124,7 @@ def test_an_archive_says_its_classes_by_numbers(tmp_path, capsys):
     out = ("--out", tmp_path / "other")
     assert "shows class 2, but" in refused(capsys, a, tmp_path / "three.npz", *out)
     assert "doesn't say by numbers" in refused(capsys, tmp_path / "none.npz", a, *out)
-    assert "doesn't say by numbers" in refused(capsys, tmp_path / "words.npz", a, *out)
+    assert "arr_1 as <U1 of shape (8,), expected a class per image" in refused(capsys, tmp_path / "words.npz", a, *out)
     assert "has 2 class folders, but" in refused(capsys, tmp_path / "three.npz", folders(tmp_path / "real", 1), *out)
     assert not (tmp_path / "other").exists()
 

@@ -250,7 +250,7 @@ def test_the_drawings_are_read_at_the_size_that_is_trained(monkeypatch):
 def test_data_writes_the_drawings(here, capsys, monkeypatch):
     few = drawings.drawings("heldout")[:3]
     monkeypatch.setattr(drawings, "drawings", lambda split: few)
-    monkeypatch.setattr(drawings, "_in_processes", lambda function, items: map(function, items))
+    monkeypatch.setattr(drawings, "_in_processes", lambda function, items, **_: map(function, items))
     assert main(["data", "emoji", "--out", "pack", "--size", "16", "--split", "heldout"]) == 0
     assert "3 pictures of 16x16" in capsys.readouterr().out
     files = sorted(Path("pack/heldout").rglob("*.png"))

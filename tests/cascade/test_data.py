@@ -382,10 +382,14 @@ def test_a_set_is_small_to_hand_over_to_data_workers(folder, tmp_path, write):
 
 
 def test_names_of_files_need_not_be_text(tmp_path):
-    write_photos(tmp_path, 1, ("ä\udcff",))
+    write_photos(tmp_path, 1, ("ä",))
+    (tmp_path / "ä" / "00000.png").rename(tmp_path / "ä" / "0\udcff.png")
     found = open_pictures(Data(source=str(tmp_path)), SIZE)
-    assert found.name(0) == f"{tmp_path}/ä\udcff/00000.png" and found.class_names == ("ä\udcff",)
+    assert found.name(0) == f"{tmp_path}/ä/0\udcff.png" and found.class_names == ("ä",)
     found.read(0)
+    write_photos(tmp_path, 1, ("\udcff",))  # but those of classes are shown and stored
+    with pytest.raises(ValueError, match="name that can't be shown"):
+        open_pictures(Data(source=str(tmp_path)), SIZE)
 
 
 def test_held_out_pictures_have_the_classes_of_the_training(folder, tmp_path, monkeypatch):
