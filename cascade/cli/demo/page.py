@@ -27,7 +27,8 @@ POLICY = (
     "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 _CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { max-width: min(1180px, 100vw) !important; min-width: 0 !important; margin: 0 auto !important; }
+@media (max-width: 700px) { .gradio-container .column { min-width: 0 !important; flex-basis: 100% !important; } }
 .status { min-height: 1.5em; margin: 0; } .failed { color: #b3261e; font-weight: 600; }
 .dark .failed { color: #ff8a80; }
 .stage .grid-wrap, .stage .grid-container { min-height: 0 !important; height: auto !important; max-height: none !important; }
