@@ -32,7 +32,7 @@ State = dict[str, Any]
 
 
 def save(run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int) -> Path:
-    """Write one checkpoint as `write` does, then remove all but the `keep` newest and the one of the least validation loss.
+    """Write one checkpoint as `write` does, then `prune`.
 
     Returns its folder, which `images_seen` names. Raises OSError if it can't be written; older checkpoints are untouched then.
     """
@@ -46,11 +46,16 @@ def save(run: Path, images_seen: int, tensors: Mapping[str, Mapping[str, Tensor]
             f"the checkpoint of {images_seen} images could not be written to {run} ({error}), and {kept};"
             " make room, then run the same command again"
         ) from error
+    prune(run, keep)
+    return target
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the `keep` newest and the one of the least validation loss."""
     best = best_folder(run)
     for old in folders(run)[keep:]:
         if old != best:
             remove_folder(old)
-    return target
 
 
 def write(target: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

@@ -63,6 +63,8 @@ class TrainingState:
         places = accelerator.gather(torch.tensor([state.images_seen], device=accelerator.device)).tolist()
         if len(set(places)) > 1:
             raise ValueError(f"the processes begin at {places} images: {run} must be one folder that all of them share")
+        if found and not problems and accelerator.is_main_process:  # a run killed right after its newest one had no time for it
+            checkpoint.prune(run, recipe.keep_checkpoints)
         state._prepare(accelerator, facts.get("scaler") if found else None)
         if accelerator.is_main_process:
             post_hoc.forget(run, state.images_seen)

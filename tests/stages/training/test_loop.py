@@ -156,3 +156,14 @@ def test_rate_rises_stays_and_falls():
 def test_recipes_that_make_no_sense_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         recipe(**change)
+
+
+def test_a_run_killed_before_it_removed_an_older_checkpoint_removes_it_when_it_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(checkpoint, "prune", lambda run, keep: None)
+        train(recipe(), pictures(), tmp_path)
+    keep = recipe().keep_checkpoints
+    assert len(checkpoint.folders(tmp_path)) > keep
+    newest = checkpoint.folders(tmp_path)[:keep]
+    train(recipe(), pictures(), tmp_path)
+    assert checkpoint.folders(tmp_path) == newest
