@@ -128,7 +128,12 @@ def _note(row: Row) -> str:
 
 
 def contact_sheet(rows: Sequence[Images]) -> Images:
-    """Images side by side on white, [H, W, 3]; a row for each set of [N, S, S, 3], N and S may differ between rows."""
+    """Images side by side on white, [H, W, 3]; a row for each set of [N, S, S, 3].
+
+    N and S may differ between rows: smaller images are enlarged to the size of the largest, as far as whole pixels allow.
+    """
+    largest = max(row.shape[1] for row in rows)
+    rows = [row.repeat(largest // row.shape[1], axis=1).repeat(largest // row.shape[1], axis=2) for row in rows]
     strips = [np.hstack(list(np.pad(row, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255))) for row in rows]
     width = max(strip.shape[1] for strip in strips)
     padded = [np.pad(strip, ((0, 0), (0, width - strip.shape[1]), (0, 0)), constant_values=255) for strip in strips]

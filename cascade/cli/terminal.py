@@ -29,7 +29,7 @@ def made_fit_for_text() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number, so that no file of ours gets it and what is printed
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (to the end of the process)
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as the other)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not one that a test has put in its place
             stream.reconfigure(errors="backslashreplace")

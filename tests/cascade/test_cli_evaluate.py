@@ -340,12 +340,14 @@ def test_an_interval_stands_beside_its_value_in_the_table_and_as_numbers_in_json
     assert "<small>[3.80, 4.08]</small>" in page(report) and "<span>[3.80, 4.08]</span>" in page(report)
 
 
-def test_a_contact_sheet_puts_every_picture_in_its_place():
-    rows = [np.full((2, 4, 4, 3), 10, np.uint8), np.full((1, 2, 2, 3), 20, np.uint8)]
-    sheet = contact_sheet(rows)
-    assert sheet.shape == (10, 12, 3)
-    assert (sheet[:4, :4] == 10).all() and (sheet[:4, 8:] == 10).all() and (sheet[8:, :2] == 20).all()
-    assert (sheet[4:8] == 255).all() and (sheet[:4, 4:8] == 255).all() and (sheet[8:, 2:] == 255).all()
+def test_a_contact_sheet_puts_every_picture_in_its_place_equally_large():
+    small = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    sheet = contact_sheet([np.full((2, 4, 4, 3), 10, np.uint8), small, np.full((1, 3, 3, 3), 20, np.uint8)])
+    assert sheet.shape == (19, 12, 3)
+    assert (sheet[:4, :4] == 10).all() and (sheet[:4, 8:] == 10).all() and (sheet[16:, :3] == 20).all()
+    assert all((sheet[8 + y, x] == small[0, y // 2, x // 2]).all() for y in range(4) for x in range(4))
+    assert (sheet[4:8] == 255).all() and (sheet[:4, 4:8] == 255).all() and (sheet[8:12, 4:] == 255).all()
+    assert (sheet[12:16] == 255).all() and (sheet[16:, 3:] == 255).all()
 
 
 class Balance(HTMLParser):

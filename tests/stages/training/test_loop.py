@@ -103,7 +103,15 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path, number
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_a_second_ctrl_c_does_not_wait(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C does what it does in a terminal; a shell has processes in its background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, ctrl_c):
     with pytest.raises(KeyboardInterrupt) as stopped:
         train(recipe(), pictures(), tmp_path, on_step=lambda images: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
     assert "stopped after" not in str(stopped.value) and not checkpoint.folders(tmp_path)
