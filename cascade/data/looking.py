@@ -11,6 +11,7 @@ from PIL import Image
 from cascade.data import held_out_source, open_pictures, source_folder
 from cascade.data.checking import read_all
 from cascade.data.decoding import ENDINGS
+from cascade.data.drawings import DRAWINGS
 from cascade.data.folder import Part, Photos, class_folders, pictures_in
 from cascade.progress import OnProgress, part
 from cascade.stages.training import Data
@@ -24,7 +25,7 @@ MOST_READ = 20_000
 class Look:
     """What a set of pictures holds.
 
-    source: As `Data.source`.
+    source: As `Data.source`, a path absolute.
     held_out: What the source itself holds out, as a source; None = nothing.
     labelled: Whether the pictures lie in class folders, or shards that tell classes; if not, they are one class without a name.
     class_names: In the order of their labels; of pictures that are not labelled ("",) or folders that mean nothing.
@@ -64,8 +65,10 @@ def look(source: str | Path, workers: int = 0, on_progress: OnProgress | None = 
     Raises:
         ValueError: if there are no such pictures.
     """
-    source = str(source)
+    source = absolute_source(str(source))
     folder = source_folder(source)
+    if source in DRAWINGS:
+        raise ValueError(f"{source} is not a folder of pictures; `cascade data emoji --out FOLDER` writes the drawings as one")
     labelled, stray = True, 0
     if folder is not None:
         loose = pictures_in(folder)
@@ -78,8 +81,7 @@ def look(source: str | Path, workers: int = 0, on_progress: OnProgress | None = 
             class_folders(folder)
     data = Data(source=source, classes=None if labelled else 0)
     opened = open_pictures(data, 1, part(on_progress, "data"))
-    if not isinstance(opened, Photos):
-        raise ValueError(f"{source} is not a folder of pictures; `cascade data emoji --out FOLDER` writes the drawings as one")
+    assert isinstance(opened, Photos)
     read = replace(opened, crop=shorter_side)
     if len(read) > MOST_READ:
         read = replace(read, listing=Part(read.listing, np.linspace(0, len(read) - 1, MOST_READ).astype(np.int64)))
@@ -90,6 +92,13 @@ def look(source: str | Path, workers: int = 0, on_progress: OnProgress | None = 
     return Look(
         source, held_out_source(source), labelled, opened.class_names, tuple(counts.tolist()), sides, log.table(), stray
     )
+
+
+def absolute_source(source: str) -> str:
+    """A source as it is known from any folder: a path that exists absolute, even one that is named as the drawings are; anything
+    else as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
 
 
 def shorter_side(image: Image.Image, size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.data.checking import cores
-from cascade.data.looking import Look, look
+from cascade.data.looking import Look, absolute_source, look
 from cascade.files import write_text
 from cascade.folder import MANIFEST
 from cascade.progress import OnProgress
@@ -116,7 +116,7 @@ class _Fit:
     def begin(cls, source: str, out: Path, seconds: float | None, start_from: str | None, workers: int | None) -> _Fit:
         """A new one, or that which is recorded; ValueError if that is another one, or the model's place is taken."""
         runs = runs_folder(out)
-        given = {"source": _absolute(source), "start_from": None if start_from is None else _absolute(start_from)}
+        given = {"source": absolute_source(source), "start_from": None if start_from is None else absolute_source(start_from)}
         if not (runs / RECORD).is_file():
             for place in (out, runs):
                 if place.is_file() or (place.is_dir() and any(place.iterdir())):
@@ -219,9 +219,3 @@ class _Fit:
         done = {"images": made.images_seen, "seconds": took, "loss": made.loss, "held_out_loss": made.validation_loss}
         self.record["trained"][stage.name] = done
         self.write()
-
-
-def _absolute(source: str) -> str:
-    """A source or model as it is known from any folder: a path that exists absolute, anything else as it is."""
-    path = Path(source).expanduser()
-    return str(path.absolute()) if path.exists() else source

@@ -229,6 +229,17 @@ def test_names_in_a_card_are_text():
     assert quoted("a|b\n<script>![x](y)\x1b[31m") == r"a\|b\\n\<script\>\!\[x\]\(y\)\\x1b\[31m"
 
 
+def test_a_folder_may_have_the_name_of_the_drawings_which_are_none(tmp_path, quick, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "drawings", "--out", "model", "--dry-run", "--workers", "0"]
+    assert main(words) == 2
+    assert "drawings is not a folder of pictures" in capsys.readouterr().err
+    write(tmp_path / "drawings" / "cat", 12)
+    monkeypatch.setattr("cascade.data.cached_array", lambda *values, **named: pytest.fail("the drawings are drawn"))
+    assert main(words) == 0
+    assert "12 pictures, 1 classes: cat 12" in capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_would_be_done(tmp_path, quick, capsys):
     write(tmp_path / "pictures" / "cat", 12)
     words = ["fit", str(tmp_path / "pictures"), "--out", str(tmp_path / "model"), "--dry-run", "--time", "10m", "--workers", "0"]
