@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 
 _MAKER = "cascade-diffusion"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+
+WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""Endings of the files that a picture can be written to, and their formats."""
+
+MOST_IN_JPEG = 65_533
+"""Bytes of a comment in a JPEG file: a segment has two for its length."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a picture carries in its text chunks; nothing in it depends on when or where it was made.
+    """What a picture carries: a PNG in text chunks, a JPEG in its comment. Nothing in it depends on when or where it was made.
 
     command: The command line that makes it again.
     model: Name of the model.
@@ -58,16 +65,19 @@ class Origin:
 
 
 def read_chunks(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG file, whose pixels are not looked at; empty where it has none or isn't a PNG.
+    """What a picture says of itself: the text chunks of a PNG, the same in the comment of a JPEG. Its pixels are not looked at.
 
-    Raises OSError if it can't be read, ValueError if it is not a regular file.
+    Empty where there is nothing, and for other files. Raises OSError if it can't be read, ValueError if it is not a regular file.
     """
     from PIL.PngImagePlugin import PngStream
 
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file")
     with path.open("rb") as file, suppress(SyntaxError, ValueError, EOFError, struct.error):  # of a damaged one
-        if file.read(len(_SIGNATURE)) != _SIGNATURE:
+        signature = file.read(len(_SIGNATURE))
+        if signature.startswith(_JPEG):
+            return _in_comment(path)
+        if signature != _SIGNATURE:
             return {}
         stream = PngStream(file)  # type: ignore[no-untyped-call]  # with Pillow's bounds for texts
         try:
@@ -84,6 +94,18 @@ def read_chunks(path: Path) -> dict[str, str]:
         finally:
             found = {str(key): str(text) for key, text in stream.im_text.items()}
         return found
+    return {}
+
+
+def _in_comment(path: Path) -> dict[str, str]:
+    """The texts that `write` has put into the comment of a JPEG; empty for any other comment."""
+    from cascade.eval.pictures import open_picture
+
+    with suppress(Exception):  # Pillow's reader raises almost anything at files that are damaged
+        with open_picture(path, ("JPEG",)) as image:
+            texts = json.loads(image.info.get("comment", b""))
+        if isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values()):
+            return texts
     return {}
 
 
@@ -105,9 +127,15 @@ def is_ours(path: Path) -> bool:
     return path.is_file() and read_chunks(path).get("Software", "").startswith(f"{_MAKER} ")
 
 
-def is_png(out: Path | None) -> bool:
-    """Whether --out names a single picture, not a folder."""
-    return out is not None and out.suffix.lower() == ".png" and not out.is_dir()
+def is_picture(out: Path | None) -> bool:
+    """Whether --out names a single picture, not a folder. Raises ValueError if it names one of a format that is not written."""
+    from cascade.eval.pictures import ENDINGS
+
+    if out is None or out.is_dir() or (ending := out.suffix.lower()) not in ENDINGS:
+        return False
+    if ending not in WRITTEN:
+        raise ValueError(f"--out is {out}, and pictures are written as {', '.join(WRITTEN)}; choose one of these, or a folder")
+    return True
 
 
 def stems(classes: Vocabulary | None, labels: Sequence[int | None]) -> list[str]:
@@ -142,15 +170,27 @@ def check_targets(paths: Sequence[Path]) -> None:
 
 
 def write(path: Path, image: Image, origin: Origin) -> None:
-    """Write a PNG file, whole or not at all; raises OSError if it can't be written."""
+    """Write a file of the format that its ending says, whole or not at all.
+
+    Raises OSError if it can't be written, ValueError if what it says of itself is too long for a JPEG.
+    """
     from PIL.PngImagePlugin import PngInfo
 
-    info = PngInfo()
-    for key, text in origin.chunks().items():
-        info.add_text(key, text)
+    options: dict[str, Any]
+    if WRITTEN[path.suffix.lower()] == "JPEG":
+        comment = json.dumps(origin.chunks()).encode()
+        if len(comment) > MOST_IN_JPEG:
+            room = f"a JPEG has room for {MOST_IN_JPEG:,} bytes"
+            raise ValueError(f"what {path} says of itself takes {len(comment):,} bytes, and {room}; write a PNG")
+        options = {"format": "JPEG", "comment": comment, "quality": 95, "subsampling": 0}  # colours as sharp as the rest
+    else:
+        info = PngInfo()
+        for key, text in origin.chunks().items():
+            info.add_text(key, text)
+        options = {"format": "PNG", "pnginfo": info}
     try:
         with complete(path) as file:
-            image.save(file, format="PNG", pnginfo=info)
+            image.save(file, **options)
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror or error}; nothing half-written is left") from error
 

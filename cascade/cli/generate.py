@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cascade
 from cascade import png as pictures
+from cascade.cli import screen
 from cascade.cli.arguments import Parser, add_model_options, parsed, positive, seed
 from cascade.cli.errors import guarded
 from cascade.cli.request import Request, StageLines, chunks
@@ -36,7 +38,7 @@ examples:
 Files are called class-seedN.png (cat-seed0.png), a grid class-class-seedN-grid.png, the pictures of an earlier stage
 class-seedN-STAGE.png. The same line makes the same files again. A picture that this program made is replaced, any other
 file never.
-Every PNG carries the command that makes it; `cascade inspect FILE.png` shows it.
+Every picture carries the command that makes it; `cascade inspect FILE` shows it. A JPEG (--out cat.jpg) is smaller and not exact.
 """
 
 
@@ -57,28 +59,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
+    add("words", nargs="*", default=[], help=SUPPRESS)  # for `generate cat`, which is told how it is written
     text = "name, index or WordNet id; may be repeated; see `cascade classes`"
     add("--class", dest="classes", action="append", metavar="C", help=text)
     add("-n", dest="count", type=positive, default=1, metavar="N", help="pictures of each class (default 1)")
     add("--seed", type=seed, default=0, metavar="S", help="of the first picture, the next have S+1, S+2, ... (default 0)")
     add("--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the model's own)")
-    add("--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture or a grid (default: the current folder)")
+    text = "folder, or a .png or .jpg for a single picture or a grid (default: the current folder)"
+    add("--out", type=Path, metavar="PATH", help=text)
     add("--grid", action="store_true", help="one sheet instead of single files: a row for each class")
     add("--stages", action="store_true", help="also save the pictures of the stages before the last")
-    add("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
+    told.add_argument("--show", action="store_true", help="draw each picture in the terminal, if that can (kitty, iTerm2, sixel)")
     add_model_options(parser)
 
 
 def run(args: Namespace) -> None:
     begun = time.monotonic()
+    if args.words:
+        meant = shlex.join(word for name in args.words for word in ("--class", name))
+        raise ValueError(f"{shlex.join(args.words)} has no option before it; classes are given as {meant}")
     job = _Job.of(args)
     pictures.check_targets([path for plan in job.plans for path in job.paths(plan)])
+    how = screen.protocol() if args.show else None
     pipeline, sampling = job.request.load()
     files = []
     for entry in _made(job, pipeline, sampling):
         files.append(entry)
         if not args.json:
             put(entry["path"])
+        if how is not None:
+            screen.show(Path(entry["path"]), how)
     if args.json:
         settings = pipeline.described(list(job.request.sizes), sampling, args.batch_size)
         made = {"model": pipeline.name, "version": cascade.__version__, "settings": settings, "files": files}
@@ -118,7 +130,7 @@ class _Job:
             plans = [_Plan(tuple(labels), tuple(seeds), name)]
         else:
             plans = [_Plan((label,), (s,), f"{stem}-seed{s}") for label, stem in zip(labels, stems, strict=True) for s in seeds]
-        if pictures.is_png(args.out) and len(plans) > 1:
+        if pictures.is_picture(args.out) and len(plans) > 1:
             asked = f"--out is {args.out}, but {len(plans)} pictures are asked for"
             raise ValueError(f"{asked}; give a folder, or --grid for one sheet")
         return cls(request, args, labels, seeds, plans)
@@ -132,7 +144,7 @@ class _Job:
     def path(self, plan: _Plan, stage: str) -> Path:
         suffix = "" if stage == self.saved[0] else f"-{stage}"
         out = self.args.out
-        if pictures.is_png(out):
+        if pictures.is_picture(out):
             return out.with_name(f"{out.stem}{suffix}{out.suffix}")
         return (out or Path()) / f"{plan.stem}{suffix}.png"
 

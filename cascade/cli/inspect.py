@@ -19,7 +19,7 @@ HELP = "Show what a model or a stage consists of, or what a generated picture sa
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", metavar="MODEL_OR_STAGE_OR_PNG", help="an installed model, a folder, a Hub id, or a picture")
+    parser.add_argument("what", metavar="MODEL_OR_STAGE_OR_PICTURE", help="an installed model, a folder, a Hub id, or a picture")
 
 
 def run(args: Namespace) -> None:
@@ -41,10 +41,11 @@ def run(args: Namespace) -> None:
 
 
 def _picture(path: Path) -> list[str]:
-    """What a picture's text chunks say."""
+    """Where a picture is, as a link, and what it says of itself."""
     chunks = read_chunks(path)
     if not chunks:
         raise ValueError(f"{path} carries no description of itself; only pictures that this program wrote do")
+    chunks = {"File": path.absolute().as_uri()} | chunks
     width = max(len(key) for key in chunks)
     return [f"{key:<{width}}  {text}" for key, text in chunks.items()]
 

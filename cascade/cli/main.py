@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Action
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ from cascade.cli import (
     upscale,
 )
 from cascade.cli.arguments import Parser, parsed
+from cascade.cli.completion import SHELLS, script
 from cascade.cli.errors import guarded
+from cascade.cli.terminal import put_raw
 
 COMMANDS = (
     generate, demo, models, classes, upscale, inspect, data, fit, train, compose, sample, evaluate, study, benchmark, convert,
@@ -62,7 +65,23 @@ def _overview(words: Sequence[str]) -> None:
     """Help and version of `cascade` itself; anything else that begins with no command raises ValueError."""
     parser = Parser(prog="cascade", description="Cascaded image generation: make, refine, inspect and train.")
     parser.add_argument("--version", action="version", version=f"cascade-diffusion {cascade.__version__}")
+    text = "print what this shell needs to complete `cascade` and `generate`, and leave"
+    parser.add_argument("--print-completion", action=_PrintCompletion, choices=SHELLS, help=text)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         commands.add_parser(command.NAME, help=command.HELP)
     parser.parse_args(words)
+
+
+class _PrintCompletion(Action):
+    """Prints the script for a shell, and ends the program."""
+
+    def __call__(self, parser: Any, namespace: Any, shell: Any, option: str | None = None) -> None:
+        try:
+            text = script(shell, generate, COMMANDS)
+        except ModuleNotFoundError as error:
+            if error.name != "shtab":
+                raise
+            raise ValueError("completion needs shtab: pip install shtab") from None
+        put_raw(text)
+        parser.exit()

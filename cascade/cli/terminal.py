@@ -13,6 +13,11 @@ def put(*lines: object) -> None:
     print(*(printable(line) for line in lines), sep="\n", flush=True)
 
 
+def put_raw(text: str) -> None:
+    """Print what isn't for people: a script, or what draws in a terminal. Nothing in it may come from a file as it stands."""
+    print(text, end="", flush=True)
+
+
 def say(message: str) -> None:
     """A remark beside the output proper; a longer one in lines."""
     print(*(printable(line) for line in message.split("\n")), sep="\n", file=sys.stderr, flush=True)

@@ -39,7 +39,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("config", metavar="CONFIG", help="recipe: a YAML file, or the name of a shipped one")
     add("settings", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a value of the recipe; inner keys with dots")
-    add("--run", dest="folder", type=Path, metavar="DIR", help="folder of the run (default: runs/ and the recipe's name)")
+    text = "folder of the run (default: runs/ and the recipe's name); --run-dir if torchrun takes --run for an option of its own"
+    add("--run", "--run-dir", dest="folder", type=Path, metavar="DIR", help=text)
     add("--export", type=Path, metavar="DIR", help="folder of the finished stage (default: stage in the run's folder)")
     text = "where to show the curves: tensorboard (default, if installed), wandb or another that accelerate knows; repeatable"
     add("--track", action="append", metavar="NAME", help=text)

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--class", dest="classes", action="append", metavar="C", help="what they show: one class for all, or one for each")
     add("--size", type=positive, metavar="PX", help="stop at the stage that makes this size (default: the last stage)")
     add("--seed", type=seed, default=0, metavar="S", help="of every picture (default 0)")
-    add("--out", type=Path, metavar="PATH", help="folder, or a .png for a single picture (default: the current folder)")
+    add("--out", type=Path, metavar="PATH", help="folder, or a .png or .jpg for a single picture (default: the current folder)")
     add("--json", action="store_true", help="print what was made as JSON instead of the names of the files")
     add_model_options(parser)
 
@@ -73,7 +73,7 @@ def needs_classes(request: Request) -> bool:
 
 
 def _target(out: Path | None, source: Path, size: int, count: int) -> Path:
-    if out is not None and pictures.is_png(out):
+    if out is not None and pictures.is_picture(out):
         if count > 1:
             raise ValueError(f"--out is {out}, but {count} pictures are given; give a folder")
         return out
