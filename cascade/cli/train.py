@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cascade.cli import train_ema, train_plot
 from cascade.cli.arguments import duration, natural
 from cascade.cli.progress import Bars, silence_libraries
-from cascade.cli.terminal import put
+from cascade.cli.terminal import put, say
 
 if TYPE_CHECKING:
     from cascade.stages.training.meter import Report
@@ -28,8 +28,9 @@ examples:
   cascade train my-recipe.yaml --time 9m
 
 The run's folder keeps the recipe (recipe.yaml), the class names (classes.json), the curves (log.jsonl; tensorboard --logdir shows
-them too), samples as PNG, and checkpoints. The same command goes on where the last checkpoint stands and ends with the weights of
-a run that was never stopped. Images per second leave out checkpoints, validation and samples; the time left counts them.
+them too), samples (samples.png: the newest below earlier ones; all of them in samples/), and checkpoints. The same command goes
+on where the last checkpoint stands and ends with the weights of a run that was never stopped. Images per second leave out
+checkpoints, validation and samples; the time left counts them.
 
 when it is trained, or while it is:
 """ + "\n".join(f"  cascade train {command.NAME:<6} {command.HELP}" for command in SUBCOMMANDS)
@@ -76,6 +77,8 @@ def run(args: Namespace) -> None:
     except KeyboardInterrupt as stop:
         raise RuntimeError(f"{str(stop) or 'stopped'}; the same command goes on from the last checkpoint in {folder}") from None
     if this_process().is_main_process:
+        if made.sheet is not None:
+            say(f"look at: {made.sheet.absolute().as_uri()}")
         put(made.folder)
 
 

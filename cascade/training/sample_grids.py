@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from cascade.eval.pictures import open_picture
+from cascade.files import complete
 from cascade.png import grid
 from cascade.stages.base import BasePipeline
 from cascade.stages.training import Recipe
 from cascade.stages.training.examples import PictureSource
+from cascade.stages.training.journal import SAMPLES
 from cascade.stages.training.odd_pictures import DamagedPicture
 from cascade.stages.unet import UNet
 from cascade.training.export import pipeline_of
 
 LARGEST_SHOWN = 512
 """Pixels: of larger pictures the middle is shown, at full resolution."""
+
+CONTACT_SHEET = "samples.png"
+"""In the run's folder: the newest grid, and above it what its first row was like before."""
+
+MOST_BEFORE = 6
+"""Earlier grids on a contact sheet, spread evenly over the run."""
 
 
 def grid_maker(
@@ -46,6 +58,49 @@ def grid_maker(
             return None
 
     return make
+
+
+def with_contact_sheet(
+    make: Callable[[UNet, int], Image.Image | None], recipe: Recipe, run: Path
+) -> Callable[[UNet, int], Image.Image | None]:
+    """The maker of grids, which also writes a contact sheet of them into the run's folder; those before are in `samples/`."""
+    cell = min(recipe.network["sample_size"], LARGEST_SHOWN)
+
+    def made(network: UNet, images_seen: int) -> Image.Image | None:
+        newest = make(network, images_seen)
+        if newest is not None:
+            sheet = contact_sheet([*_before(run / SAMPLES, images_seen), (images_seen, newest)], cell)
+            with complete(run / CONTACT_SHEET) as file:
+                sheet.save(file, "PNG")
+        return newest
+
+    return made
+
+
+def contact_sheet(grids: list[tuple[int, Image.Image]], cell: int) -> Image.Image:
+    """First rows of the grids, whose pictures have sides of `cell`, then the whole of the last, each with its images seen."""
+    parts = [(seen, sheet.crop((0, 0, sheet.width, min(cell, sheet.height)))) for seen, sheet in grids[:-1]]
+    parts.append(grids[-1])
+    font = ImageFont.load_default(14)
+    line, gap = 20, 8
+    height = sum(line + part.height for _, part in parts) + gap * (len(parts) - 1)
+    sheet = Image.new("RGB", (max(160, *(part.width for _, part in parts)), height), "white")
+    top = 0
+    for seen, part in parts:
+        ImageDraw.Draw(sheet).text((2, top + 2), f"{seen:,} images", "black", font)
+        sheet.paste(part, (0, top + line))
+        top += line + part.height + gap
+    return sheet
+
+
+def _before(folder: Path, images_seen: int) -> Iterator[tuple[int, Image.Image]]:
+    """Some of the grids that a run has made of fewer images, the first and the last among them."""
+    names = (path.stem for path in folder.glob("*.png") if re.fullmatch(r"\d{12}", path.stem) and not path.is_symlink())
+    earlier = sorted(int(name) for name in names if int(name) < images_seen)
+    places = np.unique(np.linspace(0, len(earlier) - 1, min(MOST_BEFORE, len(earlier))).round().astype(int))
+    for seen in [earlier[place] for place in places]:
+        with suppress(Exception), open_picture(folder / f"{seen:012d}.png", ("PNG",)) as opened:  # damaged ones are left out
+            yield seen, opened.convert("RGB")
 
 
 def _readable(pictures: PictureSource, recipe: Recipe) -> list[tuple[np.ndarray, int]]:

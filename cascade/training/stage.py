@@ -30,7 +30,7 @@ from cascade.stages.training.validation import ValidationReport
 from cascade.stages.unet import UNet
 from cascade.training.export import check_export, export_stage
 from cascade.training.recipes import load_recipe, recipe_to_dict, recipe_to_yaml
-from cascade.training.sample_grids import grid_maker
+from cascade.training.sample_grids import CONTACT_SHEET, grid_maker, with_contact_sheet
 
 RECIPE = "recipe.yaml"
 CLASSES = "classes.json"
@@ -50,6 +50,7 @@ class TrainedStage:
 
     folder: Of the stage, which `BasePipeline.from_pretrained`, or that of its class, loads.
     run: The run's folder.
+    sheet: The run's contact sheet of samples; None if it made none.
     images_seen: Training images.
     loss, validation_loss: The last on training, weighted as there, and on held-out pictures; None where none was measured.
     class_names: Of its classes, in the order of their indices; None where it has none, or its data doesn't name them.
@@ -57,6 +58,7 @@ class TrainedStage:
 
     folder: Path
     run: Path
+    sheet: Path | None
     images_seen: int
     loss: float | None
     validation_loss: float | None
@@ -84,7 +86,8 @@ def train_stage(
 
     Args:
         recipe: What is trained: a recipe, or what `load_recipe` takes.
-        run: The run's folder: recipe, class names, log, samples and checkpoints; None = `runs/` and the recipe's name.
+        run: The run's folder: recipe, class names, log, samples, a contact sheet of them, and checkpoints; None = `runs/` and the
+            recipe's name.
         export: Folder of the finished stage; None = `stage` in the run's.
         trackers: Where the curves are shown beside the log, by accelerate's names; None = TensorBoard, if it is installed.
         workers: Processes that prepare the data; None = 0 for drawings, else this process's free cores, at most `MOST_WORKERS`.
@@ -136,7 +139,7 @@ def train_stage(
         said = _nothing if seen else on_message  # that its lengths are others is what was asked for
     on_message(summary(recipe, num_classes))
 
-    planned = recipe
+    planned, shown = recipe, pictures if held_out is None else held_out
 
     def as_it_stands() -> Recipe:
         return planned if time_box is None else fitted(given, time_box.factor)
@@ -150,7 +153,7 @@ def train_stage(
         on_report=on_report,
         on_validation=on_validation,
         on_message=on_message,
-        sample_grid=grid_maker(recipe, pictures if held_out is None else held_out, on_message),
+        sample_grid=with_contact_sheet(grid_maker(recipe, shown, on_message), recipe, run),
         trackers=trackers,
         workers=workers,
         time_box=time_box,
@@ -161,7 +164,8 @@ def train_stage(
     if process.is_main_process:
         export_stage(network, recipe, folder, class_names)
     last = {name: value for record in read_log(run / LOG) for name, value in record.items() if value is not None}
-    return TrainedStage(folder, run, recipe.total_images, last.get("loss"), last.get("validation_loss"), class_names)
+    sheet = run / CONTACT_SHEET if (run / CONTACT_SHEET).is_file() else None
+    return TrainedStage(folder, run, sheet, recipe.total_images, last.get("loss"), last.get("validation_loss"), class_names)
 
 
 def _images_seen(run: Path) -> int:

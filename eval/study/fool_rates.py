@@ -11,7 +11,7 @@ from cascade.eval.report import Report, Row, Value
 from cascade.eval.study.answers import Answer
 from cascade.eval.study.design import Study
 
-_SOURCE = "arXiv:2104.07636, human evaluation: bars of its figures"
+_SOURCE = "arXiv:2104.07636, human evaluation: bars of its figures, quoted second-hand"
 _FACES, _NATURAL = "faces, 16 to 128 px", "ImageNet, 64 to 256 px"
 PUBLISHED = {  # fool rate in %, by whether the small picture is shown
     True: (

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from cascade import CascadePipeline
 from cascade import png as pictures
 from cascade.classes import Vocabulary
-from cascade.cli.arguments import level, per_stage, positive
+from cascade.cli.arguments import Parser, level, per_stage, positive
 from cascade.cli.generate import main as generate
 from cascade.cli.main import COMMANDS, main
 
@@ -117,6 +117,9 @@ def misfit(folder: Path) -> None:
         (["--class", "cat", "--dtype", "int8"], "argument --dtype"),
         (["--class", "cat", "-n", "2", "--out", "one.png"], "2 pictures are asked for; give a folder, or --grid"),
         (["--class", "cat", "--klass", "dog"], "unrecognized arguments: --klass"),
+        (["cat", "hot dog"], "cat 'hot dog' has no option before it; classes are given as --class cat --class 'hot dog'"),
+        (["--class", "cat", "--out", "x.webp"], "--out is x.webp, and pictures are written as .png, .jpg, .jpeg; choose one"),
+        (["--class", "cat", "-n", "2", "--out", "one.jpg"], "2 pictures are asked for; give a folder, or --grid"),
         (["--class"], "argument --class: expected one argument"),
     ],
 )  # fmt: skip
@@ -281,6 +284,23 @@ def test_help_comes_at_once(words):
     told, code, seconds, heavy = in_a_process(*words, "--help")
     assert code == 0 and told.startswith("usage: cascade") and heavy == []
     assert seconds < 0.5, "the issue's bound, of CPU time, so that a busy machine doesn't fail it"
+
+
+def test_options_get_through_torchrun():
+    """Which takes what it could complete to an option of its own, in Python 3.11 even behind `-m cascade`."""
+    from torch.distributed.run import get_args_parser
+
+    launched = ("train", "sample", "evaluate", "benchmark")
+    for command in (one for one in COMMANDS if one.NAME in launched):
+        parsers = [Parser(prog=command.NAME)]
+        command.add_arguments(parsers[0])
+        for parser in parsers:
+            for action in parser._actions:
+                if isinstance(action.choices, dict):
+                    parsers += action.choices.values()
+                elif action.option_strings:
+                    words = ["-m", "cascade", command.NAME, max(action.option_strings, key=len), "x"]
+                    assert get_args_parser().parse_args(words).training_script_args == words[2:]
 
 
 def test_a_mistyped_class_is_answered_before_torch_is_imported(model):

@@ -183,7 +183,41 @@ def test_inspect_tells_what_lies_there(model, here, capsys):
     assert generate(["--class", "cat", "--size", "8", "--model", str(model)]) == 0
     capsys.readouterr()
     assert main(["inspect", "cat-seed0.png"]) == 0
-    assert "generate --class cat --seed 0 --size 8" in capsys.readouterr().out
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split() == ["File", (here / "cat-seed0.png").as_uri()]
+    assert any(line.startswith("Command") and "generate --class cat --seed 0 --size 8" in line for line in told)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".JPEG"])
+def test_a_jpeg_is_nearly_the_picture_and_says_the_same_of_itself(model, here, capsys, tmp_path, monkeypatch, ending):
+    words = ["--class", "hot dog", "-n", "2", "--grid", "--model", str(model)]
+    assert generate([*words, "--out", f"sheet{ending}"]) == generate([*words, "--out", "sheet.png"]) == 0
+    file = here / f"sheet{ending}"
+    with Image.open(file) as image:
+        assert image.format == "JPEG"
+    assert np.abs(pixels(file).astype(int) - pixels("sheet.png")).mean() < 8  # of noise, which is worst for a JPEG
+    assert pictures.read_chunks(file) == pictures.read_chunks(here / "sheet.png")
+    assert main(["inspect", str(file)]) == 0 and "hot dog" in capsys.readouterr().out
+    before = file.read_bytes()
+    assert generate([*words, "--out", f"sheet{ending}", "--seed", "7"]) == 0 and file.read_bytes() != before  # replaced, as ours
+    assert run_again(file, tmp_path / "again", monkeypatch) == ["hot-dog-seed7-grid.png"]
+
+
+def test_a_jpeg_of_someone_else_is_not_replaced(model, here, capsys):
+    for number, comment in enumerate((b"", b"{}", b'{"Software": 3}', b"[1]", b'{"Software": "GIMP"}', b"\xff" * 99)):
+        Image.new("RGB", (8, 8), "red").save(f"{number}.jpg", comment=comment)
+        before = Path(f"{number}.jpg").read_bytes()
+        assert generate(["--class", "cat", "--model", str(model), "--out", f"{number}.jpg"]) == 2
+        assert "was not made by this program" in capsys.readouterr().err and Path(f"{number}.jpg").read_bytes() == before
+    Path("cut.jpg").write_bytes(before[:30])
+    assert pictures.read_chunks(Path("cut.jpg")) == {}
+
+
+def test_what_is_too_long_for_a_jpeg_is_said(tmp_path):
+    origin = pictures.Origin("generate", "tiny", ("x" * 70_000,), (0,), (0,), {})
+    with pytest.raises(ValueError, match="a JPEG has room for 65,533 bytes; write a PNG"):
+        pictures.write(tmp_path / "a.jpg", Image.new("RGB", (8, 8)), origin)
+    assert names(tmp_path) == []
 
 
 def test_classes_are_listed_and_searched(model, capsys):

@@ -19,7 +19,7 @@ from cascade.stages.training.odd_pictures import DamagedPicture, Oddity
 from cascade.stages.training.recipe import Data, Samples
 from cascade.training import sample_grids as train_samples
 from cascade.training.export import pipeline_of
-from cascade.training.sample_grids import grid_maker
+from cascade.training.sample_grids import MOST_BEFORE, contact_sheet, grid_maker, with_contact_sheet
 
 CLASSES = ("ant", "bee", "cow", "dog")
 
@@ -144,6 +144,41 @@ def test_a_network_that_has_diverged_makes_no_grid_and_says_so():
     assert said[0].startswith("no samples after 700 images: ") and "not numbers" in said[0]
 
 
+def test_a_contact_sheet_has_the_newest_grid_whole_below_first_rows_of_earlier_ones():
+    rng = np.random.default_rng(0)
+    grids = [(seen, Image.fromarray(rng.integers(0, 255, (17, 300, 3), dtype=np.uint8))) for seen in (1000, 2000, 3000)]
+    sheet = np.asarray(contact_sheet(grids, cell=8))
+    places = [20, 20 + 8 + 8 + 20, 2 * (20 + 8 + 8) + 20]  # a line of text, a row, a gap
+    for (_, grid), top in zip(grids[:2], places, strict=False):
+        assert np.array_equal(sheet[top : top + 8], np.asarray(grid)[:8])
+    assert np.array_equal(sheet[places[2] :], np.asarray(grids[2][1]))
+    lines = [sheet[top - 20 : top] for top in places]
+    assert all((line < 100).any() for line in lines) and not np.array_equal(lines[0], lines[1])
+
+
+def test_a_run_keeps_a_contact_sheet_of_grids_of_fewer_images(tmp_path):
+    (tmp_path / "samples").mkdir()
+    seen = [*range(10, 200, 10), 300]
+    for number in seen:
+        Image.new("RGB", (17, 17), (number % 256, 0, 0)).save(tmp_path / "samples" / f"{number:012d}.png")
+    (tmp_path / "samples" / f"{190:012d}.png").write_text("damaged")
+    (tmp_path / "samples" / "mine.png").write_text("another's")
+    newest = Image.new("RGB", (17, 17), "blue")
+    made = with_contact_sheet(lambda network, images_seen: newest, recipe(), tmp_path)(None, 250)
+    assert made is newest
+    with Image.open(tmp_path / "samples.png") as sheet:
+        pixels = np.asarray(sheet)
+    tops = range(20, len(pixels) - 17, 20 + 8 + 8)
+    shown = [int(pixels[top, 0, 0]) for top in tops]
+    assert len(shown) == MOST_BEFORE - 1 and shown[0] == 10 and shown == sorted(shown)  # the last one is damaged
+    assert (pixels[-17:, :17] == (0, 0, 255)).all()
+
+
+def test_a_network_that_makes_no_grid_leaves_the_contact_sheet(tmp_path):
+    assert with_contact_sheet(lambda network, images_seen: None, recipe(), tmp_path)(None, 250) is None
+    assert not (tmp_path / "samples.png").exists()
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """The current folder, with pictures of two classes, held-out ones, and a recipe for them."""
@@ -174,8 +209,11 @@ def test_a_training_leaves_samples_curves_and_a_tensorboard(here, capsys):
     run = Path("runs/tiny")
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["000000000008.png", "000000000016.png"]
     assert len(list((run / "tensorboard").iterdir())) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
+    out, err = capsys.readouterr()
+    last, link = err.splitlines()[-2:]
     assert last.startswith("training: 16 of 16 images") and "8 px, loss " in last and "held-out" in last
+    assert link == f"look at: {(here / run / 'samples.png').as_uri()}" and out == "runs/tiny/stage\n"
+    assert (run / "samples.png").is_file()
     assert main(["train", "plot", "runs/tiny"]) == 0
     assert main(["train", "tiny.yaml"]) == 0 and "continued from 16" in capsys.readouterr().err
     assert len(list((run / "tensorboard").iterdir())) == 1
