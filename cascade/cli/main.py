@@ -77,11 +77,5 @@ class _PrintCompletion(Action):
     """Prints the script for a shell, and ends the program."""
 
     def __call__(self, parser: Any, namespace: Any, shell: Any, option: str | None = None) -> None:
-        try:
-            text = script(shell, generate, COMMANDS)
-        except ModuleNotFoundError as error:
-            if error.name != "shtab":
-                raise
-            raise ValueError("completion needs shtab: pip install shtab") from None
-        put_raw(text)
+        put_raw(script(shell, generate, COMMANDS))
         parser.exit()

@@ -5,7 +5,6 @@ import pty
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -109,9 +108,3 @@ def test_the_script_is_printed_whole_and_needs_a_shell_that_is_known(capsys):
     assert left.value.code == 0 and capsys.readouterr().out == script("bash", generate, COMMANDS)
     assert main(["--print-completion", "csh"]) == 2
     assert "invalid choice: 'csh'" in capsys.readouterr().err
-
-
-def test_without_shtab_it_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    assert main(["--print-completion", "zsh"]) == 2
-    assert "completion needs shtab: pip install shtab" in capsys.readouterr().err
