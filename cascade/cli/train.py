@@ -83,17 +83,21 @@ def run(args: Namespace) -> None:
 
 
 class Watch(Bars):
-    """Shows each task, and at every step of the training what was last measured."""
+    """Shows each task, and at every step of a training run what was last measured in it."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.training = "training"
         self.last: Report | None = None
         self.validated = ""
 
     def __call__(self, title: str, done: int, total: int) -> None:
-        if title != "training":
+        if not title.startswith("training"):
             super().__call__(title, done, total)
-        elif done < total:  # else a report follows, with the last figures
+            return
+        if title != self.training:  # that of another stage
+            self.training, self.last, self.validated = title, None, ""
+        if done < total:  # else a report follows, with the last figures
             self._step(done, total)
 
     def report(self, now: Report) -> None:
@@ -107,6 +111,6 @@ class Watch(Bars):
         self.shown.say(message)
 
     def _step(self, images_seen: int, total: int) -> None:
-        self.turn_to("training", "images")
+        self.turn_to(self.training, "images")
         note = "" if self.last is None else f"{self.last.size} px, loss {self.last.loss:.4f}{self.validated}"
         self.shown.update(images_seen, total, note, None if self.last is None else self.last.images_per_second)

@@ -84,8 +84,8 @@ def sample_run(
         size: Side of the images; None = the cascade's `default_size`.
         sampling: How each stage is sampled, as `cascade.sampling(...)` gives it.
         batch_size: Images that go through a network at once; None = 1 on a CPU, elsewhere by the memory.
-        processes: How many share the run; None = one for each core and at most 8 on a CPU, else one, as for a cascade that was
-            composed and never saved.
+        processes: How many share the run; None = one for each core that this one may use and at most 8 on a CPU, else one, as for
+            a cascade that was composed and never saved.
         threads: Of each process on a CPU; images differ in their last bits with it, so a run keeps its own.
         on_progress: Told of the share of this process; of several that torchrun started, of the first.
 
@@ -141,10 +141,12 @@ def sample_run(
 
 def _count(cascade: CascadePipeline, plan: RunPlan, processes: int | None, on_cpu: bool) -> int:
     """How many processes share the run, this one and those that it starts."""
+    from cascade.data.checking import cores
+
     if "WORLD_SIZE" in os.environ:
         return 1
     if cascade.folder is None and (processes or 1) > 1:
         problem = f"processes is {processes}, but the cascade was composed here and other processes can't load it"
         raise ValueError(f"{problem}; save it first, or give processes=1")
-    by_default = min(os.cpu_count() or 1, MOST_PROCESSES) if on_cpu and cascade.folder is not None else 1
+    by_default = min(cores(), MOST_PROCESSES) if on_cpu and cascade.folder is not None else 1
     return min(processes or by_default, len(plan.blocks()))

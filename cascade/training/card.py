@@ -62,7 +62,7 @@ def card_of(
 
 def quoted(text: str) -> str:
     """A name from the disk as Markdown shows it: nothing in it is markup, or acts on a terminal."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$-])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$]|(?<!\w)-)", r"\\\1", printable(text))
 
 
 def _shell(name: str) -> str:

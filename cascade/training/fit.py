@@ -167,6 +167,8 @@ class _Fit:
             self._forget()
             raise
         on_plan(plan)
+        if self._before:
+            on_message(f"goes on: {self._before:.0f} of {plan.seconds:.0f} s are over")
         for stage in plan.stages:
             self._train(stage, plan, told, on_report, on_validation, on_message)
         figures, sheet = finish(self.runs, self.out, plan, self.record, told, on_message, lambda: self.spent)
@@ -212,7 +214,11 @@ class _Fit:
         end = training * sum(one.share for one in plan.stages[: plan.stages.index(stage) + 1])
         of_share = stage.share * training
         seconds = max(end - self.spent, LEAST_OF_SHARE * of_share - (self.spent - begun), LEAST_OF_START * of_share)
-        told: dict[str, Any] = {"on_progress": on_progress, "on_report": on_report, "on_validation": on_validation}
+
+        def named(title: str, done: int, total: int) -> None:
+            on_progress(f"training {stage.name}" if title == "training" else title, done, total)
+
+        told: dict[str, Any] = {"on_progress": named, "on_report": on_report, "on_validation": on_validation}
         told |= {"on_message": on_message, "workers": self.workers, "refit": True}
         made = train_stage(replace(stage.recipe, name=stage.name), run, seconds=seconds, **told)
         took = round(self.spent - begun, 1)

@@ -71,7 +71,7 @@ class TrainingState:
         if found:
             now, before = accelerator.num_processes, facts.get("processes")
             words = f"; now {now} {'process' if now == 1 else 'processes'}, before {before}"
-            on_message(f"continued from {state.images_seen} images{'' if before in (now, None) else words}")
+            on_message(f"continued from {state.images_seen:,} images{'' if before in (now, None) else words}")
         return state
 
     def _restore(self, tensors: checkpoint.Tensors, facts: checkpoint.State) -> None:

@@ -1,5 +1,6 @@
 """The grids of samples of a training: what is on them, and that making them leaves no trace."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny import network
 
 from cascade.cli.main import main
 from cascade.cli.progress import Progress
+from cascade.cli.train import Watch
 from cascade.stages.conditioning import resize
 from cascade.stages.training import Phase, PictureSet, Recipe
 from cascade.stages.training import meter as report
@@ -229,6 +231,22 @@ def test_without_tensorboard_one_sentence_says_where_the_curves_are(here, capsys
 def test_an_unknown_tracker_is_a_wrong_request(here, capsys):
     assert main(["train", "tiny.yaml", "--track", "tensorbord"]) == 2
     assert "'tensorbord' is not a tracker" in capsys.readouterr().err and not Path("runs").exists()
+
+
+def test_a_stage_is_not_shown_with_the_figures_of_the_one_before(capsys):
+    def measured(images_seen: int) -> report.Report:
+        values = {"images_seen": images_seen, "total_images": 100, "size": 8, "loss": 0.5, "images_per_second": 7.0}
+        others = {field.name: None for field in fields(report.Report) if field.name not in values}
+        return report.Report(**values | others)
+
+    with Watch() as watch:
+        watch("training base", 50, 100)
+        watch.report(measured(100))
+        watch("training sr16", 4, 80)
+        watch.report(measured(80))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("training base: 100 of 100 images, 7 a second, 8 px, loss 0.5")
+    assert watch.shown.title == "training sr16" and watch.shown._begun[1] == 4
 
 
 def test_progress_tells_the_rate_that_it_is_given_and_what_is_left_by_the_clock(capsys, monkeypatch):
