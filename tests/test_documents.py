@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -27,17 +28,29 @@ def run(*command, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """The outcome of every page's script and of the examples, two at a time: most of their time is a single process's."""
-    jobs = {page: (run_page, page, tmp_path_factory.mktemp("page")) for page in WITH_PYTHON}
-    jobs["examples"] = (run_examples, tmp_path_factory.mktemp("examples"))
-    with ThreadPoolExecutor(2) as pool:
-        return {name: pool.submit(*job) for name, job in reversed(jobs.items())}
+    """The outcome of every page's script and of the examples: two at a time, each on a core of its own, where sampling runs start
+    no further processes unless they are told to. Pages that start none share one, as most of their time is that of imports."""
+    cores = cycle(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
+    alone = [page for page in WITH_PYTHON if "sample_run(" in page.read_text("utf-8")]
+    together = [page for page in WITH_PYTHON if page not in alone]
+    with ThreadPoolExecutor(2, initializer=lambda: cores and os.sched_setaffinity(0, {next(cores)})) as pool:  # of a thread
+        examples = pool.submit(run_examples, tmp_path_factory.mktemp("examples"))
+        parts = [[page] for page in alone] + [together]
+        jobs = {page: pool.submit(run_pages, part, tmp_path_factory.mktemp("pages")) for part in parts for page in part[:1]}
+        return {"examples": examples} | {page: jobs[part[0]] for part in parts for page in part}
 
 
-def run_page(page: Path, folder: Path) -> str:
-    """A page's blocks are one script: later ones use what earlier ones made."""
-    (folder / "page.py").write_text("\n\n".join(BLOCK.findall(page.read_text("utf-8"))), "utf-8")
-    return run("page.py", cwd=folder)
+def run_pages(pages: list[Path], folder: Path) -> str:
+    """A page's blocks are one script: later ones use what earlier ones made. Page after page, each in a folder of its own."""
+    for place, page in enumerate(pages):
+        (folder / str(place)).mkdir()
+        script = "\n\n".join(BLOCK.findall(page.read_text("utf-8")))
+        (folder / str(place) / f"{page.stem}.py").write_text(script, "utf-8")
+    if len(pages) == 1:
+        return run(f"{pages[0].stem}.py", cwd=folder / "0")
+    each = "import os, pathlib, runpy, sys\n"
+    each += "for place in sys.argv[1:]:\n    os.chdir(pathlib.Path(place).parent)\n    runpy.run_path(place, run_name='__main__')"
+    return run("-c", each, *sorted(folder.glob("*/*.py")), cwd=folder)
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -184,6 +184,7 @@ def test_cache_is_rendered_once_and_repaired(four, tmp_path, monkeypatch):
         patch.setattr(module, "_in_processes", lambda *_: pytest.fail("rendered although it is in the cache"))
         cached_array(32, "heldout")
     os.truncate(path, len(before) - 1)  # maps of the old file are not read again below
+    monkeypatch.setattr(module, "_in_processes", map)
     cached_array(32, "heldout")
     assert path.read_bytes() == before
 
@@ -248,7 +249,8 @@ def test_a_killed_rendering_leaves_no_process_and_its_file_only_until_the_next(t
     assert not left.exists() and (folder / "heldout-256.npy").exists()
 
 
-def test_image_folder(four, tmp_path):
+def test_image_folder(four, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_in_processes", lambda function, items, chunksize: map(function, items))
     out = tmp_path / "pictures"
     assert write_image_folder(out, 32) == 6
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
@@ -300,8 +302,8 @@ def test_notice_names_every_set_and_licence():
     assert text in (ROOT / "NOTICE").read_text("utf-8")
 
 
-def test_the_glyphs_of_a_split_are_the_code_points_of_its_drawings():
+def test_the_glyphs_of_a_split_are_the_code_points_of_its_drawings(heldout):
     found = glyphs("heldout")
-    names = [drawing.name for drawing in drawings("heldout")]
+    names = [drawing.name for drawing in heldout]
     assert len(found) == 991 and 1 < len(set(found)) < 991
     assert all(f"__{glyph}__" in name for glyph, name in zip(found, names, strict=True))

@@ -1,6 +1,7 @@
 """Stages load alone, in a fresh process, with diffusers' own arguments; `tests/cascade/test_models.py` damages their files."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -42,30 +43,37 @@ def folders(tmp_path_factory):
 
 
 ALONE = """
-import sys
-from cascade.stages.{module} import {name}
-pipe = {name}.from_pretrained(sys.argv[1])
-assert type(pipe) is {name} and type(pipe.unet).__name__ == "UNet" and not pipe.unet.training
-own = {{name for name in sys.modules if name.startswith("cascade.") and not name.startswith("cascade.stages")}}
-assert own == {{"cascade.torchvision_mend"}}  # which importing anything of cascade imports
-pipe.save_pretrained(sys.argv[2])
-{name}.from_pretrained(sys.argv[2])
-print(pipe.size)
+import os, sys
+from importlib import import_module
+import cascade, torch, diffusers.pipelines.pipeline_utils  # libraries, in which most of the time goes, are imported once
+for module, name, old, new in zip(*[iter(sys.argv[1:])] * 4):
+    if os.fork():
+        assert os.wait()[1] == 0, name
+        continue
+    stage = getattr(import_module(f"cascade.stages.{module}"), name)
+    pipe = stage.from_pretrained(old)
+    assert type(pipe) is stage and type(pipe.unet).__name__ == "UNet" and not pipe.unet.training
+    own = {name for name in sys.modules if name.startswith("cascade.") and not name.startswith("cascade.stages")}
+    assert own == {"cascade.torchvision_mend"}  # which importing anything of cascade imports
+    pipe.save_pretrained(new)
+    stage.from_pretrained(new)
+    print(pipe.size, flush=True)
+    os._exit(0)
 """
 
 
-@pytest.mark.parametrize(
-    "module, name, size", [("base", "BasePipeline", 8), ("sr3", "SR3Pipeline", 16), ("regression", "RegressionPipeline", 16)]
-)
-def test_a_stage_loads_in_a_fresh_process_with_no_other_import(folders, tmp_path, module, name, size):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
+def test_a_stage_loads_in_a_fresh_process_with_no_other_import(folders, tmp_path):
     """Saved by today's version, and with the module paths of versions before 0.2."""
-    folder = shutil.copytree(folders / module, tmp_path / "old")
-    index = json.loads((folder / "model_index.json").read_text())
-    assert index["unet"] == ["cascade.stages.unet", "UNet"]
-    (folder / "model_index.json").write_text(json.dumps(index | {"unet": ["stages.unet", "UNet"]}))
-    code = ALONE.format(module=module, name=name)
-    ran = subprocess.run([sys.executable, "-c", code, folder, tmp_path / "new"], capture_output=True, text=True)
-    assert ran.returncode == 0 and ran.stdout == f"{size}\n", ran.stderr
+    words = []
+    for module, name in (("base", "BasePipeline"), ("sr3", "SR3Pipeline"), ("regression", "RegressionPipeline")):
+        folder = shutil.copytree(folders / module, tmp_path / module)
+        index = json.loads((folder / "model_index.json").read_text())
+        assert index["unet"] == ["cascade.stages.unet", "UNet"]
+        (folder / "model_index.json").write_text(json.dumps(index | {"unet": ["stages.unet", "UNet"]}))
+        words += [module, name, folder, tmp_path / f"new-{module}"]
+    ran = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout == "8\n16\n16\n", ran.stderr
 
 
 def test_settings_come_with_the_stage_and_may_be_replaced(folders):
