@@ -203,7 +203,7 @@ def _samples(cascade: CascadePipeline, count: int, end: float, on_progress: OnPr
         labels = None if classes is None else [seed % classes for seed in seeds]
         many: Any = {"num_images_per_class": len(seeds)} if labels is None else {}
         made += cascade(labels, seeds=seeds, size=size, **many).images
-    on_progress("samples to measure", count, count)
+    on_progress("samples to measure", len(made), len(made))
     return np.stack([np.asarray(one) for one in made])
 
 
