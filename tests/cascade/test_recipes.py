@@ -145,7 +145,7 @@ def twin(name):
         "channels": [8] * levels,
         "blocks": [1] * levels,
         "head_channels": 8,
-        "attention_sizes": [size // 2],
+        "attention_sizes": [min(size // 2, 16)],
     }
     network = loaded.network | small | ({"low_res_size": size // ratio} if low_res_size else {})
     optimization = replace(loaded.optimization, precision="float32", accumulate=1)
