@@ -12,7 +12,8 @@ from cascade.data.folder import FEWEST_TO_HOLD_OUT
 from cascade.data.looking import Look
 from cascade.folder import Manifest
 from cascade.models import resolve
-from cascade.stages.saved import read_json
+from cascade.schedulers import SCHEDULERS
+from cascade.stages.saved import INDEX, read_json
 from cascade.stages.training import Recipe
 from cascade.stages.training.processes import this_process
 from cascade.stages.training.start_from import DEFAULTS
@@ -36,6 +37,9 @@ FEWEST_STEPS, BATCH, BATCH_ON_ACCELERATOR = 200, 16, 64
 HOLD_OUT = 0.1
 CROP, TILE = 24, 256
 """Sides: of a refining stage's training crops in pixels of the small picture, and of the tiles in which it is sampled."""
+
+DRAWING = "tiny-imagenet/sr256"
+"""The recipe whose objective and noise a refining stage has that is started from and draws details (`network.detail_std`)."""
 
 FEW_PICTURES = 200
 CHECKPOINT_SECONDS = 120
@@ -76,7 +80,7 @@ class PlannedStage:
     name: "base", or "sr" and the side of its images.
     recipe: Of a length that doesn't matter: it is fitted to the time.
     share: Of the time for training.
-    network: Name of its network's size, or that of the model that it starts from.
+    network: Name of its network's size, or of the model that it starts from as in "emoji's".
     parameters: Of the network.
     images_per_second: Of a few real steps on this machine.
     pictures: Share of all that it can use.
@@ -210,7 +214,7 @@ def _stage(
     """One stage: with the network that it starts from, or the largest that sees enough images in its time."""
     if beginning is not None:
         recipe = _recipe(found, size, low_res_size, _network_in(beginning), beginning)
-        return _planned(found, recipe, share, f"that of {model}")
+        return _planned(found, recipe, share, f"{Path(str(model)).name}'s")
     possible = [one for one in (BASES if low_res_size is None else REFINERS) if found.total >= one.pictures]
     for one in possible:
         recipe = _recipe(found, size, low_res_size, one.network, None)
@@ -257,6 +261,14 @@ def _network_in(stage: Path) -> dict[str, Any]:
     return {name: saved[name] for name in DEFAULTS if name in saved and name not in ("self", "num_classes", "null_class")}
 
 
+def _sampling_in(stage: Path) -> dict[str, Any]:
+    """How a saved stage is sampled, as a recipe has it."""
+    saved = read_json(stage / INDEX)
+    settings = {name: saved[name] for name in ("num_inference_steps", "guidance_scale", "aug_level") if name in saved}
+    short = {kind: name for name, kind in SCHEDULERS.items()}.get((saved.get("scheduler") or [None, None])[1])
+    return settings if short is None else settings | {"scheduler": short}
+
+
 def _recipe(found: Look, size: int, low_res_size: int | None, network: Mapping[str, Any], beginning: Path | None) -> Recipe:
     """The recipe of a stage of these sizes, with the values that follow from pictures, machine and beginning."""
     few = len(found.class_names) == 1 or not found.labelled  # then there is nothing to guide to
@@ -267,6 +279,7 @@ def _recipe(found: Look, size: int, low_res_size: int | None, network: Mapping[s
         values["validation"] = None
     if beginning is not None:
         values |= {"start_from": str(beginning), "optimization.learning_rate": FINE_TUNING_RATE}
+        values |= {f"sampling.{name}": value for name, value in _sampling_in(beginning).items()}
     if low_res_size is None:
         values |= {"data.classes": None if found.labelled else 0}
         values |= {"objective.label_dropout": 0.0, "sampling.guidance_scale": 1.0} if few else {}
@@ -290,7 +303,13 @@ def _recipe(found: Look, size: int, low_res_size: int | None, network: Mapping[s
         shapes |= {"sampling.tile_size": TILE, "samples.count": 4}
     if not full["aug_level"]:
         shapes |= {"augmentation.noise": 0.0, "augmentation.clean": 0.0, "sampling.aug_level": 0.0}
-    return load_recipe("fit/sr256", values | shapes)
+    recipe = load_recipe("fit/sr256", values | shapes)
+    if full["detail_std"] is None:
+        return recipe
+    drawing = load_recipe(DRAWING)
+    objective = replace(drawing.objective, label_dropout=recipe.objective.label_dropout)
+    augmentation = replace(drawing.augmentation, reduction="area") if full["aug_level"] else recipe.augmentation
+    return replace(recipe, objective=objective, augmentation=augmentation)
 
 
 def holds_out(found: Look) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from cascade.training.card import quoted
 from cascade.training.fit_plan import plan_fit
 from cascade.training.recipes import load_recipe
 
+IMAGENET = "packages/cascade-imagenet/cascade_imagenet"
 TINY = {"channels": [8, 8, 8], "blocks": [1, 1, 1], "attention_sizes": [], "head_channels": 8}
 
 
@@ -107,6 +109,25 @@ def test_few_pictures_are_learned_with_a_word_on_what_that_means(quick):
     alone = plan_fit(found((300,) * 12, (4, 4, 4)), 3600)
     assert any("nothing is held out" in remark for remark in alone.remarks)
     assert alone.stages[0].recipe.validation is None and alone.stages[0].recipe.data.hold_out == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "stage", "objective", "sampled"),
+    [
+        ("cascade/assets/emoji", "base", "fit/base64", {"num_inference_steps": 30, "guidance_scale": 4.0, "scheduler": "ddpm"}),
+        ("cascade/assets/emoji", "sr256", "fit/sr256", {"num_inference_steps": 1, "aug_level": 0.05, "scheduler": "dpm++"}),
+        (IMAGENET, "base", "fit/base64", {"num_inference_steps": 30, "guidance_scale": 3.0, "scheduler": "ddpm"}),
+        (IMAGENET, "sr256", "tiny-imagenet/sr256", {"num_inference_steps": 4, "aug_level": 0.0, "scheduler": "ddpm"}),
+    ],
+)
+def test_a_stage_goes_on_learning_what_it_learned_and_is_sampled_as_before(folder, stage, objective, sampled):
+    beginning = Path(__file__).parents[2] / folder / stage
+    sizes = (64, None) if stage == "base" else (256, 64)
+    made = fit_plan._recipe(found((300,) * 30, (15, 15)), *sizes, fit_plan._network_in(beginning), beginning)
+    wanted = load_recipe(objective).objective
+    assert replace(made.objective, label_dropout=0) == replace(wanted, label_dropout=0)
+    assert made.sampling.items() >= sampled.items() and made.augmentation.reduction == "area"
+    assert made.start_from == str(beginning)
 
 
 def test_what_a_look_finds(tmp_path):
