@@ -264,7 +264,9 @@ def _network_in(stage: Path) -> dict[str, Any]:
 def _sampling_in(stage: Path) -> dict[str, Any]:
     """How a saved stage is sampled, as a recipe has it."""
     saved = read_json(stage / INDEX)
-    settings = {name: saved[name] for name in ("num_inference_steps", "guidance_scale", "aug_level") if name in saved}
+    settings: dict[str, Any] = {
+        name: saved[name] for name in ("num_inference_steps", "guidance_scale", "aug_level") if name in saved
+    }
     short = {kind: name for name, kind in SCHEDULERS.items()}.get((saved.get("scheduler") or [None, None])[1])
     return settings if short is None else settings | {"scheduler": short}
 
