@@ -330,7 +330,7 @@ def _remarks(found: Look, stages: Sequence[PlannedStage]) -> Iterator[str]:
     if found.total < FEW_PICTURES:
         yield f"{found.total:,} pictures are few: the model will learn them by heart rather than what they have in common"
     largest = stages[-1].recipe.picture_size
-    bigger = next((wanted[0] for wanted in SR_SIZES if wanted[0] > largest), None)
-    if bigger is not None and largest < SR_SIZES[0][0]:
+    bigger = next((size for size in sorted(SR_SIZES[0]) if size > largest), None)
+    if bigger is not None and found.share(bigger) < 1 - MOST_TOO_SMALL:
         needed = f"a stage of that size needs {1 - MOST_TOO_SMALL:.0%}"
         yield f"{found.share(bigger):.0%} of the pictures have a shorter side of {bigger} px, and {needed}"

@@ -102,6 +102,13 @@ def test_pictures_that_teach_nothing_are_answered_in_a_sentence(pictures, proble
         plan_fit(pictures, 3600)
 
 
+@pytest.mark.parametrize(("side", "wanted"), [(70, "128"), (130, "256"), (300, None)])
+def test_what_a_further_stage_needs_is_said(quick, side, wanted):
+    said = [remark for remark in plan_fit(found((side,) * 100), 3600).remarks if "shorter side" in remark]
+    asked = f"0% of the pictures have a shorter side of {wanted} px, and a stage of that size needs 75%"
+    assert said == ([] if wanted is None else [asked])
+
+
 def test_few_pictures_are_learned_with_a_word_on_what_that_means(quick):
     ten = plan_fit(found((300,) * 10, (10,)), 3600)
     assert any("10 pictures are few" in remark for remark in ten.remarks)
