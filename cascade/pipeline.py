@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -297,6 +297,14 @@ class CascadePipeline:
             raise ValueError("class_labels is empty; give at least one class")
         vocabulary = self.classes or Vocabulary.from_names([f"class {i}" for i in range(self.num_classes or 0)])
         return [vocabulary.index(one) for one in given]
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Within it, calls share what each makes for itself otherwise, as `StagePipeline.prepared` has it, of all stages."""
+        with ExitStack() as stack:
+            for stage in self._own().values():
+                stack.enter_context(stage.prepared())
+            yield
 
     @contextmanager
     def _on_device(self, stage: Any) -> Iterator[Any]:

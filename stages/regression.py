@@ -87,9 +87,8 @@ class RegressionPipeline(RefiningPipeline):
         check_way_out(output_type, batch_size)
         low_res = self.low_res_of(image)
         labels = self.check_labels(class_labels, len(low_res))
-        self._lay_out()
         device, made = self._execution_device, []
-        with self._packed():
+        with self.prepared():
             for part in self.progress_bar(self._micro_batches(len(low_res), batch_size)):
                 classes = None if labels is None else labels[part].to(device)
                 made.append(self._check_finite(regress(self.unet, low_res[part].to(device), self.size, classes)).clamp(-1, 1))

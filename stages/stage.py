@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Self
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cascade.stages.consistent import Consistent, project
 from cascade.stages.cpu_convolutions import multiplies_bfloat16, packed_convolutions
+from cascade.stages.cpu_memory import kept_memory
 from cascade.stages.denoiser import Autoguidance, ClassifierFreeGuidance, Denoiser, FlowMapGuidance
 from cascade.stages.sampling import StepCallback, Steps, draw_noise, generators_of, nfe, sample
 from cascade.stages.saved import find_stage, load_stage
@@ -303,12 +304,11 @@ class StagePipeline(DiffusionPipeline):
             return None if on_step_end is None else on_step_end(step, timestep, x)
 
         denoiser, generators = self.guided(guidance_scale, guidance_interval), generators_of(generator, count)
-        self._lay_out()
         if tile_size is not None and tile_size < self.size:
             denoiser, batch_size = Tiled(denoiser, tile_size, batch_size or self._default_batch_size), 1
         batches = self._micro_batches(count, batch_size)
         made = []
-        with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress, self._packed():
+        with self.progress_bar(total=nfe(self.scheduler, steps) * len(batches)) as progress, self.prepared():
             for part in batches:
                 mine = generators[part]
                 given = condition(part, mine)
@@ -344,8 +344,16 @@ class StagePipeline(DiffusionPipeline):
             # Not diffusers' own `to`, which imports its offloading to ask about it.
             _align(nn.Module.to(network, memory_format=torch.channels_last))  # type: ignore[call-overload]  # its stubs lack it
 
-    def _packed(self) -> AbstractContextManager[None]:
-        return packed_convolutions(*self._networks, mixed=self.runs_mixed)
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Within it, calls on a CPU share what each makes for itself otherwise: packed weights, and memory for feature maps.
+
+        The weights must not change meanwhile.
+        """
+        self._lay_out()
+        on_cpu = self._execution_device.type == "cpu"
+        with kept_memory() if on_cpu else nullcontext(), packed_convolutions(*self._networks, mixed=self.runs_mixed):
+            yield
 
     @property
     def _default_batch_size(self) -> int:

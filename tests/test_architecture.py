@@ -13,7 +13,7 @@ LEVELS = [  # inside stages: a module may import those of its own or a later lin
     {"base", "sr3", "regression", "training", "published"},
     {"stage"},
     {"consistent", "tiling"},
-    {"sampling", "denoiser", "conditioning", "unet", "cpu_convolutions", "graphs"},
+    {"sampling", "denoiser", "conditioning", "unet", "cpu_convolutions", "cpu_memory", "graphs"},
     {"noise", "saved", "files"},
 ]
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from cascade.files import held
-from cascade.progress import OnProgress
+from cascade.progress import OnProgress, part
 from cascade.runs.plan import MOST_PROCESSES, FileFormat, LabelRule, Place, RunPlan
 from cascade.runs.processes import others
 from cascade.runs.record import begin, check_folder, model_hash, record_of, settings_of
-from cascade.runs.share import files_of, make_share, without_bars
+from cascade.runs.share import files_of, make_share, pictures_of, without_bars
+from cascade.runs.trial import FEWEST, SIZES, fastest_batch_size
 
 if TYPE_CHECKING:
     from cascade.pipeline import CascadePipeline
@@ -83,7 +84,9 @@ def sample_run(
         num_images, seed, labels, format: As `RunPlan` has them; `labels` may be any sequence of classes.
         size: Side of the images; None = the cascade's `default_size`.
         sampling: How each stage is sampled, as `cascade.sampling(...)` gives it.
-        batch_size: Images that go through a network at once; None = 1 on a CPU, elsewhere by the memory.
+        batch_size: Images that go through a network at once; None = as the run has it that goes on. Of a new one on a CPU that is
+            1, or for 256 images and more what a short trial finds fastest (images differ in their last bits with it; `run.json`
+            has it); elsewhere it goes by the memory.
         processes: How many share the run; None = one for each core that this one may use and at most 8 on a CPU, else one, as for
             a cascade that was composed and never saved.
         threads: Of each process on a CPU; images differ in their last bits with it, so a run keeps its own.
@@ -110,17 +113,21 @@ def sample_run(
         seed=seed,
         labels=labels if isinstance(labels, str) else tuple(labels),
         format=format,
-        batch_size=batch_size or default_batch_size(cascade.device, side),
+        batch_size=batch_size or (before["plan"]["batch_size"] if before else default_batch_size(cascade.device, side)),
     )
+    tries = batch_size is None and before is None and on_cpu and "WORLD_SIZE" not in os.environ and num_images >= FEWEST
     count = _count(cascade, plan, processes, on_cpu)
-    place = place if count == 1 else Place(0, count)
     chosen = cascade.sampling(sampling)
-    title = "sampling images" + f", process {place.rank + 1} of {place.world_size}" * (place.world_size > 1)
     with ExitStack() as stack:
         stack.enter_context(without_bars(cascade))
         if on_cpu:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
+        if tries:
+            plan = replace(plan, batch_size=_found_by_trial(cascade, plan, chosen, count, on_progress))
+            count = _count(cascade, plan, processes, on_cpu)
+        place = place if count == 1 else Place(0, count)
+        title = "sampling images" + f", process {place.rank + 1} of {place.world_size}" * (place.world_size > 1)
         cost = cost_of(cascade, plan.size, chosen) if before is None else before["cost"]
         settings = settings_of(cascade, plan.size, chosen, threads)
         record = record_of(plan, cascade.name, model_hash(cascade), settings, cost)
@@ -137,6 +144,24 @@ def sample_run(
 
         ended = make_share(cascade, plan, out, chosen, place, told)
     return SampleRun(out, plan, ended or count > 1, record)
+
+
+def _found_by_trial(
+    cascade: CascadePipeline, plan: RunPlan, sampling: Sampling, count: int, on_progress: OnProgress | None
+) -> int:
+    """Batch size with which `count` processes make the images of a plan fastest."""
+    done, total = 0, 1 + sum(SIZES)
+
+    def make(size: int) -> None:
+        nonlocal done
+        pictures_of(cascade, replace(plan, batch_size=size), range(size), sampling)
+        done += size
+        told(done, total)
+
+    told = part(on_progress, "trying batch sizes")
+    found = fastest_batch_size(make, count)
+    told(total, total)
+    return found
 
 
 def _count(cascade: CascadePipeline, plan: RunPlan, processes: int | None, on_cpu: bool) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from cascade.runs.formats import write_npz, write_shard
 from cascade.runs.plan import Place, RunPlan
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from cascade.pipeline import CascadePipeline
     from cascade.stage_sampling import Sampling
 
@@ -44,23 +47,40 @@ def make_share(
     present -= broken
     done, total = len(present), len(mine)
     on_progress(done, total)
-    with Batch() as batch:
+    with cascade.prepared(), Batch() as batch, ThreadPoolExecutor(1) as writer:
+        written: Future[int] | None = None
         for block in blocks:
             missing = [i for i in block if i not in present]
             if not missing:
                 continue
-            labels, seeds = [plan.label(i) for i in block], [plan.seed + i for i in block]
-            classes: Any = {"num_images_per_class": len(block)} if labels[0] is None else {"class_labels": labels}
-            made: Any = cascade(**classes, seeds=seeds, size=plan.size, sampling=sampling, batch_size=plan.batch_size)
-            for i in missing:
-                with batch.file(folder / image_name(i)) as file:
-                    made.images[i - block.start].save(file, format="PNG")
-            done += len(missing)
-            on_progress(done, total)
+            images = pictures_of(cascade, plan, block, sampling)
+            if written is not None:
+                done += written.result()
+                on_progress(done, total)
+            wanted = {folder / image_name(i): images[i - block.start] for i in missing}
+            written = writer.submit(_write, batch, wanted)  # while the next ones are made
+        if written is not None:
+            on_progress(done + written.result(), total)
     if len(_present(out, plan)) < plan.num_images:
         return False
     _pack(out, plan)
     return True
+
+
+def pictures_of(cascade: CascadePipeline, plan: RunPlan, block: range, sampling: Sampling) -> list[Image]:
+    """The images of a plan with these consecutive numbers, `plan.batch_size` at once."""
+    labels, seeds = [plan.label(i) for i in block], [plan.seed + i for i in block]
+    classes: Any = {"num_images_per_class": len(block)} if labels[0] is None else {"class_labels": labels}
+    made: Any = cascade(**classes, seeds=seeds, size=plan.size, sampling=sampling, batch_size=plan.batch_size).images
+    return made
+
+
+def _write(batch: Batch, images: Mapping[Path, Image]) -> int:
+    """Write images as PNG files of a batch; returns how many."""
+    for path, image in images.items():
+        with batch.file(path) as file:
+            image.save(file, format="PNG")
+    return len(images)
 
 
 def image_name(index: int) -> str:

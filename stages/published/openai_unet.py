@@ -8,13 +8,13 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cascade.stages.cpu_convolutions import Pointwise
+from cascade.stages.cpu_convolutions import Pointwise, added_to
 
 Order = Literal["legacy", "new", "innermost"]
 """Row order of a joint qkv projection: (head, qkv, channel), (qkv, head, channel), or, in EDM's files, (head, channel, qkv)."""
@@ -96,13 +96,17 @@ class ResBlock(nn.Module):
         norm, activation, convolution = self.in_layers
         h = convolution(resample(activation(norm(x)), self.resample))
         norm, activation, _, convolution = self.out_layers  # the files count dropout as a layer
-        shift = self.emb_layers(embedding)[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = shift.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)
-        else:
-            h = norm(h + shift)
-        return convolution(activation(h)).add_(self.skip_connection(resample(x, self.resample)))
+        shift = self.emb_layers(embedding)
+        h = _modulated(norm, h, *shift.chunk(2, dim=1)) if self.scale_shift else norm(h + shift[:, :, None, None])
+        return added_to(self.skip_connection(resample(x, self.resample)), convolution, activation(h))
+
+
+def _modulated(norm: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """`norm(x) * (1 + scale) + shift` of maps [B, C, H, W] by [B, C], `norm` by groups; for one map by the norm's own affine."""
+    if len(x) > 1:
+        return torch.addcmul(shift[:, :, None, None], norm(x), 1 + scale[:, :, None, None])
+    weight, bias = norm.weight * (1 + scale[0]), torch.addcmul(shift[0], norm.bias, 1 + scale[0])
+    return F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
 
 
 def resampled(arch: Architecture, channels: int, way: Literal["up", "down"]) -> nn.Module:
@@ -131,7 +135,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         h = attend(self.qkv(h).flatten(2), self.heads, self.order)
-        return self.proj_out(h.view_as(x)).add_(x)
+        return added_to(x, self.proj_out, h.view_as(x))
 
 
 def attend(qkv: Tensor, heads: int, order: Order) -> Tensor:
