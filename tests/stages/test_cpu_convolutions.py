@@ -6,7 +6,15 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from cascade.stages.base import BasePipeline
-from cascade.stages.cpu_convolutions import MAX_PIXELS, MIN_CHANNELS, Pointwise, multiplies_bfloat16, packed_convolutions
+from cascade.stages.cpu_convolutions import (
+    MAX_PIXELS,
+    MIN_CHANNELS,
+    NARROW,
+    Pointwise,
+    added_to,
+    multiplies_bfloat16,
+    packed_convolutions,
+)
 from cascade.stages.stage import MAX_DIFFERENCE
 from cascade.stages.unet import UNet
 
@@ -137,6 +145,52 @@ def test_narrow_convolutions_stay_in_float32_and_networks_of_bfloat16_are_packed
     with packed_convolutions(whole):
         assert OPERATOR in operators_of(lambda: whole(x))
         torch.testing.assert_close(whole(x), want, rtol=2**-7, atol=1e-2)
+
+
+@in_hardware
+@pytest.mark.parametrize("width", [NARROW - 1, NARROW, NARROW + 1])
+@torch.no_grad()
+def test_narrow_maps_are_convolved_as_patches(width):
+    """The sums are those of float64 but for the last bit of bfloat16; on the rim as inside, whatever the height."""
+    convolution, x = nn.Conv2d(40, 48, 3, padding=1), torch.randn(2, 40, 6, width)
+    exact = nn.functional.conv2d(*(a.bfloat16().double() for a in (x, convolution.weight, convolution.bias)), padding=1)
+    with packed_convolutions(convolution, mixed=True):
+        got = convolution(x.to(memory_format=torch.channels_last))
+        assert ("mkldnn::_linear_pointwise" in operators_of(lambda: convolution(x))) == (width <= NARROW)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-4)
+
+
+@in_hardware
+@pytest.mark.parametrize("side", [NARROW, 12])
+@pytest.mark.parametrize("kind", [nn.Conv2d, Pointwise])
+@torch.no_grad()
+def test_a_map_is_added_whatever_the_precision_and_stays_as_it_is(kind, side):
+    convolution = kind(40, 40, 3, padding=1) if kind is nn.Conv2d else kind(40, 40, 1)
+    h, x = torch.randn(2, 2, 40, side, side).unbind()
+    want = x + convolution(h)
+    torch.testing.assert_close(added_to(x.clone(), convolution, h), want)
+    for mixed in (False, True):
+        with packed_convolutions(convolution, mixed=mixed):
+            kept = x.clone()
+            torch.testing.assert_close(added_to(kept, convolution, h), want, rtol=2**-6, atol=2e-2)
+            assert torch.equal(kept, x)
+    convolution.bfloat16()
+    with packed_convolutions(convolution):
+        kept = x.bfloat16()
+        torch.testing.assert_close(added_to(kept, convolution, h.bfloat16()).float(), want, rtol=2**-5, atol=5e-2)
+        assert torch.equal(kept, x.bfloat16())
+
+
+@torch.no_grad()
+def test_within_another_context_packed_weights_stay():
+    convolution, x = nn.Conv2d(4, 4, 3), torch.randn(1, 4, 6, 6)
+    with packed_convolutions(convolution):
+        packed = vars(convolution)["_conv_forward"]
+        with packed_convolutions(convolution):
+            convolution(x)
+        assert vars(convolution)["_conv_forward"] is packed
+    assert "_conv_forward" not in vars(convolution)
 
 
 def test_a_stage_runs_mixed_where_its_pictures_are_known_to_stay(monkeypatch):
