@@ -1,8 +1,6 @@
 """`python -m cascade`: the `cascade` command, for torchrun and for checkouts that are not installed."""
 
-import sys
-
-from cascade.cli.main import main
+from cascade.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -10,13 +10,14 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cascade
 from cascade import png as pictures
 from cascade.cli import screen
 from cascade.cli.arguments import Parser, add_model_options, parsed, positive, seed
 from cascade.cli.errors import guarded
+from cascade.cli.program import leave
 from cascade.cli.request import Request, StageLines, chunks
 from cascade.cli.terminal import put
 
@@ -43,6 +44,11 @@ Every picture carries the command that makes it; `cascade inspect FILE` shows it
 
 
 MOST_PICTURES = 100_000
+
+
+def program() -> NoReturn:
+    """`generate` with the arguments of this process, which ends with it."""
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Action
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import cascade
 from cascade.cli import (
@@ -30,12 +30,18 @@ from cascade.cli import (
 from cascade.cli.arguments import Parser, parsed
 from cascade.cli.completion import SHELLS, script
 from cascade.cli.errors import guarded
+from cascade.cli.program import leave
 from cascade.cli.terminal import put_raw
 
 COMMANDS = (
     generate, demo, models, classes, upscale, inspect, data, fit, train, compose, sample, evaluate, study, benchmark, convert,
     export, search_schedule,
 )  # fmt: skip
+
+
+def program() -> NoReturn:
+    """`cascade` with the arguments of this process, which ends with it."""
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
