@@ -26,6 +26,7 @@ from cascade.files import complete_folder, read_text
 from cascade.folder import CARD, MANIFEST, Manifest, StageEntry, load_stage
 from cascade.models import HubOptions, resolve, upload
 from cascade.stage_sampling import Sampling, SamplingSettings, StageSampling, check_name, sampling_of, settings_taken
+from cascade.stages.cpu_memory import kept_memory
 from cascade.stages.saved import ModelError
 from cascade.stages.sr3 import Images, RefiningPipeline, as_tensors
 from cascade.stages.stage import Generators, OnStepEnd, OutputType, StagePipeline, as_output, check_way_out, weights_and_mixed
@@ -237,7 +238,7 @@ class CascadePipeline:
     ) -> CascadeOutput:
         """Check everything, then run the stages `names`, the first of them on `images` (None for the base)."""
         check_way_out(output_type, common["batch_size"])
-        with exchanged_schedulers(self.stages, {name: sampling[name] for name in names}):
+        with exchanged_schedulers(self.stages, {name: sampling[name] for name in names}), kept_memory():  # from stage to stage
             for name in names:
                 check_sampling(name, self.stages[name], sampling[name])
             made: dict[str, Tensor] = {}
