@@ -20,9 +20,11 @@ examples:
   cascade sample emoji --num-images 1000 --out samples/
   torchrun --nproc-per-node 8 -m cascade sample my-imagenet --num-images 50000 --labels random --format npz --out samples/
 
-On a CPU a new run of 256 pictures and more first tries for some seconds how many at once are made fastest, unless --batch-size says
-it; run.json has the number. Picture i has seed S+i. The same command goes on where a run was stopped: nothing is lost, repeated or changed. run.json in the
+Picture i has seed S+i. The same command goes on where a run was stopped: nothing is lost, repeated or changed. run.json in the
 folder says what the pictures were made from and what one costs in evaluations of the networks and multiply-adds.
+
+On a CPU a new run of 256 pictures and more tries for some seconds which batch size is the fastest here, unless --batch-size says
+it; run.json has it then.
 """
 
 
