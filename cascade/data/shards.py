@@ -34,6 +34,13 @@ MOST_SHARDS = 100_000
 MAX_LABEL_BYTES = 2**16
 """Of the file of a sample that says its class."""
 
+MIN_ROW_BYTES, MOST_UNPACKED = 8, 100
+"""Of a parquet file: bytes of a row, fewer than any picture has; and how many times as large as the file its pictures may be, as
+encoded ones hardly shrink."""
+
+MOST_NAME_BYTES, ROWS_COPIED = 2**29, 16
+"""Of a parquet file: bytes of the names of all rows' classes in memory; and rows whose pictures are copied together."""
+
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _SOURCE = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(/(?P<pattern>.+))?")
 _CLASS_COLUMNS = ("label", "labels", "class", "cls", "fine_label", "category")
@@ -94,8 +101,8 @@ class ParquetShard:
 
     def __init__(self, path: Path, label: str | None) -> None:
         try:
-            from datasets import Features
-            from pyarrow import types
+            import datasets  # noqa: F401  # said to be missing before any work
+            from pyarrow import int64, types
             from pyarrow.parquet import ParquetFile
         except ModuleNotFoundError:
             raise ValueError(
@@ -103,16 +110,26 @@ class ParquetShard:
             ) from None
         self.path = path
         with _told_in_a_sentence(path), ParquetFile(path) as file:
-            features = Features.from_arrow_schema(file.schema_arrow)
+            features = _features(file.schema_arrow, path)
             label = _label_column(features, label, path)
             self._picture = _picture_column(file, path)
+            _check_sizes(file.metadata, self._picture, path)
             values = file.read(columns=[label]).column(label)
+            if types.is_unsigned_integer(values.type):
+                values = values.cast(int64())
         if values.null_count:
             raise ValueError(f"{path} has rows without a class in column {label!r}")
-        if not (types.is_integer(values.type) or types.is_string(values.type) or types.is_large_string(values.type)):
+        if types.is_string(values.type) or types.is_large_string(values.type):
+            longest = max(map(len, values.unique().to_pylist()), default=0)
+            if longest * 4 * len(values) > MOST_NAME_BYTES:
+                names = f"{len(values):,} names of classes of up to {longest:,} letters"
+                raise ValueError(f"column {label!r} of {path} has {names}, which is too much; name the classes by numbers")
+        elif not types.is_integer(values.type):
             raise ValueError(f"column {label!r} of {path} holds {values.type}, expected whole numbers or names")
         self.classes = np.array(values.to_pylist(), np.int64 if types.is_integer(values.type) else np.str_)
         self.class_names = tuple(getattr(features[label], "names", None) or ())
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError(f"{path} calls its classes {self.class_names!r}, expected names")
 
     @cached_property
     def _rows(self) -> Any:
@@ -121,7 +138,8 @@ class ParquetShard:
 
         with _told_in_a_sentence(self.path):
             features = Features({self._picture: Image(decode=False)})
-            rows = Dataset.from_parquet(glob.escape(str(self.path)), columns=[self._picture], features=features)
+            options = {"columns": [self._picture], "features": features, "batch_size": ROWS_COPIED}
+            rows = Dataset.from_parquet(glob.escape(str(self.path)), **options)
         return rows.with_format("arrow")
 
     def encoded(self, index: int) -> bytes:
@@ -304,6 +322,17 @@ def _label_in(text: str, label: str | None, name: str, path: Path) -> str | int 
     return values[found[0]] if found else None
 
 
+def _features(schema: Any, path: Path) -> Any:
+    """What the file says of its columns. Raises ValueError where `datasets` can't make sense of it."""
+    from datasets import Features
+
+    try:
+        return Features.from_arrow_schema(schema)
+    except Exception as error:  # almost any: it trusts what is written there
+        problem = f"{path} describes its columns in a way that can't be read ({type(error).__name__}: {error})"
+        raise ValueError(f"{problem}; fetch it again") from error
+
+
 def _label_column(features: Any, label: str | None, path: Path) -> str:
     described = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     found = [label] if label else described or [column for column in features if column in _CLASS_COLUMNS]
@@ -331,6 +360,18 @@ def _picture_column(file: Any, path: Path) -> str:
             " set with the pictures in it (`datasets` does so on push_to_hub)"
         )
     return found[0]
+
+
+def _check_sizes(metadata: Any, column: str, path: Path) -> None:
+    """Raise ValueError for a small file that says it is a large one, before any of it is unpacked."""
+    rows, size = metadata.num_rows, path.stat().st_size
+    if rows * MIN_ROW_BYTES > size:
+        raise ValueError(f"{path} has {rows:,} rows in {size:,} bytes, so that most have no picture; fetch it again")
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    parts = (group.column(place) for group in groups for place in range(group.num_columns))
+    unpacked = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
+    if unpacked > MOST_UNPACKED * size:
+        raise ValueError(f"{path} unpacks from {size:,} bytes to {unpacked:,}, as no encoded pictures do; fetch it again")
 
 
 def _only_paths(metadata: Any, column: str) -> bool:

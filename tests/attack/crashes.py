@@ -1,6 +1,7 @@
 """A writer killed at a chosen moment, in a process of its own, with or without the loss of what was not flushed.
 
-Runs as a program, `crashes.py ROOT SEED KINDS SHARE`, which prints a line of JSON a crash: writer, kind, place, failure or null.
+Runs as a program, `crashes.py ROOT SEED KINDS TURN TURNS [WRITER ...]`, which prints a line of JSON a crash: writer, kind, place,
+failure or null. All turns together crash every writer at each of its system calls once.
 The library built from shim.c must be loaded before libc (LD_PRELOAD).
 """
 
@@ -15,23 +16,28 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 for folder in (Path(__file__).parent, Path(__file__).parents[1] / "cascade"):
     sys.path.insert(0, str(folder))
 
 importlib.import_module("cascade")  # first: it makes torchvision importable beside a CPU torch
 
-from writers import WRITERS, contents, fresh, prepare  # noqa: E402
+from writers import KILLED, WRITERS, contents, fresh, prepare  # noqa: E402
 
 SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
 PATIENCE = 240  # seconds for a writer, on a busy machine
 
 
 def forked(action, kill_after: float | None = None) -> int:  # type: ignore[no-untyped-def]
-    """The exit code of a child that runs `action`; 137 if it was killed."""
+    """The exit code of a child that runs `action`; KILLED if it was killed, with whatever it had started."""
     child = os.fork()
     if child == 0:
+        os.setsid()
         try:
             action()
+        except SystemExit as ended:
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
         except BaseException as error:  # noqa: BLE001  (told by the exit code)
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
             os._exit(1)
@@ -42,9 +48,13 @@ def forked(action, kill_after: float | None = None) -> int:  # type: ignore[no-u
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return 137 if kill_after is not None else -1
+    ranks = psutil.Process(child).children()
+    if kill_after is None or not ranks or random.random() < 0.5:
+        os.killpg(child, signal.SIGKILL)
+    else:  # one of those that torchrun looks after
+        ranks[random.randrange(len(ranks))].kill()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return -1 if kill_after is None else KILLED if code == -signal.SIGKILL else code
 
 
 def lose(folder: Path) -> None:
@@ -62,7 +72,7 @@ def crash(name: str, root: Path, whole: dict[str, bytes], kind: str, place: floa
     prepare(name, folder)
     SHIM.arm(0 if kind == "kill" else int(place))
     code = forked(lambda: write(folder), place if kind == "kill" else None)
-    if code not in (0, 137):
+    if code not in (0, KILLED):
         return f"exit code {code} before it was killed"
     if kind == "power":
         lose(folder)
@@ -80,10 +90,12 @@ def crash(name: str, root: Path, whole: dict[str, bytes], kind: str, place: floa
     return f"other bytes: {', '.join(differs[:3])}" if differs else None
 
 
-def crashes(root: Path, seed: str, kinds: list[str], share: float) -> Iterator[tuple[str, str, float, str | None]]:
-    """Crashes of every writer: at `share` of its system calls, evenly spread, and as many kills at random moments."""
-    rng = random.Random(seed)
-    for name, write in WRITERS.items():
+def crashes(
+    root: Path, kinds: list[str], turn: int, turns: int, names: list[str]
+) -> Iterator[tuple[str, str, float, str | None]]:
+    """Crashes of writers: at every `turns`-th of their system calls, others each turn, and as many kills at random moments."""
+    for name in names or WRITERS:
+        write = WRITERS[name]
         folder = fresh(root / "work")
         prepare(name, folder)
         write(folder)  # here first, so that no child has to import anything
@@ -95,13 +107,13 @@ def crashes(root: Path, seed: str, kinds: list[str], share: float) -> Iterator[t
             continue
         seconds, calls, whole = time.monotonic() - begun, SHIM.counted(), contents(folder)
         for kind in kinds:
-            places = [place for place in range(1, calls + 1) if rng.random() < share]
-            for place in places:
-                where = rng.random() * seconds if kind == "kill" else place
+            for place in range(1 + (turn + len(name)) % turns, calls + 1, turns):
+                where = random.random() * seconds if kind == "kill" else place
                 yield name, kind, where, crash(name, root, whole, kind, where)
 
 
 if __name__ == "__main__":
-    base, seed, kinds, share = sys.argv[1:5]
-    for name, kind, place, failure in crashes(Path(base).absolute(), seed, kinds.split(","), float(share)):
+    base, seed, kinds, turn, turns, *names = sys.argv[1:]
+    random.seed(seed)
+    for name, kind, place, failure in crashes(Path(base).absolute(), kinds.split(","), int(turn), int(turns), names):
         print(json.dumps([name, kind, place, failure]), flush=True)

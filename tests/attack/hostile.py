@@ -1,6 +1,7 @@
 """Hostile input of every kind, made from a seed, and an oracle that looks at what the program does with it.
 
-Runs as a program, `hostile.py FOLDER SEED COUNT`, which prints a line of JSON per case: kind, number, failure or null.
+Runs as a program, `hostile.py FOLDER SEED COUNT [KIND ...]`, which prints a line of JSON per case: kind, number, failure or null.
+XDG_CACHE_HOME must be a folder that may be filled.
 """
 
 import contextlib
@@ -264,6 +265,49 @@ def shard(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callable
     return lambda: guarded("data check", lambda: checked(str(path)))
 
 
+def parquet(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callable[[], int]:
+    import pyarrow as arrow
+    from pyarrow.parquet import write_table
+
+    rows, bomb = rng.choice((0, 1, 3, 8)), rng.random() < 0.15
+    if bomb:
+        rows = rng.choice((30, 3_000_000))
+    pictures = [encoded(photo(number), rng.choice(("PNG", "JPEG"))) for number in range(3)]
+    blob = rng.choice((pictures[0], b"", None, bytes(2**25) if rows < 100 else None, EPS, b"\x1b[2J.png"))
+    bytes_of = arrow.array([blob] * rows if bomb else [rng.choice((*pictures, blob)) for _ in range(rows)], arrow.binary())
+    names = arrow.array([rng.choice(("a.png", "/etc/passwd", "../../x.png", "\x1b[2J.png"))] * rows, arrow.string())
+    values = rng.choice(
+        ([0, 1], [-1, 10**8], [2**62, None], [0.5, 1e308], ["a", "\x1b[2J"], ["a" * 5000, ""], [[0], []], [True, None])
+    )
+    kind = rng.choice((None, None, None, arrow.uint64(), arrow.large_string(), arrow.binary(), arrow.timestamp("us")))
+    try:
+        labels = arrow.array((values * rows)[:rows], kind)
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError):
+        labels = arrow.array((values * rows)[:rows])
+    image = rng.choice((bytes_of, names, arrow.StructArray.from_arrays([bytes_of, names], ["bytes", "path"])))
+    columns = {
+        "image": image,
+        rng.choice(("label", "label", "\x1b[2J", "class")): labels,
+        rng.choice(("x", "fine_label")): labels,
+    }
+    said = {"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["a", "b"], "_type": "ClassLabel"}}}}
+    table = arrow.table(columns)
+    if rng.random() < 0.5:
+        told = nested(said, rng) if rng.random() < 0.7 else said
+        text = json.dumps(told).encode("utf-8", "surrogatepass") if rng.random() < 0.9 else b"[" * 100_000
+        table = table.replace_schema_metadata({"huggingface": text})
+    file = io.BytesIO()
+    write_table(
+        table,
+        file,
+        compression=rng.choice(("none", "zstd", "gzip")),
+        row_group_size=rng.choice((1, 2**20)) if rows < 100 else None,
+    )
+    data = file.getvalue() if bomb or rng.random() < 0.5 else spoiled(file.getvalue(), rng)
+    path = place(folder / "s.parquet", data, rng)
+    return lambda: guarded("data check", lambda: checked(str(path)))
+
+
 def checked(source: str) -> None:
     pictures = open_pictures(Data(source=source), 8)
     put(*check(pictures, 0, lambda done, total: None).table().split("\n"))
@@ -292,7 +336,7 @@ def arguments(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Call
     return lambda: generate(words)
 
 
-KINDS = {f.__name__: f for f in (model, pickled, archive, yaml, picture, shard, arguments)}
+KINDS = {f.__name__: f for f in (model, pickled, archive, yaml, picture, shard, parquet, arguments)}
 
 
 class Watch:
@@ -353,13 +397,13 @@ def judged(action: Callable[[], int], watch: Watch, folder: Path) -> str | None:
     return None
 
 
-def cases(root: Path, seed: str, count: int) -> Iterator[tuple[str, int, str | None]]:
-    """So many cases of each kind in turn, the same ones for a seed."""
+def cases(root: Path, seed: str, count: int, kinds: list[str]) -> Iterator[tuple[str, int, str | None]]:
+    """So many cases of the kinds in turn, the same ones for a seed."""
     tiny().save_pretrained(root / "whole")
     whole = {p.relative_to(root / "whole").as_posix(): p.read_bytes() for p in (root / "whole").rglob("*") if p.is_file()}
     watch = Watch()
     for number in range(count):
-        kind = list(KINDS)[number % len(KINDS)]
+        kind = kinds[number % len(kinds)]
         rng = random.Random(f"{seed}/{number}")
         folder = root / f"case-{number}"
         folder.mkdir(parents=True)
@@ -373,6 +417,6 @@ def cases(root: Path, seed: str, count: int) -> Iterator[tuple[str, int, str | N
 
 
 if __name__ == "__main__":
-    os.environ["XDG_CACHE_HOME"] = str(Path(sys.argv[1]) / "cache")
-    for one in cases(Path(sys.argv[1]).absolute(), sys.argv[2], int(sys.argv[3])):
+    root, seed, count, *kinds = sys.argv[1:]
+    for one in cases(Path(root).absolute(), seed, int(count), kinds or list(KINDS)):
         print(json.dumps(one), flush=True)

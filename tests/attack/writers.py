@@ -1,23 +1,35 @@
 """Everything that writes files, each as a small piece of work that can be killed anywhere and done again."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import measuring
 import numpy as np
+import pytest
 import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
 from tiny import base, cascade, network
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cascade.data import drawings
 from cascade.eval.report import Report, Row
 from cascade.eval.report_files import write_report
 from cascade.eval.statistics import Measurement, Provenance, save_measurement
 from cascade.files import write_text
+from cascade.measure.evaluation import evaluate
+from cascade.measure.schedule_search import search_schedule
+from cascade.onnx_export import export_onnx
 from cascade.runs import share
 from cascade.runs.run import sample_run
 from cascade.stages.published import convert
 from cascade.stages.training import Data, Optimization, Phase, PictureSet, Recipe, train
+from cascade.stages.training.processes import this_process
 from cascade.stages.training.recipe import Samples, Snapshots
 from cascade.training.export import export_stage
 from cascade.training.recipes import recipe_to_yaml
@@ -35,6 +47,9 @@ RECIPE = Recipe(
     snapshots=Snapshots(stds=(0.1,), every=16),
     checkpoint_every=8,
 )
+KILLED = 137
+"""Exit code of a process that died at a system call, or was killed."""
+
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle cx="4" cy="4" r="{}"/></svg>'
 
 
@@ -43,8 +58,27 @@ def training(folder: Path) -> None:
     pictures = PictureSet(rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8), np.arange(6) % 2, ("a", "b"), (True, True))
     run = folder / "run"
     keep = lambda: write_text(run / "recipe.yaml", recipe_to_yaml(RECIPE))  # noqa: E731
-    export_stage(train(RECIPE, pictures, run, on_held=keep), RECIPE, folder / "stage", ("a", "b"))
-    (run / "log.jsonl").unlink(missing_ok=True)  # it holds speeds, which are no one's to repeat
+    trained = train(RECIPE, pictures, run, on_held=keep)
+    if this_process().is_main_process:
+        export_stage(trained, RECIPE, folder / "stage", ("a", "b"))
+        (run / "log.jsonl").unlink(missing_ok=True)  # it holds speeds, which are no one's to repeat
+
+
+def training_by_two(folder: Path) -> None:
+    """The same under torchrun, whose processes are forked here, so that they needn't import anything."""
+    options = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": folder.name, "start_method": "fork"}
+    launched = elastic_launch(LaunchConfig(1, 1, 2, max_restarts=0, monitor_interval=0.02, **options), _rank)  # type: ignore[arg-type]
+    try:
+        launched(folder)
+    except ChildFailedError as error:
+        killed = any(one.exitcode in (KILLED, -signal.SIGKILL) for one in error.failures.values())
+        raise SystemExit(KILLED if killed else str(error)) from error
+
+
+def _rank(folder: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the process that was forked knows of itself
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    training(folder)
 
 
 def sampled(form: str) -> Callable[[Path], None]:
@@ -82,6 +116,23 @@ def reference(folder: Path) -> None:
     save_measurement(folder / "reference.npz", Measurement(mean=np.zeros(4), cov=np.eye(4), count=9, provenance=provenance))
 
 
+def exporting(folder: Path) -> None:
+    export_onnx(TINY, folder / "onnx")
+
+
+def evaluating(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        measuring.quick(patch, folder)
+        scores = evaluate(folder / "samples", folder / "real", resamples=2, device="cpu")
+    write_text(folder / "scores.json", json.dumps(scores.values(), default=str))
+
+
+def searching(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        measuring.quick(patch, folder)
+        search_schedule(TINY, folder / "search", steps=(2, 3), num_images=4, processes=1)
+
+
 def reporting(folder: Path) -> None:
     write_report(Report(title="A", facts={"b": "c"}, columns=("d",), rows=(Row(name="e", values={"d": 1.0}),)), folder / "report")
 
@@ -95,7 +146,11 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "rendering": rendering,
     "reference": reference,
     "report": reporting,
+    "export": exporting,
+    "evaluation": evaluating,
+    "search": searching,
     "training": training,
+    "training by two processes": training_by_two,
 }
 
 
@@ -106,6 +161,11 @@ def prepare(name: str, folder: Path) -> None:
         torch.manual_seed(1)
         other = cascade(base=type(TINY.stages["base"])(network(seed=1), TINY.stages["base"].scheduler))
         other.save_pretrained(folder / "model")
+    if name == "evaluation":
+        rng = np.random.default_rng(0)
+        for path in (folder / kind / f"{number}.png" for kind in ("samples", "real") for number in range(5)):
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

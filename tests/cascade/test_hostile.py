@@ -12,6 +12,7 @@ import zipfile
 import zlib
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from odd_files import chunk
@@ -23,6 +24,7 @@ from cascade.cli.errors import MOST, guarded
 from cascade.cli.main import main
 from cascade.cli.terminal import put
 from cascade.data.numbering import labelled
+from cascade.data.shards import ParquetShard
 from cascade.eval.images import image_folder
 from cascade.eval.statistics import read_npz
 from cascade.eval.text import printable
@@ -137,6 +139,32 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
 def test_labels_that_no_set_has_are_refused():
     with pytest.raises(ValueError, match="class 100000000, expected fewer than 1,000,000"):
         labelled(np.array([0, 10**8]), (), "shards")
+
+
+PICTURE = [b"\x89PNG\r\n\x1a\n" + bytes(99)]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "told", "problem"),
+    [
+        ([None] * 10**4, [0] * 10**4, None, "has 10,000 rows in .* bytes, so that most have no picture"),
+        ([bytes(10**7)], [0], None, "unpacks from .* bytes to 10,.* as no encoded pictures do"),
+        (PICTURE * 20, ["a" * 999, "b"] * 10, None, "has 20 names of classes of up to 999 letters"),
+        (PICTURE, [2**64 - 1], None, "not in range"),
+        (PICTURE, [0], {"info": {"features": {"label": [True]}}}, "describes its columns in a way that can't be read"),
+        (PICTURE, [0], {"info": {"features": {"label": {"names": [1.5], "_type": "ClassLabel"}}}}, "expected names"),
+    ],
+)
+def test_a_parquet_file_that_is_no_set_of_pictures_is_refused_soon(tmp_path, monkeypatch, pictures, labels, told, problem):
+    monkeypatch.setattr("cascade.data.shards.MOST_NAME_BYTES", 20 * 4 * 999 - 1)
+    kind = pyarrow.uint64() if labels == [2**64 - 1] else None
+    table = pyarrow.table({"image": pyarrow.array(pictures, pyarrow.binary()), "label": pyarrow.array(labels, kind)})
+    table = table.replace_schema_metadata(told and {"huggingface": json.dumps(told)})
+    pyarrow.parquet.write_table(table, tmp_path / "s.parquet", compression="zstd")
+    begun = time.process_time()
+    with pytest.raises(ValueError, match=problem):
+        ParquetShard(tmp_path / "s.parquet", None)
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize("name", ["/abs", "../../x", "a//b", "a/../b", "", ".", "a\\b", "a\x1b"])
