@@ -202,8 +202,11 @@ class CascadePipeline:
         return sampling_of({name: settings_taken(stage) for name, stage in self.stages.items()}, given, settings)
 
     def described(self, names: Sequence[str], sampling: Sampling | None = None, batch_size: int | None = None) -> dict[str, Any]:
-        """All that the images of these stages depend on beside model, class and seed, as plain values; defaults written out."""
-        return {
+        """All that the images of these stages depend on beside model, class and seed, as plain values; defaults written out.
+
+        On a CPU the number of threads, too: sums are rounded in parts, so that another number may change last bits.
+        """
+        described = {
             "stages": {
                 name: (sampling or {}).get(name, StageSampling()).described(self.stages[name])
                 | ({"mixed_precision": True} if getattr(self.stages[name], "runs_mixed", False) else {})
@@ -213,6 +216,7 @@ class CascadePipeline:
             "device": self.device.type,
             "batch_size": batch_size,
         }
+        return described | ({"threads": torch.get_num_threads()} if self.device.type == "cpu" else {})
 
     def stages_to(self, size: int | None = None) -> list[str]:
         """Names of the stages that run to make images of side `size`; None = `default_size`."""

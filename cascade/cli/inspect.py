@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from argparse import ArgumentParser, Namespace
 from collections import Counter
@@ -25,7 +26,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     path = Path(args.what).expanduser()
     if path.exists() and not path.is_dir():
-        put(*_picture(path))
+        chunks = _picture(path)
+        width = max(map(len, chunks))
+        put(*(f"{key:<{width}}  {text}" for key, text in chunks.items()))
+        put(*_differs_here(chunks))
         return
     folder = resolve(args.what)
     if (folder / INDEX).is_file() and not (folder / MANIFEST).is_file():
@@ -40,14 +44,31 @@ def run(args: Namespace) -> None:
         put(*_stage(folder / stage.folder, stage.name, f", {size}"))
 
 
-def _picture(path: Path) -> list[str]:
-    """Where a picture is, as a link, and what it says of itself."""
+def _picture(path: Path) -> dict[str, str]:
+    """Where a picture is, as a link, and its text chunks."""
     chunks = read_chunks(path)
     if not chunks:
         raise ValueError(f"{path} carries no description of itself; only pictures that this program wrote do")
-    chunks = {"File": path.absolute().as_uri()} | chunks
-    width = max(len(key) for key in chunks)
-    return [f"{key:<{width}}  {text}" for key, text in chunks.items()]
+    return {"File": path.absolute().as_uri()} | chunks
+
+
+def _differs_here(chunks: dict[str, str]) -> list[str]:
+    """What of this machine may change last bits when a picture's command makes it again."""
+    try:
+        settings = json.loads(chunks.get("Settings", "{}"))
+        threads, mixed = settings.get("threads"), any("mixed_precision" in stage for stage in settings["stages"].values())
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):  # of another program, or changed
+        return []
+    import torch
+
+    from cascade.stages.cpu_convolutions import multiplies_bfloat16
+
+    said, here = [], torch.get_num_threads()
+    if type(threads) is int and threads != here:
+        said.append(f"made by {threads} threads, and here are {here}: OMP_NUM_THREADS={threads} takes as many")
+    if mixed and not multiplies_bfloat16():
+        said.append("made in mixed precision, for which this CPU has no instructions")
+    return [f"here the same command may make other last bits: {'; '.join(said)}"] if said else []
 
 
 def _stage(folder: Path, name: str, sizes: str) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from cascade.classes import EMOJI, Vocabulary, imagenet
@@ -27,7 +28,7 @@ from cascade.measure.named import Classify, classifier_of, crop_rule_of, extract
 from cascade.measure.protocols import CLASSIFIERS, Protocol
 from cascade.pipeline import CascadePipeline
 from cascade.progress import OnProgress, part
-from cascade.runs.record import FORMAT, begin, model_hash
+from cascade.runs.record import FORMAT, begin, check_folder, model_hash
 from cascade.runs.share import image_name, without_bars
 from cascade.stage_sampling import Sampling, StageSampling
 from cascade.stages.stage import default_batch_size
@@ -140,14 +141,21 @@ def evaluate_sr(
     if regression is not None:
         makers["regression"] = by_regression(cascade, name, regression)
         settings["regression"] = model_hash(regression)
+    threads = torch.get_num_threads()
+    if "threads" in settings:  # those with which the run began, as other ones may make other bits
+        settings["threads"] = (check_folder(out) or {}).get("settings", {}).get("threads", threads)
     record = {"format": FORMAT, "model": {"name": cascade.name, "sha256": model_hash(cascade)}, "settings": settings}
     begin(out, record)
     low_res = real.mapped(lambda originals: low_resolution(originals, small), small)
     step = batch_size or default_batch_size(device, size)
     made, given = {}, labels if asks else None
-    for what, maker in makers.items():
-        told = part(on_progress, f"enlarging: {what}")
-        made[what] = enlarged(maker, low_res, given, out / what, seed=seed, batch_size=step, on_progress=told)
+    try:
+        torch.set_num_threads(settings.get("threads", threads))
+        for what, maker in makers.items():
+            told = part(on_progress, f"enlarging: {what}")
+            made[what] = enlarged(maker, low_res, given, out / what, seed=seed, batch_size=step, on_progress=told)
+    finally:
+        torch.set_num_threads(threads)
     interpolated = low_res.mapped(lambda images: bicubic(images, size), size)
     counts = zip(chosen_steps, by_steps or (None,), strict=True)
     titles = {what: f"{cascade.name}, {name}{_in_steps(count)}" for what, count in counts}

@@ -99,13 +99,13 @@ def share_of(
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, after which nothing half-written is left
     record = read_record(Path(out)) or {}
-    plan, threads = plan_of(record), record["settings"].get("threads", 1)
-    torch.set_num_threads(threads)
+    plan = plan_of(record)
+    torch.set_num_threads(record["settings"].get("threads", 1))
     cascade = CascadePipeline.from_pretrained(model, dtype=dtype, device=device, size=plan.size)
     for name in mixed.keys() & cascade.stages.keys():
         cascade.stages[name].mixed_precision = mixed[name]
     chosen = {name: _sampling(**values) for name, values in sampling.items() if name in cascade.stages}
-    if changed := difference(record["settings"], settings_of(cascade, plan.size, chosen, threads)):
+    if changed := difference(record["settings"], settings_of(cascade, plan.size, chosen)):
         raise ValueError(f"the cascade was changed since it was loaded, {changed} as in {model}; save it, or use one process")
 
     def told(done: int, total: int) -> None:

@@ -38,11 +38,11 @@ def model_hash(model: CascadePipeline | Path) -> str:
         return model_hash(Path(folder) / "model")
 
 
-def settings_of(cascade: CascadePipeline, size: int, sampling: Sampling, threads: int) -> dict[str, Any]:
-    """All that the images of a run depend on beside model and plan: `CascadePipeline.described`, and the threads of a CPU."""
+def settings_of(cascade: CascadePipeline, size: int, sampling: Sampling) -> dict[str, Any]:
+    """All that the images of a run depend on beside model and plan, of `CascadePipeline.described`."""
     settings = cascade.described(cascade.stages_to(size), sampling)
     del settings["batch_size"]  # the plan's
-    return settings | ({"threads": threads} if settings["device"] == "cpu" else {})
+    return settings
 
 
 def record_of(plan: RunPlan, model: str, sha256: str, settings: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:

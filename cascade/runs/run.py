@@ -129,7 +129,7 @@ def sample_run(
         place = place if count == 1 else Place(0, count)
         title = "sampling images" + f", process {place.rank + 1} of {place.world_size}" * (place.world_size > 1)
         cost = cost_of(cascade, plan.size, chosen) if before is None else before["cost"]
-        settings = settings_of(cascade, plan.size, chosen, threads)
+        settings = settings_of(cascade, plan.size, chosen)
         record = record_of(plan, cascade.name, model_hash(cascade), settings, cost)
         out.mkdir(parents=True, exist_ok=True)
         problem = f"another process is making the images of {out}; wait for it, or choose another folder"

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from cascade.stages.training import checkpoint, post_hoc
 from cascade.stages.training.ema import EMA, MovingAverage, PowerAverage
 from cascade.stages.training.muon import Muon
-from cascade.stages.training.recipe import Optimization, Recipe
+from cascade.stages.training.recipe import PRECISIONS, Optimization, Recipe
 from cascade.stages.training.start_from import difference, settings_of, take_weights
 from cascade.stages.unet import UNet
 
@@ -69,9 +69,8 @@ class TrainingState:
         if accelerator.is_main_process:
             post_hoc.forget(run, state.images_seen)
         if found:
-            now, before = accelerator.num_processes, facts.get("processes")
-            words = f"; now {now} {'process' if now == 1 else 'processes'}, before {before}"
-            on_message(f"continued from {state.images_seen:,} images{'' if before in (now, None) else words}")
+            changed = [f"; now {_said(k, v)}, before {facts[k]}" for k, v in state.machine().items() if facts.get(k, v) != v]
+            on_message(f"continued from {state.images_seen:,} images{''.join(changed)}")
         return state
 
     def _restore(self, tensors: checkpoint.Tensors, facts: checkpoint.State) -> None:
@@ -111,6 +110,13 @@ class TrainingState:
     def _groups(self) -> Iterator[dict[str, Any]]:
         for optimizer in self.optimizers.values():
             yield from optimizer.param_groups
+
+    def machine(self) -> dict[str, Any]:
+        """What the last bits of a step depend on beside recipe and images seen: another value of one may change them."""
+        device = self.accelerator.device.type
+        precision = next(name for name, kind in PRECISIONS.items() if kind == self.accelerator.mixed_precision)
+        facts = {"processes": self.accelerator.num_processes, "device": device, "precision": precision}
+        return facts | ({"threads": torch.get_num_threads()} if device == "cpu" else {})
 
     def set_rate(self) -> None:
         """Set the learning rate of the step that starts now."""
@@ -169,7 +175,7 @@ class TrainingState:
             facts = {
                 "network": settings_of(self.network),
                 "bad_steps": self.bad_steps,
-                "processes": self.accelerator.num_processes,
+                **self.machine(),
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
                 checkpoint.LOSS: validation_loss if validation_loss is not None and math.isfinite(validation_loss) else None,
             }
@@ -193,6 +199,12 @@ class TrainingState:
         network.disable_gradient_checkpointing()
         network.load_state_dict(weights)
         return network.eval()
+
+
+def _said(key: str, value: Any) -> str:
+    """A fact of `TrainingState.machine` in words."""
+    plural = {"processes": "process", "threads": "thread"}
+    return f"{value} {plural[key] if value == 1 else key}" if key in plural else f"{key} {value}"
 
 
 def optimizers_of(network: UNet, optimization: Optimization) -> dict[str, torch.optim.Optimizer]:

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cascade import CascadePipeline
@@ -186,6 +188,7 @@ def test_inspect_tells_what_lies_there(model, here, capsys):
     told = capsys.readouterr().out.splitlines()
     assert told[0].split() == ["File", (here / "cat-seed0.png").as_uri()]
     assert any(line.startswith("Command") and "generate --class cat --seed 0 --size 8" in line for line in told)
+    assert not any("last bits" in line for line in told)
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".JPEG"])
@@ -218,6 +221,26 @@ def test_what_is_too_long_for_a_jpeg_is_said(tmp_path):
     with pytest.raises(ValueError, match="a JPEG has room for 65,533 bytes; write a PNG"):
         pictures.write(tmp_path / "a.jpg", Image.new("RGB", (8, 8)), origin)
     assert names(tmp_path) == []
+
+
+def test_inspect_says_what_of_this_machine_may_change_a_picture(model, here, capsys, monkeypatch):
+    assert generate(["--class", "cat", "--size", "8", "--model", str(model)]) == 0
+    threads = torch.get_num_threads()
+    assert json.loads(pictures.read_chunks(here / "cat-seed0.png")["Settings"])["threads"] == threads
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads + 3)
+    capsys.readouterr()
+    assert main(["inspect", "cat-seed0.png"]) == 0
+    said = f"here the same command may make other last bits: made by {threads} threads, and here are {threads + 3}"
+    assert said in capsys.readouterr().out
+    monkeypatch.setattr("cascade.stages.cpu_convolutions.multiplies_bfloat16", lambda: False)
+    origin = pictures.Origin("generate", "m", (), (), (0,), {"stages": {"base": {"mixed_precision": True}}})
+    pictures.write(here / "mixed.png", Image.new("RGB", (8, 8)), origin)
+    pictures.write(here / "odd.png", Image.new("RGB", (8, 8)), replace(origin, settings={"stages": [3], "threads": "\x1b[2J"}))
+    for name, problem in (("mixed.png", "made in mixed precision, for which this CPU has no instructions"), ("odd.png", "")):
+        capsys.readouterr()
+        assert main(["inspect", name]) == 0
+        told = capsys.readouterr().out
+        assert problem in told and ("last bits" in told) == bool(problem)
 
 
 def test_classes_are_listed_and_searched(model, capsys):

@@ -48,6 +48,19 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, monkeypatch, workers
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_a_run_that_goes_on_says_what_may_change_its_last_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_module, "LOG_EVERY", 1)
+    with pytest.raises(Killed):
+        train(recipe(), pictures(), tmp_path, on_report=kill_after(9))
+    before, messages = torch.get_num_threads(), []
+    monkeypatch.setattr("torch.get_num_threads", lambda: before + 1)
+    faster = recipe(optimization=optimization(precision="bfloat16"))
+    with pytest.raises(Killed):
+        train(faster, pictures(), tmp_path, on_message=messages.append, on_report=kill_after(1))
+    changed = f"now precision bfloat16, before float32; now {before + 1} threads, before {before}"
+    assert f"continued from 56 images; {changed}" in messages
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(report_module, "LOG_EVERY", 1)
     whole = train(recipe(), pictures(), tmp_path / "whole")
