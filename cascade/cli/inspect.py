@@ -29,7 +29,8 @@ def run(args: Namespace) -> None:
         chunks = _picture(path)
         width = max(map(len, chunks))
         put(*(f"{key:<{width}}  {text}" for key, text in chunks.items()))
-        put(*_differs_here(chunks))
+        for line in _differs_here(chunks):
+            put(line)
         return
     folder = resolve(args.what)
     if (folder / INDEX).is_file() and not (folder / MANIFEST).is_file():
