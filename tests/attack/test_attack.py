@@ -105,9 +105,9 @@ def test_all_of_it(tmp_path, shim, capsys):
             break
         take("inputs", hostile(tmp_path / f"inputs-{turn}", rng.random(), INPUTS))
         take(None, crashes(tmp_path / "crashes", shim, rng.random(), "crash,power,kill", turn, TURNS))
-    failed = Counter(line[0] for line in failures(found))
-    parts = [f"{tried['inputs']:,} hostile inputs", f"{tried['crash']:,} crash points", f"{tried['kill']:,} random kills"]
-    parts += [f"{tried['power']:,} power cuts", f"{sum(failed.values())} failures {dict(failed) if failed else ''}".strip()]
-    with capsys.disabled():
-        print(f"\n{', '.join(parts)}, {time.monotonic() - begun:,.0f} s")
+        failed = Counter(line[0] for line in failures(found))
+        parts = [f"{tried['inputs']:,} hostile inputs", f"{tried['crash']:,} crash points", f"{tried['kill']:,} random kills"]
+        parts += [f"{tried['power']:,} power cuts", f"{sum(failed.values())} failures {dict(failed) if failed else ''}".strip()]
+        with capsys.disabled():
+            print(f"\n{', '.join(parts)}, {time.monotonic() - begun:,.0f} s", flush=True)
     assert failures(found)[:20] == []
