@@ -282,7 +282,7 @@ def parquet(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callab
     kind = rng.choice((None, None, None, arrow.uint64(), arrow.large_string(), arrow.binary(), arrow.timestamp("us")))
     try:
         labels = arrow.array((values * rows)[:rows], kind)
-    except (arrow.ArrowInvalid, arrow.ArrowTypeError):
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError, OverflowError):
         labels = arrow.array((values * rows)[:rows])
     image = rng.choice((bytes_of, names, arrow.StructArray.from_arrays([bytes_of, names], ["bytes", "path"])))
     columns = {
