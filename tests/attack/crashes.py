@@ -23,7 +23,7 @@ for folder in (Path(__file__).parent, Path(__file__).parents[1] / "cascade"):
 
 importlib.import_module("cascade")  # first: it makes torchvision importable beside a CPU torch
 
-from writers import KILLED, WRITERS, contents, fresh, prepare  # noqa: E402
+from writers import KILLED, KILLS_ALONE, WRITERS, contents, fresh, prepare  # noqa: E402
 
 SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
 PATIENCE = 240  # seconds for a writer, on a busy machine
@@ -106,7 +106,7 @@ def crashes(
             yield name, "whole", 0, f"exit code {code}"
             continue
         seconds, calls, whole = time.monotonic() - begun, SHIM.counted(), contents(folder)
-        for kind in kinds:
+        for kind in kinds if name not in KILLS_ALONE else {"kill"} & {*kinds}:
             for place in range(1 + (turn + len(name)) % turns, calls + 1, turns):
                 where = random.random() * seconds if kind == "kill" else place
                 yield name, kind, where, crash(name, root, whole, kind, where)

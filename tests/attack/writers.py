@@ -152,6 +152,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "training": training,
     "training by two processes": training_by_two,
 }
+KILLS_ALONE = {"training by two processes"}
+"""Of these the first process makes the very calls of another writer; so they are killed at random moments alone."""
 
 
 def prepare(name: str, folder: Path) -> None:
