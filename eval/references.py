@@ -91,6 +91,8 @@ def load_adm_reference(path: Path, image_size: int) -> Reference:
     """
     arrays = read_npz(path, {"mu", "sigma", "mu_s", "sigma_s"})
     images = arrays.get("arr_0")
+    if images is not None and (images.ndim != 4 or images.shape[3] != 3):
+        raise ValueError(f"{path} has arr_0 of shape {images.shape}, expected RGB images, [N, S, S, 3]")
     if images is not None and images.shape[1:3] != (image_size, image_size):
         raise ValueError(
             f"{path} holds images of {images.shape[2]}x{images.shape[1]}, but was asked for as the reference of"

@@ -106,8 +106,9 @@ def crashes(
             yield name, "whole", 0, f"exit code {code}"
             continue
         seconds, calls, whole = time.monotonic() - begun, SHIM.counted(), contents(folder)
-        for kind in kinds if name not in KILLS_ALONE else {"kill"} & {*kinds}:
-            for place in range(1 + (turn + len(name)) % turns, calls + 1, turns):
+        alone = name in KILLS_ALONE
+        for kind in kinds if not alone else {"kill"} & {*kinds}:
+            for place in range(1 + (turn + len(name)) % turns, calls + 1, turns * (3 if alone else 1)):
                 where = random.random() * seconds if kind == "kill" else place
                 yield name, kind, where, crash(name, root, whole, kind, where)
 

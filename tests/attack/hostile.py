@@ -21,6 +21,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,18 @@ def pickled(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callab
     return lambda: guarded("convert", lambda: put(convert(family, path, None, folder / "stage")))
 
 
+@cache
+def bomb() -> bytes:
+    """An archive of pictures that is small and says it is large, and is."""
+    packed, head = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (60_000, 64, 64, 3)})
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out, out.open("arr_0.npy", "w") as member:
+        member.write(head.getvalue())
+        for _ in range(60_000 * 64 * 64 * 3 // 2**20):
+            member.write(bytes(2**20))
+    return packed.getvalue()
+
+
 def archive(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callable[[], int]:
     names = ["arr_0", "arr_1", "mu", "sigma", "mu_s", "sigma_s", "mean", "cov", "count", "provenance"]
     arrays = (
@@ -175,15 +188,8 @@ def archive(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callab
     file = io.BytesIO()
     np.savez(file, **{name: rng.choice(arrays) for name in rng.sample(names, rng.randrange(len(names)))})
     data = file.getvalue() if rng.random() < 0.4 else spoiled(file.getvalue(), rng)
-    if rng.random() < 0.15:  # little that says it is much
-        packed = io.BytesIO()
-        head = io.BytesIO()
-        np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (60_000, 64, 64, 3)})
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out, out.open("arr_0.npy", "w") as member:
-            member.write(head.getvalue())
-            for _ in range(60_000 * 64 * 64 * 3 // 2**20):
-                member.write(bytes(2**20))
-        data = packed.getvalue()
+    if rng.random() < 0.15:
+        data = bomb()
     path = place(folder / "a.npz", data, rng)
     if rng.random() < 0.5:
         return lambda: guarded("images", lambda: put(len(image_source(str(path))[0])))
@@ -269,12 +275,12 @@ def parquet(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callab
     import pyarrow as arrow
     from pyarrow.parquet import write_table
 
-    rows, bomb = rng.choice((0, 1, 3, 8)), rng.random() < 0.15
-    if bomb:
-        rows = rng.choice((30, 3_000_000))
+    rows, large = rng.choice((0, 1, 3, 8)), rng.random() < 0.15
+    if large:
+        rows = rng.choice((30, 300_000))
     pictures = [encoded(photo(number), rng.choice(("PNG", "JPEG"))) for number in range(3)]
     blob = rng.choice((pictures[0], b"", None, bytes(2**25) if rows < 100 else None, EPS, b"\x1b[2J.png"))
-    bytes_of = arrow.array([blob] * rows if bomb else [rng.choice((*pictures, blob)) for _ in range(rows)], arrow.binary())
+    bytes_of = arrow.array([blob] * rows if large else [rng.choice((*pictures, blob)) for _ in range(rows)], arrow.binary())
     names = arrow.array([rng.choice(("a.png", "/etc/passwd", "../../x.png", "\x1b[2J.png"))] * rows, arrow.string())
     values = rng.choice(
         ([0, 1], [-1, 10**8], [2**62, None], [0.5, 1e308], ["a", "\x1b[2J"], ["a" * 5000, ""], [[0], []], [True, None])
@@ -303,7 +309,7 @@ def parquet(folder: Path, rng: random.Random, whole: dict[str, bytes]) -> Callab
         compression=rng.choice(("none", "zstd", "gzip")),
         row_group_size=rng.choice((1, 2**20)) if rows < 100 else None,
     )
-    data = file.getvalue() if bomb or rng.random() < 0.5 else spoiled(file.getvalue(), rng)
+    data = file.getvalue() if large or rng.random() < 0.5 else spoiled(file.getvalue(), rng)
     path = place(folder / "s.parquet", data, rng)
     return lambda: guarded("data check", lambda: checked(str(path)))
 

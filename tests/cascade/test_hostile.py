@@ -26,6 +26,7 @@ from cascade.cli.terminal import put
 from cascade.data.numbering import labelled
 from cascade.data.shards import ParquetShard
 from cascade.eval.images import image_folder
+from cascade.eval.references import load_adm_reference
 from cascade.eval.statistics import read_npz
 from cascade.eval.text import printable
 from cascade.png import check_targets, is_ours, read_chunks
@@ -134,6 +135,13 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
     (tmp_path / "b.npz").write_bytes(cut)
     with pytest.raises(ValueError, match="not a readable"):
         read_npz(tmp_path / "b.npz", {"arr_0"})
+
+
+def test_a_published_reference_without_images_is_refused(tmp_path):
+    arrays = {name: np.zeros(4 if name.startswith("mu") else (4, 4)) for name in ("mu", "sigma", "mu_s", "sigma_s")}
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros(4), **arrays)
+    with pytest.raises(ValueError, match=r"arr_0 of shape \(4,\), expected RGB images"):
+        load_adm_reference(tmp_path / "a.npz", 8)
 
 
 def test_labels_that_no_set_has_are_refused():
