@@ -92,6 +92,6 @@ def test_runs_and_tests_are_locked_alike_and_the_documented_commands_use_the_loc
     assert {(one.name, str(one.specifier), *h) for one, h in run} < {(one.name, str(one.specifier), *h) for one, h in test}
     readme = (ROOT / "README.md").read_text()
     for name, target in (("run", "."), ("test", "-e '.[test]'")):
-        command = f".venv/bin/pip install -q --no-deps -r locks/{name}.txt"
-        assert f"{command} && .venv/bin/pip install -q --no-build-isolation -c locks/cuda.txt {target} && " in readme
+        command = f".venv/bin/pip install -q --no-deps -r locks/{name}.txt \\\n"
+        assert f"{command}  && .venv/bin/pip install -q --no-build-isolation -c locks/cuda.txt {target} && " in readme
     assert "--no-deps -r locks/test.txt" in (ROOT / ".ci" / "run").read_text()
