@@ -102,10 +102,15 @@ class ResBlock(nn.Module):
 
 
 def _modulated(norm: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`norm(x) * (1 + scale) + shift` of maps [B, C, H, W] by [B, C], `norm` by groups; for one map by the norm's own affine."""
-    if len(x) > 1:
+    """`norm(x) * (1 + scale) + shift` of maps [B, C, H, W] by [B, C], `norm` by groups.
+
+    On a CPU one map is passed over once, with scale and shift in the norm's own affine, in float32 at least.
+    """
+    if len(x) > 1 or x.device.type != "cpu":
         return torch.addcmul(shift[:, :, None, None], norm(x), 1 + scale[:, :, None, None])
-    weight, bias = norm.weight * (1 + scale[0]), torch.addcmul(shift[0], norm.bias, 1 + scale[0])
+    wide = torch.promote_types(x.dtype, torch.float32)
+    factor = 1 + scale[0].to(wide)
+    weight, bias = norm.weight.to(wide) * factor, torch.addcmul(shift[0].to(wide), norm.bias.to(wide), factor)
     return F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
 
 
