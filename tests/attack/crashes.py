@@ -50,7 +50,10 @@ def forked(action, kill_after: float | None = None) -> int:  # type: ignore[no-u
         time.sleep(0.002)
     ranks = psutil.Process(child).children()
     if kill_after is None or not ranks or random.random() < 0.5:
-        os.killpg(child, signal.SIGKILL)
+        try:
+            os.killpg(child, signal.SIGKILL)
+        except ProcessLookupError:  # it had not come to lead a session yet, and so had started nothing
+            os.kill(child, signal.SIGKILL)
     else:  # one of those that torchrun looks after
         ranks[random.randrange(len(ranks))].kill()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
