@@ -353,7 +353,7 @@ class Watch:
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, details: tuple[Any, ...]) -> None:
-        if not self.on:
+        if not self.on or (event == "ctypes.dlopen" and details[0] is None):  # the C library that the process has already
             return
         if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "socket.connect", "ctypes.dlopen"):
             self.seen.add(event)
