@@ -16,7 +16,6 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -24,8 +23,7 @@ from cascade.costs import operation_counter
 from cascade.data import class_names
 from cascade.stages.graphs import EAGER_CALLS
 from cascade.stages.training import Phase, PictureSet, Recipe, TrainingExamples
-from cascade.stages.training.processes import this_process
-from cascade.stages.training.recipe import PRECISIONS
+from cascade.stages.training.processes import accelerator_at, this_process
 from cascade.stages.training.state import TrainingState
 from cascade.stages.training.step import Stepper
 from cascade.stages.unet import UNet
@@ -275,7 +273,7 @@ def real_step(recipe: Recipe, num_classes: int | None, phase: Phase, images: int
     recipe = replace(recipe, optimization=optimization, phases=(replace(phase, batch_size=images),), start_from=None)
     recipe = replace(recipe, snapshots=None, validation=None, result="last")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *[recipe.network["sample_size"]] * 2, 3), dtype=np.uint8)
-    accelerator = Accelerator(mixed_precision=PRECISIONS[recipe.optimization.precision])
+    accelerator = accelerator_at(recipe.optimization.precision)
     with TemporaryDirectory() as folder:
         state = TrainingState.begin(recipe, num_classes or 1, Path(folder), accelerator, lambda message: None)
     pictures = PictureSet(pixels, np.zeros(images, np.int64), ("noise",), (True,))

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -20,8 +19,8 @@ from cascade.stages.training.examples import Batch, PictureSource, ResidentPictu
 from cascade.stages.training.journal import Journal
 from cascade.stages.training.meter import Meter, Report
 from cascade.stages.training.odd_pictures import DamageLog
-from cascade.stages.training.processes import sole_training, this_process
-from cascade.stages.training.recipe import PRECISIONS, Recipe
+from cascade.stages.training.processes import accelerator_at, sole_training, this_process
+from cascade.stages.training.recipe import Recipe
 from cascade.stages.training.signals import StopSignals, leave_signals_to_the_trainer
 from cascade.stages.training.state import Say, TrainingState
 from cascade.stages.training.step import Outcome, Stepper
@@ -169,10 +168,7 @@ def _accelerator(precision: str, on_message: Say) -> Accelerator:
         raise ValueError("optimization.precision is float16, in which CPUs can't train; use float32 or bfloat16")
     if on_cpu and precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         on_message("this CPU has no instructions for bfloat16; optimization.precision=float32 is faster here")
-    kind = PRECISIONS[precision]
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != kind:
-        AcceleratorState._reset_state()  # it would hold every run of a program to the precision of the first
-    return Accelerator(mixed_precision=kind)
+    return accelerator_at(precision)
 
 
 def _steps(

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from cascade.stages.training.recipe import PRECISIONS
 
 
 def this_process() -> PartialState:
@@ -41,3 +44,11 @@ def sole_training(run: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise ValueError(f"another process is training in {run}; wait for it, or choose another folder") from error
         yield
+
+
+def accelerator_at(precision: str) -> Accelerator:
+    """What runs networks at this precision, a key of `PRECISIONS`, whatever earlier runs of the program had."""
+    kind = PRECISIONS[precision]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != kind:
+        AcceleratorState._reset_state()  # it would hold every run of a program to the precision of the first
+    return Accelerator(mixed_precision=kind)

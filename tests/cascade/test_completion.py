@@ -92,7 +92,7 @@ def test_zsh_completes(scripts, monkeypatch):
 
     try:
         os.write(terminal, b"PS1='ready> '; bindkey -e; autoload -U compinit; compinit -u -D; eval \"$(cat zsh)\"; echo do''ne\n")
-        until(r"done\r?\n")
+        until(r"done\r?\n[^$]*ready> ")  # the line editor is there
         for line, words in LINES.items():
             if len(words) == 1:
                 os.write(terminal, f"{line}\t #\x15".encode())  # the rest is taken back

@@ -123,7 +123,7 @@ def test_few_pictures_are_learned_with_a_word_on_what_that_means(quick):
     [
         ("cascade/assets/emoji", "base", "fit/base64", {"num_inference_steps": 30, "guidance_scale": 4.0, "scheduler": "ddpm"}),
         ("cascade/assets/emoji", "sr256", "fit/sr256", {"num_inference_steps": 1, "aug_level": 0.05, "scheduler": "dpm++"}),
-        (IMAGENET, "base", "fit/base64", {"num_inference_steps": 30, "guidance_scale": 3.0, "scheduler": "ddpm"}),
+        (IMAGENET, "base", "fit/base64", {"num_inference_steps": 30, "guidance_scale": 5.0, "scheduler": "ddpm"}),
         (IMAGENET, "sr256", "tiny-imagenet/sr256", {"num_inference_steps": 4, "aug_level": 0.0, "scheduler": "ddpm"}),
     ],
 )

@@ -15,8 +15,10 @@ import psutil
 import pytest
 import torch
 import toy
+from accelerate.state import AcceleratorState
 
 from cascade.stages.training import checkpoint, train
+from cascade.stages.training.processes import accelerator_at
 
 ROOT = Path(__file__).parents[3]
 
@@ -231,3 +233,9 @@ def test_torchrun_is_stopped_killed_and_goes_on_as_if_nothing_had_been(tmp_path)
     assert torchrun(broken).wait(SECONDS) == 0
     assert result(broken)[2] == 2 and result(broken)[0] == result(whole)[0]
     check_log(broken)
+
+
+def test_a_run_has_its_own_precision_whatever_ran_before():
+    for precision, kind in (("bfloat16", "bf16"), ("float32", "no"), ("bfloat16", "bf16")):
+        assert accelerator_at(precision).mixed_precision == kind
+    AcceleratorState._reset_state()
