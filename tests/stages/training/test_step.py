@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from accelerate import Accelerator
 from toy import NETWORK, optimization, pictures, recipe, weights
 
 from cascade.stages.graphs import Graphs
@@ -14,7 +13,7 @@ from cascade.stages.training import Augmentation, Objective
 from cascade.stages.training import step as step_module
 from cascade.stages.training.checkpoint import optimizer_tensors
 from cascade.stages.training.examples import ResidentPictures, TrainingExamples
-from cascade.stages.training.loop import _accelerator as accelerator_at
+from cascade.stages.training.processes import accelerator_at
 from cascade.stages.training.state import TrainingState
 from cascade.stages.training.step import RecordedStep, Stepper
 from cascade.stages.unet import ResidualBlock
@@ -23,7 +22,7 @@ from cascade.stages.unet import ResidualBlock
 def begin(folder, accelerator=None, dropout=0.0, **changes):
     """A state after a few images, so that the rate is not 0."""
     made = recipe(network={**NETWORK, "dropout": dropout}, optimization=optimization(**changes))
-    return TrainingState.begin(made, 2, folder, accelerator or Accelerator(), lambda message: None)
+    return TrainingState.begin(made, 2, folder, accelerator or accelerator_at("float32"), lambda message: None)
 
 
 def parts_of(state, count, size=8):
@@ -121,7 +120,7 @@ def test_a_step_that_can_be_recorded_is_the_ordinary_one_up_to_rounding(tmp_path
     made = recipe(network=network, optimization=optimization(optimizer=optimizer, precision=precision, warmup=0))
     moved, losses = [], []
     for recorded in (False, True):
-        accelerator = accelerator_at(precision, lambda message: None)
+        accelerator = accelerator_at(precision)
         state = TrainingState.begin(made, 2, tmp_path / str(recorded), accelerator, pytest.fail)
         before, stepper = weights(state.network), Stepper(state, pytest.fail)
         stepper._recorded = RecordedStep(state) if recorded else None
@@ -149,7 +148,7 @@ def test_a_step_looks_at_no_value(tmp_path, low_res_size):
         objective=Objective(law=SR3Law(), l1_above=1.0, weighting="min_snr"),
         augmentation=Augmentation(noise=0.3, blur=1.0),
     )
-    state = TrainingState.begin(made, 2, tmp_path, accelerator_at("bfloat16", lambda message: None), pytest.fail)
+    state = TrainingState.begin(made, 2, tmp_path, accelerator_at("bfloat16"), pytest.fail)
     examples = examples_of(state)
     examples.pictures = ResidentPictures(examples.pictures, torch.device("meta"))
     state.network.to("meta")
@@ -228,7 +227,7 @@ def test_a_gradient_that_overflows_behind_finite_losses_names_the_whole_batch(tm
 @pytest.fixture
 def scaled(monkeypatch):
     """An accelerator that trains in float16 although this is a CPU, from a scale of the loss at which its gradients overflow."""
-    accelerator = Accelerator()
+    accelerator = accelerator_at("float32")
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=1000)
     accelerator.native_amp = True
     monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from toy import NETWORK, pictures, recipe
 
 from cascade.stages.noise import CosineLaw, add_noise
 from cascade.stages.training import Objective, Phase, PictureSet, Validation, checkpoint, train
+from cascade.stages.training.processes import accelerator_at
 from cascade.stages.training.state import TrainingState
 from cascade.stages.training.validation import Validator
 
@@ -26,7 +26,7 @@ def validated(images=240, **changes):
 
 
 def begin(folder, made=None):
-    return TrainingState.begin(made or validated(), 2, folder, Accelerator(), lambda message: None)
+    return TrainingState.begin(made or validated(), 2, folder, accelerator_at("float32"), lambda message: None)
 
 
 def test_the_loss_is_that_of_the_averaged_weights_at_even_shares_of_the_law(tmp_path):
