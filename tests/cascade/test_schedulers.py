@@ -27,7 +27,7 @@ def scheduler(name):
 
 @pytest.fixture(scope="module")
 def base():
-    base = CascadePipeline.from_pretrained("emoji").stages["base"]
+    base = CascadePipeline.from_pretrained("emoji", dtype="float32").stages["base"]  # the same on every machine
     base.set_progress_bar_config(disable=True)
     return base
 
@@ -43,7 +43,7 @@ def agreement(base, labels, steps=20):
 @pytest.mark.parametrize("name", ["Heun", "PNDM", "FlowMatchEuler"])
 def test_schedulers_that_painted_noise_paint_classes(base, name, monkeypatch):
     monkeypatch.setattr(base, "scheduler", scheduler(name).from_config(base.scheduler.config))
-    assert agreement(base, [12, 63], steps=15 if name == "PNDM" else 10) > MARGIN * 0.85  # cat, smiling-face
+    assert agreement(base, [12, 63], steps=15 if name == "PNDM" else 10) > MARGIN * 0.87  # cat, smiling-face
 
 
 @pytest.mark.slow
